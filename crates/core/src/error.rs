@@ -1,0 +1,240 @@
+//! The one error: what kind it is, which image and field and offset, what is wrong, what to do.
+
+use std::fmt;
+use std::io;
+
+/// The result of everything in Cowhand that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What sort of failure this is. A program decides by this alone (its exit status, whether to retry).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A file, snapshot or named thing does not exist.
+    NotFound,
+    /// Something that must be new exists already.
+    Exists,
+    /// The operating system or the path policy does not allow it.
+    Denied,
+    /// Another program holds the image.
+    Locked,
+    /// The bytes break their format's rules.
+    Corrupt,
+    /// The image or the request is well-formed, and asks for something that cannot be done here.
+    Unsupported,
+    /// The request itself makes no sense (an option's value, a size).
+    Invalid,
+    /// The content matches more than one format, so somebody must say which it is.
+    Ambiguous,
+    /// The source is shorter than it says, or changed while it was read.
+    Changed,
+    /// Two things that must be the same differ (a parent's identity, a verification).
+    Mismatch,
+    /// No space is left where the image is written.
+    NoSpace,
+    /// Reading or writing failed.
+    Io,
+    /// Somebody asked to stop.
+    Cancelled,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    image: Option<String>,
+    field: Option<String>,
+    at: Option<u64>,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// A failure a person can act on.
+///
+/// It prints as one line, `image: field at offset N: what is wrong; what to do`; parts that are not known are left
+/// out. Text that came from an image is printed with its control characters escaped.
+pub struct Error(Box<Inner>);
+
+impl Error {
+    /// An error of `kind` that says `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error(Box::new(Inner {
+            kind,
+            image: None,
+            field: None,
+            at: None,
+            message: message.into(),
+            hint: None,
+            source: None,
+        }))
+    }
+
+    /// The bytes of `field` break the format's rules.
+    pub fn corrupt(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Corrupt, message).field(field)
+    }
+
+    /// A thing that this image or request needs and that cannot be done; `message` names it.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Unsupported, message)
+    }
+
+    /// A request that makes no sense.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Invalid, message)
+    }
+
+    /// What the operating system said while `doing` something. The kind follows from the code.
+    pub fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
+            io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy => ErrorKind::Locked,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                ErrorKind::NoSpace
+            }
+            io::ErrorKind::UnexpectedEof => ErrorKind::Changed,
+            _ => ErrorKind::Io,
+        };
+        let mut error = Error::new(kind, doing);
+        error.0.source = Some(Box::new(source));
+        error
+    }
+
+    /// Says which image. The innermost image that was named stays.
+    #[must_use]
+    pub fn image(mut self, image: impl fmt::Display) -> Self {
+        if self.0.image.is_none() {
+            self.0.image = Some(image.to_string());
+        }
+        self
+    }
+
+    /// Says which field or structure, in the specification's words.
+    #[must_use]
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.0.field = Some(field.into());
+        self
+    }
+
+    /// Says at which offset of the file, in bytes.
+    #[must_use]
+    pub fn at(mut self, offset: u64) -> Self {
+        self.0.at = Some(offset);
+        self
+    }
+
+    /// Says what a person can do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Replaces the kind, where a caller knows better what the failure means.
+    #[must_use]
+    pub fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
+    /// What sort of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The image that was named, if one was.
+    pub fn image_name(&self) -> Option<&str> {
+        self.0.image.as_deref()
+    }
+
+    /// The advice, if there is one.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+/// Writes text that came from outside with its control characters escaped, so that it cannot steer a terminal.
+pub struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        for c in self.0.chars() {
+            // Bidirectional overrides reorder what a person reads, as control characters do.
+            let hidden = c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if hidden { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &self.0;
+        if let Some(image) = &inner.image {
+            write!(f, "{}: ", Printable(image))?;
+        }
+        match (&inner.field, inner.at) {
+            (Some(field), Some(at)) => write!(f, "{} at offset {at}: ", Printable(field))?,
+            (Some(field), None) => write!(f, "{}: ", Printable(field))?,
+            (None, Some(at)) => write!(f, "offset {at}: ")?,
+            (None, None) => {}
+        }
+        write!(f, "{}", Printable(&inner.message))?;
+        if let Some(source) = &inner.source {
+            write!(f, ": {}", Printable(&plain(source.as_ref())))?;
+        }
+        if let Some(hint) = &inner.hint {
+            write!(f, "; {}", Printable(hint))?;
+        }
+        Ok(())
+    }
+}
+
+/// The system's own words, without the code number that Rust puts behind them.
+fn plain(source: &(dyn std::error::Error + 'static)) -> String {
+    let text = source.to_string();
+    match text.find(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_one_line_with_every_part() {
+        let error = Error::corrupt("L2 entry", "points past the end of the file")
+            .at(65536)
+            .hint("run 'cowhand check'")
+            .image("a\u{1b}[2J.qcow2");
+        assert_eq!(
+            error.to_string(),
+            "a\\u{1b}[2J.qcow2: L2 entry at offset 65536: points past the end of the file; run 'cowhand check'"
+        );
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn the_kind_follows_from_the_code() {
+        let error = Error::io("writing", io::Error::from_raw_os_error(libc::ENOSPC)).image("x").image("y");
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert_eq!(error.to_string(), "x: writing: No space left on device");
+    }
+}

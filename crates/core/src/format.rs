@@ -1,0 +1,123 @@
+//! What the registry knows of a format.
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Inspector, Layer, OptionSpec, Options, ParentRef, Prealloc, Result, Storage};
+
+/// How well a content matches a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Probe {
+    /// Not at all.
+    No,
+    /// Nothing speaks against it: raw, of everything.
+    Possible,
+    /// The format's signature is there.
+    Sure,
+}
+
+/// How an image is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// For writing too. Otherwise nothing in the file changes, whatever state it is in.
+    pub writable: bool,
+    /// Options of the format, checked against [`Format::open_options`].
+    pub options: Options,
+}
+
+/// How an image is made.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// Guest bytes asked for. A format that cannot say this size exactly rounds up and [`Layer::size`] tells.
+    pub size: u64,
+    /// Options of the format, checked against [`Format::options`].
+    pub options: Options,
+    /// The parent to name: its first candidate is written as it stands.
+    pub parent: Option<ParentRef>,
+    /// Nobody sees this file before it is whole and renamed: ordering barriers are left out until the one at the end.
+    pub fresh: bool,
+}
+
+impl CreateOptions {
+    /// The option `preallocation`.
+    pub fn prealloc(&self) -> Prealloc {
+        match self.options.text("preallocation") {
+            Some("metadata") => Prealloc::Metadata,
+            Some("falloc") => Prealloc::Falloc,
+            Some("full") => Prealloc::Full,
+            _ => Prealloc::Off,
+        }
+    }
+}
+
+/// What `info` says of one image file.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// The allocation unit in bytes, where the format has one.
+    pub cluster_size: Option<u64>,
+    /// The content is encrypted.
+    pub encrypted: bool,
+    /// It was not closed cleanly.
+    pub dirty: bool,
+    /// New data is written compressed by default.
+    pub compressed: bool,
+    /// The format's own facts, named as QEMU names them where it does.
+    pub specific: Map<String, Value>,
+}
+
+/// Gives a format the other files that an image names or that belong to it (qcow2's external data file), under the
+/// path policy. Parents are not asked for here: a format never opens its parent.
+pub trait Resolver {
+    /// Opens a file that the image names; relative names start at the image's folder.
+    fn open(&self, name: &Path, writable: bool) -> Result<Arc<dyn Storage>>;
+    /// Makes a file, new or in place of an old one, that the caller asked for by name.
+    fn create(&self, name: &Path) -> Result<Arc<dyn Storage>>;
+}
+
+/// The resolver that gives no files: for images that stand alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoFiles;
+
+impl Resolver for NoFiles {
+    fn open(&self, name: &Path, _writable: bool) -> Result<Arc<dyn Storage>> {
+        Err(Error::new(crate::ErrorKind::Denied, format!("the image names another file, '{}', and no other file may be opened here", name.display())))
+    }
+
+    fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
+        self.open(name, true)
+    }
+}
+
+/// A format: how to know it, open it, make it. Checking and repairing start from storage too, because what is broken
+/// may not open.
+pub trait Format: Send + Sync + Debug {
+    /// Its names. The first is the one that is printed (QEMU's, so that programs that read it find it), the others
+    /// are taken as well.
+    fn names(&self) -> &'static [&'static str];
+
+    /// File name extensions, without the dot, that mean this format when a target is named.
+    fn extensions(&self) -> &'static [&'static str];
+
+    /// Looks at the content. `head` is the storage's first 4096 bytes, or all there are.
+    fn probe(&self, head: &[u8], storage: &dyn Storage) -> Probe;
+
+    /// What can be set when an image is made.
+    fn options(&self) -> &'static [OptionSpec];
+
+    /// What can be set when an image is opened.
+    fn open_options(&self) -> &'static [OptionSpec] {
+        &[]
+    }
+
+    /// Opens one image file. Reads what is needed and no more; never opens the parent.
+    fn open(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>>;
+
+    /// Makes an image on an empty storage.
+    fn create(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>>;
+
+    /// A judge of this format for the safety gate, which sees the content once, from front to end.
+    fn inspector(&self) -> Option<Box<dyn Inspector>>;
+}

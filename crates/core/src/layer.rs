@@ -1,0 +1,210 @@
+//! One image file, and only what that file says: the trait every format implements.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::{Details, Error, Result, Storage};
+
+/// What a layer has at some guest bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The layer holds these bytes.
+    Data,
+    /// The layer says these bytes are zero, whatever lies below.
+    Zero,
+    /// The layer says nothing: ask the layer below; where there is none, zero.
+    Hole,
+}
+
+/// A run of guest bytes that are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Guest bytes, at least 1.
+    pub len: u64,
+    /// What the layer has there.
+    pub kind: Kind,
+    /// The bytes are stored compressed.
+    pub compressed: bool,
+    /// Where these very guest bytes stand, verbatim, in [`Layer::host`]. Also set on `Zero` that is preallocated.
+    /// Valid only while the layer is read-only or held exclusively.
+    pub host: Option<u64>,
+}
+
+impl Extent {
+    /// `len` bytes that stand verbatim at `host`.
+    pub fn data(len: u64, host: Option<u64>) -> Self {
+        Extent { len, kind: Kind::Data, compressed: false, host }
+    }
+
+    /// `len` bytes that the layer says are zero.
+    pub fn zero(len: u64) -> Self {
+        Extent { len, kind: Kind::Zero, compressed: false, host: None }
+    }
+
+    /// `len` bytes of which the layer says nothing.
+    pub fn hole(len: u64) -> Self {
+        Extent { len, kind: Kind::Hole, compressed: false, host: None }
+    }
+}
+
+/// How guest bytes are taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Erase {
+    /// Reads zero afterwards; the space is kept where that is possible.
+    Zero,
+    /// Reads zero afterwards, never the parent; the space is given back where that is possible.
+    Free,
+    /// A [`Kind::Hole`] again: what lies below shows through.
+    Reveal,
+}
+
+/// How much of an image is laid out before it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Prealloc {
+    /// Nothing.
+    #[default]
+    Off,
+    /// The mapping, not the data.
+    Metadata,
+    /// The mapping, and the space reserved.
+    Falloc,
+    /// The mapping, and the space written with zeros.
+    Full,
+}
+
+/// What a child remembers of its parent so as to know it again: VHD's unique id, VHDX's DataWriteGuid, as the 16 raw
+/// bytes of the file. `None` for formats that have no such thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LayerId(pub Option<[u8; 16]>);
+
+/// What a layer says of its parent: where it may lie, what it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParentRef {
+    /// Paths to try in order, already in this system's spelling (`/`, not `\`). Relative ones start at the child's
+    /// own folder. The first is the one to show to a person.
+    pub candidates: Vec<PathBuf>,
+    /// The name of the parent's format where the child states one.
+    pub format: Option<String>,
+    /// Identities any one of which the parent must have. Empty: the child does not say.
+    pub expected: Vec<[u8; 16]>,
+}
+
+/// An internal snapshot, as a list shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// The unique id.
+    pub id: String,
+    /// The name a person gave.
+    pub name: String,
+    /// The virtual machine's saved state, in bytes.
+    pub vm_state_size: u64,
+    /// Seconds since 1970 at which it was made.
+    pub date_sec: u32,
+    /// Nanoseconds to be added to `date_sec`.
+    pub date_nsec: u32,
+    /// How long the guest had run, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Instructions executed, where they were counted.
+    pub icount: Option<u64>,
+    /// Guest bytes of the snapshot's disk.
+    pub disk_size: u64,
+}
+
+/// An optional ability of a layer: internal snapshots.
+pub trait Snapshots {
+    /// All snapshots in the file's order.
+    fn list(&self) -> Result<Vec<SnapshotInfo>>;
+    /// The disk as one snapshot holds it, read-only. `which` is an id or, if no id matches, a name.
+    fn open(&self, which: &str) -> Result<Arc<dyn Layer>>;
+}
+
+/// One image file, and only what that file says. It knows nothing of its parent's content.
+///
+/// Everything takes `&self`; several threads use one layer at once. A reader never sees a mapping published before the
+/// data it maps. Overlapping writes are ordered by the layer, so that two writers to one new allocation unit lose
+/// nothing of each other's.
+pub trait Layer: Send + Sync + Debug {
+    /// Guest bytes.
+    fn size(&self) -> u64;
+
+    /// The least unit, in bytes and a power of two, whose presence this layer can record.
+    fn granule(&self) -> u64;
+
+    /// The storage that [`Extent::host`] counts in: the image's file, or its data file.
+    fn host(&self) -> &Arc<dyn Storage>;
+
+    /// What the layer has at `at`. Requires `at < size()` and `max > 0`. The answer covers at least one byte and at
+    /// most `max`, never goes past the end of the disk, and runs as far as one look at the tables allows: an empty
+    /// image must not take one call per granule.
+    fn extent(&self, at: u64, max: u64) -> Result<Extent>;
+
+    /// Reads a prefix of `buf` that is alike, and says what it was; fills that prefix where it is [`Kind::Data`] and
+    /// leaves `buf` alone otherwise. Requires a `buf` that is not empty and ends within the disk.
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent>;
+
+    /// Writes all of `buf`, which ends within the disk. What it allocates around `buf` reads zero: a caller who wants
+    /// a parent's bytes there writes whole granules.
+    fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+        let _ = (at, buf);
+        Err(cannot("written in place"))
+    }
+
+    /// Allocates, clones from `src` by sharing the file system's blocks, publishes. Answers the bytes done from `at`
+    /// on; 0 where this range cannot be shared, and the caller then copies.
+    fn write_from(&self, at: u64, src: &dyn Storage, src_at: u64, len: u64) -> Result<u64> {
+        let _ = (at, src, src_at, len);
+        Ok(0)
+    }
+
+    /// Writes whole granules (the last one may be cut by the disk's end) compressed. `buf` is guest bytes.
+    fn write_compressed(&self, at: u64, buf: &[u8]) -> Result<()> {
+        let _ = (at, buf);
+        Err(Error::unsupported("this format cannot hold compressed data").hint("leave out -c"))
+    }
+
+    /// Takes guest bytes away. Answers how many from `at` on; 0 where this cannot be said at this granularity (the
+    /// caller then writes zeros, or leaves it).
+    fn erase(&self, at: u64, len: u64, how: Erase) -> Result<u64> {
+        let _ = (at, len, how);
+        Ok(0)
+    }
+
+    /// Changes the disk's size.
+    fn resize(&self, size: u64, prealloc: Prealloc) -> Result<()> {
+        let _ = (size, prealloc);
+        Err(cannot("resized"))
+    }
+
+    /// A durable barrier: all that was written before is there after a power cut.
+    fn flush(&self) -> Result<()>;
+
+    /// Flushes and sets what only a clean end may set (a dirty bit, a log's end). Further writes are errors.
+    fn close(&self) -> Result<()> {
+        self.flush()
+    }
+
+    /// What `info` says of this file.
+    fn details(&self) -> Details {
+        Details::default()
+    }
+
+    /// What a child of this layer checks.
+    fn identity(&self) -> LayerId {
+        LayerId(None)
+    }
+
+    /// The parent this file names, if it names one.
+    fn parent(&self) -> Option<ParentRef> {
+        None
+    }
+
+    /// Internal snapshots, where the format has them.
+    fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+}
+
+fn cannot(what: &str) -> Error {
+    Error::unsupported(format!("this image cannot be {what}")).hint("convert it to raw or qcow2, which can")
+}

@@ -1,0 +1,28 @@
+//! What every virtual disk is said in: where bytes are kept ([`Storage`], [`Folder`]), one image file ([`Layer`],
+//! [`Format`]), and a chain of them as one disk ([`Image`]).
+//!
+//! Nothing here knows a format but [`raw`], which is the absence of one. Everything is synchronous, takes `&self` and
+//! spawns no thread.
+
+mod error;
+mod folder;
+mod format;
+mod image;
+mod inspect;
+mod layer;
+mod options;
+pub mod raw;
+mod storage;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod zero;
+
+pub use error::{Error, ErrorKind, Printable, Result};
+pub use folder::{DirFolder, Folder, MemoryFolder};
+pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Resolver};
+pub use image::{Image, Link, Mapped};
+pub use inspect::{Finding, Inspector, Problem};
+pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc, SnapshotInfo, Snapshots};
+pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_size};
+pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Storage};
+pub use zero::{is_zero, zero_prefix};

@@ -1,0 +1,234 @@
+//! Raw: the guest's bytes as they stand. The absence of a format.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{
+    CreateOptions, Erase, Error, ErrorKind, Extent, Format, Inspector, Layer, OpenOptions, OptionKind, OptionSpec, Prealloc, Probe,
+    Resolver, Result, Storage,
+};
+
+const SECTOR: u64 = 512;
+
+/// The raw format.
+#[derive(Debug)]
+pub struct Raw;
+
+impl Format for Raw {
+    fn names(&self) -> &'static [&'static str] {
+        &["raw"]
+    }
+
+    fn extensions(&self) -> &'static [&'static str] {
+        &["raw", "img", "dd", "bin"]
+    }
+
+    fn probe(&self, _head: &[u8], _storage: &dyn Storage) -> Probe {
+        Probe::Possible
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        &[OptionSpec {
+            name: "preallocation",
+            kind: OptionKind::Choice(&["off", "falloc", "full"]),
+            help: "Preallocation mode (allowed values: off, falloc, full)",
+        }]
+    }
+
+    fn open(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>> {
+        Ok(Arc::new(RawLayer::over(file, how.writable)?))
+    }
+
+    fn create(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
+        if how.parent.is_some() {
+            return Err(Error::unsupported("a raw image cannot have a backing file").hint("choose qcow2"));
+        }
+        let size = round_up(how.size)?;
+        file.set_len(size).map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
+        preallocate(file.as_ref(), 0, size, how.prealloc())?;
+        Ok(Arc::new(RawLayer::over(file, true)?))
+    }
+
+    fn inspector(&self) -> Option<Box<dyn Inspector>> {
+        None
+    }
+}
+
+fn round_up(size: u64) -> Result<u64> {
+    size.checked_next_multiple_of(SECTOR).ok_or_else(|| Error::invalid(format!("a disk of {size} bytes is too large")))
+}
+
+/// Gives `len` bytes from `at` on their space.
+fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<()> {
+    let failed = |error| Error::io("cannot reserve the space", error);
+    match how {
+        Prealloc::Off | Prealloc::Metadata => {}
+        Prealloc::Falloc => {
+            if !file.allocate(at, len).map_err(failed)? {
+                return Err(Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off"));
+            }
+        }
+        Prealloc::Full => {
+            // Some file systems take room for a range at once where they can; writing then makes it real.
+            file.allocate(at, len).map_err(failed)?;
+            let zeros = vec![0; 1 << 20];
+            let mut done = 0;
+            while done < len {
+                let n = (len - done).min(zeros.len() as u64);
+                file.write_at(at + done, &zeros[..n as usize]).map_err(failed)?;
+                done += n;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A storage as a layer. It never has a hole of the kind that shows a parent: what is not there is zero.
+#[derive(Debug)]
+pub struct RawLayer {
+    file: Arc<dyn Storage>,
+    /// Guest bytes: the file's, rounded up to a sector.
+    size: AtomicU64,
+    /// The file's bytes: from here to `size` the guest reads zero.
+    len: AtomicU64,
+    writable: bool,
+}
+
+impl RawLayer {
+    /// The whole of `file` as a disk.
+    pub fn over(file: Arc<dyn Storage>, writable: bool) -> Result<RawLayer> {
+        let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+        let size = round_up(len)?;
+        Ok(RawLayer { file, size: AtomicU64::new(size), len: AtomicU64::new(len), writable })
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::new(ErrorKind::Denied, "is open read-only")) }
+    }
+
+    /// The write may have made the file longer, up to the rounded size.
+    fn reached(&self, end: u64) {
+        self.len.fetch_max(end, Ordering::Relaxed);
+    }
+}
+
+impl Layer for RawLayer {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn granule(&self) -> u64 {
+        SECTOR
+    }
+
+    fn host(&self) -> &Arc<dyn Storage> {
+        &self.file
+    }
+
+    fn extent(&self, at: u64, max: u64) -> Result<Extent> {
+        let max = max.min(self.size().saturating_sub(at));
+        let data = self.file.data_at(at).map_err(|error| Error::io("cannot find the holes", error).at(at))?;
+        let host = Some(at);
+        Ok(match data {
+            Some(range) if range.start <= at => {
+                // The tail that rounding adds belongs to the last data: it stands in no file.
+                let end = if range.end >= self.len.load(Ordering::Relaxed) { self.size() } else { range.end };
+                let len = max.min(end - at);
+                Extent { host: host.filter(|_| at + len <= self.len.load(Ordering::Relaxed)), ..Extent::data(len, None) }
+            }
+            Some(range) => Extent { host, ..Extent::zero(max.min(range.start - at)) },
+            None => Extent { host, ..Extent::zero(max) },
+        })
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
+        let len = self.len.load(Ordering::Relaxed);
+        let there = usize::try_from(len.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
+        let (stored, tail) = buf.split_at_mut(there);
+        if !stored.is_empty() {
+            self.file.read_at(at, stored).map_err(|error| Error::io("cannot read", error).at(at))?;
+        }
+        tail.fill(0);
+        Ok(Extent::data(buf.len() as u64, Some(at)))
+    }
+
+    fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        self.file.write_at(at, buf).map_err(|error| Error::io("cannot write", error).at(at))?;
+        self.reached(at + buf.len() as u64);
+        Ok(())
+    }
+
+    fn write_from(&self, at: u64, src: &dyn Storage, src_at: u64, len: u64) -> Result<u64> {
+        self.check_writable()?;
+        let done = self.file.copy_from(at, src, src_at, len).map_err(|error| Error::io("cannot share blocks", error).at(at))?;
+        if done > 0 {
+            self.reached(at + done);
+        }
+        Ok(done)
+    }
+
+    fn erase(&self, at: u64, len: u64, how: Erase) -> Result<u64> {
+        self.check_writable()?;
+        let failed = |error| Error::io("cannot write zeros", error).at(at);
+        // What lies past the file's end reads zero as it is.
+        let inside = len.min(self.len.load(Ordering::Relaxed).saturating_sub(at));
+        if inside == 0 {
+            return Ok(len);
+        }
+        let done = match how {
+            Erase::Zero => self.file.zero(at, inside).map_err(failed)?,
+            Erase::Free => self.file.punch(at, inside).map_err(failed)? || self.file.zero(at, inside).map_err(failed)?,
+            // Nothing lies below that could show.
+            Erase::Reveal => false,
+        };
+        Ok(if done { len } else { 0 })
+    }
+
+    fn resize(&self, size: u64, prealloc: Prealloc) -> Result<()> {
+        self.check_writable()?;
+        let size = round_up(size)?;
+        let old = self.len.load(Ordering::Relaxed);
+        self.file.set_len(size).map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
+        if size > old {
+            preallocate(self.file.as_ref(), old, size - old, prealloc)?;
+        }
+        self.len.store(size, Ordering::Relaxed);
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.file.sync().map_err(|error| Error::io("cannot sync", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Image, Kind, Link, MemoryStorage, NoFiles};
+
+    #[test]
+    fn a_size_that_is_no_multiple_of_512_is_rounded_up_and_the_tail_is_zero() {
+        let file = Arc::new(MemoryStorage::from_bytes(&[9; 1000]));
+        let layer = Raw.open(file, &NoFiles, &OpenOptions::default()).unwrap();
+        assert_eq!(layer.size(), 1024);
+        let image = Image::new(vec![Link { layer, name: "x".into(), format: "raw" }]).unwrap();
+        let mut buf = [1; 1024];
+        image.read(0, &mut buf).unwrap();
+        assert!(buf[..1000].iter().all(|b| *b == 9) && buf[1000..].iter().all(|b| *b == 0));
+        assert_eq!(image.extent(0, 1024).unwrap().kind, Kind::Data);
+        assert!(image.read(1000, &mut buf).is_err());
+    }
+
+    #[test]
+    fn a_file_that_shrank_is_an_error() {
+        let file = Arc::new(MemoryStorage::from_bytes(&[9; 4096]));
+        let layer = Raw.open(file.clone(), &NoFiles, &OpenOptions::default()).unwrap();
+        file.set_len(100).unwrap();
+        assert_eq!(layer.read(0, &mut [0; 512]).unwrap_err().kind(), ErrorKind::Changed);
+    }
+}

@@ -1,0 +1,1 @@
+//! The benches of truth: what proves any layer right.

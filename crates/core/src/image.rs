@@ -156,7 +156,7 @@ impl Image {
             let here = at + done as u64;
             let left = (buf.len() - done) as u64;
             let in_granule = granule - here % granule;
-            let whole = if here % granule == 0 && left >= granule { left - left % granule } else { 0 };
+            let whole = if here.is_multiple_of(granule) && left >= granule { left - left % granule } else { 0 };
             let n = if whole > 0 { whole } else { in_granule.min(left) };
             let piece = &buf[done..done + n as usize];
             if whole > 0 {

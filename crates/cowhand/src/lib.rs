@@ -1,1 +1,43 @@
-//! The facade.
+//! Virtual disks: open, create, convert, compare, map and inspect qcow2, VHD, VHDX and raw images.
+//!
+//! ```no_run
+//! use cowhand::{Convert, Open, Quiet};
+//!
+//! # fn main() -> cowhand::Result<()> {
+//! // One disk, whatever chain of files it is made of.
+//! let disk = cowhand::open("vm.vhdx".as_ref(), &Open::default())?;
+//! let mut sector = [0; 512];
+//! disk.read(0, &mut sector)?;
+//!
+//! // A whole target or none.
+//! cowhand::convert(&Convert::new(["vm.vhdx"], "vm.qcow2"), &Quiet)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A verb knows no format: what it needs of one it asks through [`Format`] and [`Layer`]. The formats are listed in
+//! [`formats`], and nowhere else.
+
+mod compare;
+mod convert;
+mod create;
+mod info;
+// pub mod inspect;
+mod map;
+mod open;
+mod plan;
+mod progress;
+mod registry;
+mod resolve;
+mod target;
+
+pub use compare::{CompareError, Comparison, Difference, compare};
+pub use convert::{Convert, Converted, convert};
+pub use cowhand_core::*;
+pub use create::{Create, Created, create};
+pub use info::{Info, info};
+pub use map::{MapEntry, map};
+pub use open::{Open, Opened, Parent, open};
+pub use progress::{Progress, Quiet};
+pub use registry::{detect, format, format_for_target, formats};
+pub use resolve::Policy;

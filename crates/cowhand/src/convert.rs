@@ -1,0 +1,414 @@
+//! `convert`: the content of any disk into a new image of any format, whole or not at all.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cowhand_core::{
+    Cache, Erase, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Result, Storage,
+    zero_prefix,
+};
+
+use crate::compare::{Difference, compare_sources};
+use crate::create::Base;
+use crate::open::{Open, Opened, open};
+use crate::plan::{Concat, Piece, Plan, What};
+use crate::progress::{Progress, Quiet};
+use crate::registry;
+use crate::target::{Target, TargetFiles};
+
+/// What is to be converted, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Convert {
+    /// The sources; several are put one behind the other.
+    pub sources: Vec<PathBuf>,
+    /// How the sources are opened.
+    pub open: Open,
+    /// The target.
+    pub target: PathBuf,
+    /// The target's format; `None`: by the target's extension.
+    pub format: Option<String>,
+    /// Options of the target's format.
+    pub options: Vec<(String, String)>,
+    /// What the target stands on: only what differs from it in the source's own layers is written.
+    pub backing: Option<PathBuf>,
+    /// That file's format.
+    pub backing_format: Option<String>,
+    /// What writes and syncs of the target promise.
+    pub cache: Cache,
+    /// Write into an image that is there (`-n`).
+    pub no_create: bool,
+    /// The target reads zero everywhere already.
+    pub target_is_zero: bool,
+    /// Write compressed clusters.
+    pub compress: bool,
+    /// Runs of zeros of at least so many bytes become holes; `Some(0)`: none do, everything is written. `None`: 4 KiB,
+    /// and data that can be shared with the source by the file system is, without being looked at.
+    pub sparse: Option<u64>,
+    /// Threads; `None`: as many as there are processors, at most 8.
+    pub workers: Option<usize>,
+    /// Read the target back and compare it with the source before it gets its name.
+    pub verify: bool,
+    /// Leave the partial target there after an error.
+    pub keep_partial: bool,
+}
+
+impl Convert {
+    /// `sources` one behind the other into `target`, with the defaults of everything.
+    pub fn new<P: Into<PathBuf>>(
+        sources: impl IntoIterator<Item = P>,
+        target: impl Into<PathBuf>,
+    ) -> Convert {
+        Convert {
+            sources: sources.into_iter().map(Into::into).collect(),
+            target: target.into(),
+            ..Convert::default()
+        }
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Converted {
+    /// The sources' formats.
+    pub from: Vec<&'static str>,
+    /// The target's format.
+    pub to: &'static str,
+    /// Guest bytes of the target.
+    pub size: u64,
+    /// Guest bytes written.
+    pub written: u64,
+    /// Guest bytes shared with the source by the file system.
+    pub cloned: u64,
+    /// Bytes of space the target takes.
+    pub physical: u64,
+    /// The target was read back and is the same.
+    pub verified: bool,
+    /// The target is a device, and was written in place.
+    pub in_place: bool,
+    /// What should be known, and was no error because `--force-share` was given.
+    pub warnings: Vec<String>,
+}
+
+/// Most guest bytes that one thread reads, checks and writes at a time.
+pub(crate) const PIECE: u64 = 1 << 20;
+/// Most guest bytes that are shared by one call: the file system does it at once, but progress should still move.
+const CLONE: u64 = 64 << 20;
+const SPARSE: u64 = 4096;
+
+/// Converts. Errors leave no target, and the one that was there before untouched; a device, and an image written with
+/// `no_create`, excepted.
+pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
+    if how.sources.is_empty() {
+        return Err(Error::invalid("nothing to convert").hint("name a source and a target"));
+    }
+    let sources: Vec<Opened> = how.sources.iter().map(|path| open(path, &how.open)).collect::<Result<_>>()?;
+    let mut done = if how.no_create {
+        into_existing(how, &sources, progress)?
+    } else {
+        into_new(how, &sources, progress)?
+    };
+    done.from = sources.iter().map(|source| source.links()[0].format).collect(); // never empty: every image has a layer
+    Ok(done)
+}
+
+fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Result<Converted> {
+    let format = match &how.format {
+        Some(name) => registry::format(name)?,
+        None => registry::format_for_target(&how.target)?,
+    };
+    let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
+    let content: u64 = sources.iter().map(|source| source.size()).sum();
+    let size = base.size().unwrap_or(content);
+    let named = |error: Error| error.image(how.target.display());
+    if size < content {
+        return Err(named(Error::invalid(format!(
+            "a target of {size} bytes cannot take the source's {content} bytes"
+        ))));
+    }
+    let backing = base.open(&how.target, &how.open)?;
+    let target = Target::begin(&how.target, how.cache, how.keep_partial)?;
+    refuse_own_source(how, &target, sources, backing.as_ref())?;
+    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial);
+    let layer = base.make(format, target.storage().clone(), &files, size).map_err(named)?;
+    let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
+    let written = chain(&how.target, layer, format, &below)?;
+
+    let mut job = Job::new(how, &written, base.has_backing());
+    job.reads_zero = !base.has_backing() && (!target.is_device() || how.target_is_zero);
+    job.whole_blocks = target.is_device();
+    let source = above_shared(Concat::new(sources.iter().map(|source| &**source)), sources, backing.as_ref());
+    job.run(&source, progress)?;
+    written.close()?;
+    let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
+    done.in_place = target.is_device();
+    drop(written);
+
+    if how.verify {
+        let layer = format.open(target.storage().clone(), &files, &OpenOptions::default()).map_err(named)?;
+        verify(how, sources, &chain(&how.target, layer, format, &below)?)?;
+        done.verified = true;
+    }
+    done.warnings = check_sources(how, sources)?;
+    done.physical = target.storage().physical_size().unwrap_or(0);
+    files.finish()?;
+    target.finish()?;
+    Ok(done)
+}
+
+fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Result<Converted> {
+    let target_how = Open {
+        format: how.format.clone(),
+        writable: true,
+        cache: how.cache,
+        policy: how.open.policy.clone(),
+        ..Open::default()
+    };
+    let target = open(&how.target, &target_how)?;
+    let content: u64 = sources.iter().map(|source| source.size()).sum();
+    if target.size() < content {
+        return Err(Error::invalid(format!(
+            "is too small: {} bytes for the source's {content}",
+            target.size()
+        ))
+        .image(how.target.display()));
+    }
+    let mut job = Job::new(how, &target, target.links().len() > 1);
+    job.reads_zero = how.target_is_zero;
+    job.rest_must_be_zero = !how.target_is_zero;
+    job.run(&Concat::new(sources.iter().map(|source| &**source)), progress)?;
+    target.close()?;
+    let mut done = job.summary(target.links()[0].format, &target); // never empty: every image has a layer
+    done.in_place = true;
+    if how.verify {
+        let again = Open { writable: false, ..target_how };
+        drop(target);
+        verify(how, sources, &*open(&how.target, &again)?)?;
+        done.verified = true;
+    }
+    done.warnings = check_sources(how, sources)?;
+    Ok(done)
+}
+
+fn chain(path: &Path, layer: Arc<dyn Layer>, format: &dyn Format, below: &[Link]) -> Result<Image> {
+    let top = Link { layer, name: path.display().to_string(), format: format.names()[0] }; // never empty: every format has a name
+    Image::new(std::iter::once(top).chain(below.iter().cloned()).collect())
+}
+
+/// A target that is one of the source's files would replace what is being read.
+fn refuse_own_source(
+    how: &Convert,
+    target: &Target,
+    sources: &[Opened],
+    backing: Option<&Opened>,
+) -> Result<()> {
+    let files = sources.iter().chain(backing).flat_map(|source| source.watched());
+    for file in files {
+        if target.replaces(file.storage.as_ref()) {
+            return Err(Error::invalid(format!("is part of what is read here ('{}')", file.name))
+                .image(how.target.display())
+                .hint("choose another name for the target"));
+        }
+    }
+    Ok(())
+}
+
+/// Where the target stands on a layer of the source's own chain, only the layers above that one count.
+fn above_shared<'a>(content: Concat<'a>, sources: &[Opened], backing: Option<&Opened>) -> Concat<'a> {
+    let (Some(backing), [source]) = (backing, sources) else { return content };
+    let id =
+        |link: &Link| link.layer.host().identity().ok().map(|identity| (identity.device, identity.inode));
+    let wanted = backing.links().first().and_then(id);
+    match source.links().iter().position(|link| wanted.is_some() && id(link) == wanted) {
+        Some(depth) => content.above(depth),
+        None => content,
+    }
+}
+
+fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for source in sources {
+        match source.check_unchanged() {
+            Err(error) if how.open.lock == Lock::None && error.kind() == ErrorKind::Changed => {
+                warnings.push(error.to_string())
+            }
+            other => other?,
+        }
+    }
+    Ok(warnings)
+}
+
+fn verify(how: &Convert, sources: &[Opened], target: &Image) -> Result<()> {
+    let source = Concat::new(sources.iter().map(|source| &**source));
+    let found = compare_sources(&source, &Concat::new([target]), false, workers(how.workers), &Quiet)
+        .map_err(|failed| failed.error)?;
+    match found.difference {
+        None => Ok(()),
+        Some(Difference::Content(at) | Difference::Allocation(at)) => {
+            Err(Error::new(ErrorKind::Mismatch, "what was read back is not what was written")
+                .at(at)
+                .image(how.target.display())
+                .hint("the disk or the memory of this machine may be failing"))
+        }
+        Some(Difference::Size) => {
+            Err(Error::new(ErrorKind::Mismatch, "the target has another size than the source")
+                .image(how.target.display()))
+        }
+    }
+}
+
+pub(crate) fn workers(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(8)).clamp(1, 64)
+}
+
+/// The copying itself.
+struct Job<'a> {
+    how: &'a Convert,
+    target: &'a Image,
+    /// Zeros need not be written.
+    reads_zero: bool,
+    /// What the source does not reach must be made zero.
+    rest_must_be_zero: bool,
+    /// Holes of the source show what the target stands on.
+    on_backing: bool,
+    /// What lies around a write does not read zero, so allocation units are written whole.
+    whole_blocks: bool,
+    written: AtomicU64,
+    cloned: AtomicU64,
+}
+
+impl<'a> Job<'a> {
+    fn new(how: &'a Convert, target: &'a Image, on_backing: bool) -> Job<'a> {
+        Job {
+            how,
+            target,
+            reads_zero: false,
+            rest_must_be_zero: false,
+            on_backing,
+            whole_blocks: false,
+            written: AtomicU64::new(0),
+            cloned: AtomicU64::new(0),
+        }
+    }
+
+    fn summary(&self, to: &'static str, target: &Image) -> Converted {
+        Converted {
+            to,
+            size: target.size(),
+            written: self.written.load(Ordering::Relaxed),
+            cloned: self.cloned.load(Ordering::Relaxed),
+            ..Converted::default()
+        }
+    }
+
+    fn run(&self, source: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
+        let block = self.target.links()[0].layer.details().cluster_size.unwrap_or(1); // never empty: every image has a layer
+        let granule = if self.how.compress || self.whole_blocks {
+            block.max(self.target.granule())
+        } else {
+            self.target.granule()
+        };
+        let unit = granule.max(self.how.sparse.unwrap_or(SPARSE).max(512).next_power_of_two());
+        // Sharing keeps the source's zeros, which -S asks to find.
+        let clone = if self.how.compress || self.how.sparse.is_some() { 0 } else { CLONE };
+        let plan = Plan::new(source, unit, PIECE.max(unit), clone);
+        plan.run(workers(self.how.workers), |plan| {
+            let mut buf = Vec::new();
+            while let Some(piece) = plan.next()? {
+                self.piece(plan, source, piece, unit as usize, &mut buf, progress)?;
+            }
+            Ok(())
+        })?;
+        if self.rest_must_be_zero && self.target.size() > source.size() {
+            self.target.erase(source.size(), self.target.size() - source.size(), Erase::Free)?;
+        }
+        Ok(())
+    }
+
+    fn piece(
+        &self,
+        plan: &Plan<'_>,
+        source: &Concat<'_>,
+        piece: Piece<'_>,
+        unit: usize,
+        buf: &mut Vec<u8>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let Piece { at, len, what } = piece;
+        let everything = self.how.sparse == Some(0);
+        match what {
+            What::Hole if self.on_backing && !everything => plan.advance(len, progress),
+            What::Hole | What::Zero if !everything => {
+                self.zero(at, len)?;
+                plan.advance(len, progress)
+            }
+            What::Verbatim { image, depth, host } if self.share(plan, image, depth, host, at, len)? => {
+                plan.advance(len, progress)
+            }
+            _ => {
+                let mut done = 0;
+                while done < len {
+                    let n = (len - done).min(PIECE.max(unit as u64));
+                    buf.resize(n as usize, 0);
+                    source.read(at + done, buf)?;
+                    self.put(at + done, buf, unit, everything)?;
+                    plan.advance(n, progress)?;
+                    done += n;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Tries to let the file system share the bytes. False: they must be copied.
+    fn share(
+        &self,
+        plan: &Plan<'_>,
+        image: &Image,
+        depth: usize,
+        host: u64,
+        at: u64,
+        len: u64,
+    ) -> Result<bool> {
+        if !plan.clones() {
+            return Ok(false);
+        }
+        let Some(link) = image.links().get(depth) else { return Ok(false) };
+        let done = self.target.write_from(at, link.layer.host().as_ref(), host, len)?;
+        if done == len {
+            self.cloned.fetch_add(len, Ordering::Relaxed);
+            return Ok(true);
+        }
+        // Once something was shared, a refusal is about that range alone (its alignment); before, about the file system.
+        if self.cloned.load(Ordering::Relaxed) == 0 {
+            plan.no_more_clones();
+        }
+        Ok(false)
+    }
+
+    fn zero(&self, at: u64, len: u64) -> Result<()> {
+        if self.reads_zero { Ok(()) } else { self.target.erase(at, len, Erase::Free) }
+    }
+
+    /// Writes what is not zero, in runs of `unit`.
+    fn put(&self, at: u64, buf: &[u8], unit: usize, everything: bool) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &buf[done..];
+            let (n, zero) = if everything { (rest.len(), false) } else { zero_prefix(rest, unit) };
+            let here = at + done as u64;
+            if zero {
+                self.zero(here, n as u64)?;
+            } else {
+                if self.how.compress {
+                    self.target.write_compressed(here, &rest[..n])?;
+                } else {
+                    self.target.write(here, &rest[..n])?;
+                }
+                self.written.fetch_add(n as u64, Ordering::Relaxed);
+            }
+            done += n;
+        }
+        Ok(())
+    }
+}

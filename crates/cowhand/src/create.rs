@@ -1,0 +1,158 @@
+//! `create`: a new, empty image, alone or over a backing file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cowhand_core::{
+    Cache, CreateOptions, Error, Format, Layer, Options, ParentRef, Resolver, Result, Storage, parse_size,
+};
+
+use crate::open::{Open, Opened, open};
+use crate::registry;
+use crate::resolve::{Policy, folder_of};
+use crate::target::{Target, TargetFiles};
+
+/// What is to be made.
+#[derive(Clone, Debug, Default)]
+pub struct Create {
+    /// The format's name.
+    pub format: String,
+    /// Guest bytes; `None`: the backing file's.
+    pub size: Option<u64>,
+    /// Options of the format; also `size`, `backing_file` and `backing_fmt`, as QEMU takes them here.
+    pub options: Vec<(String, String)>,
+    /// The backing file, as it is to be written into the image: a relative name starts at the new image's folder.
+    pub backing: Option<PathBuf>,
+    /// The backing file's format.
+    pub backing_format: Option<String>,
+    /// Do not open the backing file (`-u`): it need not exist.
+    pub unchecked: bool,
+    /// What writes and syncs promise.
+    pub cache: Cache,
+}
+
+/// What was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// Guest bytes: what was asked for, or the next size up that the format can say.
+    pub size: u64,
+}
+
+/// Makes `path`. What bore the name before is replaced only once the new image is whole.
+pub fn create(path: &Path, how: &Create) -> Result<Created> {
+    let format = registry::format(&how.format)?;
+    let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
+    let mut size = how.size.or(base.size);
+    if !how.unchecked
+        && let Some(backing) = base.open(path, &Open::default())?
+    {
+        size = size.or(Some(backing.size()));
+    }
+    let Some(size) = size else {
+        return Err(Error::invalid("Image creation needs a size parameter")
+            .hint("name a size, like 20G")
+            .image(path.display()));
+    };
+    let target = Target::begin(path, how.cache, false)?;
+    let files = TargetFiles::beside(path, how.cache, false);
+    let layer = base
+        .make(format, target.storage().clone(), &files, size)
+        .map_err(|error| error.image(path.display()))?;
+    let size = layer.size();
+    layer.close().map_err(|error| error.image(path.display()))?;
+    drop(layer);
+    files.finish()?;
+    target.finish()?;
+    Ok(Created { size })
+}
+
+/// What every way of making an image has in common: the options, and the parent.
+#[derive(Clone, Debug)]
+pub(crate) struct Base {
+    options: Vec<(String, String)>,
+    size: Option<u64>,
+    backing: Option<PathBuf>,
+    backing_format: Option<String>,
+}
+
+impl Base {
+    /// Takes the options that every format has out of the list.
+    pub(crate) fn of(
+        options: Vec<(String, String)>,
+        backing: Option<PathBuf>,
+        backing_format: Option<String>,
+    ) -> Result<Base> {
+        let mut base = Base { options: Vec::new(), size: None, backing, backing_format };
+        for (name, value) in options {
+            match name.as_str() {
+                "size" => base.size = Some(parse_size(&value)?),
+                "backing_file" => {
+                    base.backing = Some(value).filter(|value| !value.is_empty()).map(PathBuf::from)
+                }
+                "backing_fmt" => base.backing_format = Some(value),
+                _ => base.options.push((name, value)),
+            }
+        }
+        if base.backing.is_none() && base.backing_format.is_some() {
+            return Err(Error::invalid("a backing format without a backing file")
+                .hint("name the backing file with -b"));
+        }
+        Ok(base)
+    }
+
+    /// Opens the backing file as the new image `path` will find it.
+    pub(crate) fn open(&self, path: &Path, how: &Open) -> Result<Option<Opened>> {
+        let Some(backing) = &self.backing else { return Ok(None) };
+        let found = folder_of(path).join(backing);
+        let opened = open(
+            &found,
+            &Open {
+                format: self.backing_format.clone(),
+                lock: how.lock,
+                policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
+                ..Open::default()
+            },
+        )?;
+        if self.backing_format.is_none() {
+            let detected = opened.links()[0].format; // never empty: every image has a layer
+            return Err(Error::invalid(format!(
+                "Backing file specified without backing format; detected format of {detected}"
+            ))
+            .hint(format!("if that is right, pass -F {detected}"))
+            .image(found.display()));
+        }
+        Ok(Some(opened))
+    }
+
+    /// Makes the image on `storage`.
+    pub(crate) fn make(
+        &self,
+        format: &dyn Format,
+        storage: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        size: u64,
+    ) -> Result<Arc<dyn Layer>> {
+        let parent = self.backing.as_ref().map(|backing| ParentRef {
+            candidates: vec![backing.clone()],
+            format: self.backing_format.clone(),
+            expected: Vec::new(),
+        });
+        let options = Options::check(format.options(), &self.options)?;
+        format.create(storage, files, &CreateOptions { size, options, parent, fresh: true })
+    }
+
+    pub(crate) fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    pub(crate) fn has_backing(&self) -> bool {
+        self.backing.is_some()
+    }
+}
+
+impl Create {
+    /// A new image of `format` and `size` bytes.
+    pub fn new(format: &str, size: u64) -> Create {
+        Create { format: format.to_owned(), size: Some(size), ..Create::default() }
+    }
+}

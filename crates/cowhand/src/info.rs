@@ -1,0 +1,162 @@
+//! `info`: what an image file says of itself, and where it stands.
+
+use std::path::{Path, PathBuf};
+
+use cowhand_core::{Access, Cache, Details, Error, FileStorage, Link, Lock, ParentRef, Result, SnapshotInfo};
+use serde_json::{Map, Value, json};
+
+use crate::open::{Open, Opened, Parent, open};
+use crate::registry;
+use crate::resolve::{Policy, folder_of};
+
+/// What is known of one image file.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The file, as it was named or found.
+    pub filename: String,
+    /// The format's name.
+    pub format: &'static str,
+    /// Guest bytes.
+    pub virtual_size: u64,
+    /// Bytes of the file.
+    pub file_size: u64,
+    /// Bytes of space that the file takes.
+    pub actual_size: u64,
+    /// What the format says.
+    pub details: Details,
+    /// The parent it names.
+    pub parent: Option<ParentRef>,
+    /// The parent was opened too: its own `Info` follows in the list.
+    pub parent_looked_up: bool,
+    /// Internal snapshots.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// Looks at `path`, and with `chain` at all its ancestors, top first.
+///
+/// Without `chain` no other file is opened. A raw image is looked at even while somebody writes to it.
+pub fn info(path: &Path, how: &Open, chain: bool) -> Result<Vec<Info>> {
+    let mut how = Open { parent: if chain { how.parent.clone() } else { Parent::Ignored }, ..how.clone() };
+    if !chain {
+        how.policy = Policy::Deny;
+    }
+    if how.lock == Lock::Default && is_raw(path, &how)? {
+        how.lock = Lock::Shared;
+    }
+    let opened = open(path, &how)?;
+    let links = opened.links();
+    links.iter().enumerate().map(|(depth, link)| of_link(&opened, link, depth + 1 < links.len())).collect()
+}
+
+fn is_raw(path: &Path, how: &Open) -> Result<bool> {
+    if let Some(name) = &how.format {
+        return Ok(name == "raw");
+    }
+    let storage = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?;
+    Ok(registry::detect(&storage).map_err(|error| error.image(path.display()))?.names().contains(&"raw"))
+}
+
+fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> Result<Info> {
+    let file = opened
+        .watched()
+        .into_iter()
+        .find(|file| file.name == link.name)
+        .ok_or_else(|| Error::invalid("was not opened as a file").image(&link.name))?;
+    let failed = |error| Error::io("cannot look at", error).image(&link.name);
+    Ok(Info {
+        filename: link.name.clone(),
+        format: link.format,
+        virtual_size: link.layer.size(),
+        file_size: file.storage.len().map_err(failed)?,
+        actual_size: file.storage.physical_size().map_err(failed)?,
+        details: link.layer.details(),
+        parent: link.layer.parent(),
+        parent_looked_up,
+        snapshots: match link.layer.as_snapshots() {
+            Some(snapshots) => snapshots.list().map_err(|error| error.image(&link.name))?,
+            None => Vec::new(),
+        },
+    })
+}
+
+impl Info {
+    /// The parent's name as the image has it.
+    pub fn backing_filename(&self) -> Option<String> {
+        Some(self.parent.as_ref()?.candidates.first()?.display().to_string())
+    }
+
+    /// The parent's name from where the caller stands.
+    pub fn full_backing_filename(&self) -> Option<PathBuf> {
+        let name = self.parent.as_ref()?.candidates.first()?;
+        let has_protocol = name
+            .to_string_lossy()
+            .split_once(':')
+            .is_some_and(|(protocol, _)| protocol.len() > 1 && !protocol.contains('/'));
+        if has_protocol || name.is_absolute() {
+            return Some(name.clone());
+        }
+        let folder = folder_of(Path::new(&self.filename));
+        Some(if folder == Path::new(".") { name.clone() } else { folder.join(name) })
+    }
+
+    /// As `qemu-img info --output=json` prints it.
+    pub fn to_json(&self) -> Value {
+        let file = json!({
+            "children": [],
+            "virtual-size": self.file_size,
+            "filename": self.filename,
+            "format": "file",
+            "actual-size": self.actual_size,
+            "format-specific": { "type": "file", "data": {} },
+            "dirty-flag": false,
+        });
+        let mut all = Map::new();
+        let mut put = |key: &str, value: Value| all.insert(key.to_owned(), value);
+        put("children", json!([{ "name": "file", "info": file }]));
+        put("virtual-size", self.virtual_size.into());
+        put("filename", self.filename.as_str().into());
+        if let Some(size) = self.details.cluster_size {
+            put("cluster-size", size.into());
+        }
+        put("format", self.format.into());
+        put("actual-size", self.actual_size.into());
+        if self.details.encrypted {
+            put("encrypted", true.into());
+        }
+        if self.details.compressed {
+            put("compressed", true.into());
+        }
+        if !self.details.specific.is_empty() {
+            put("format-specific", json!({ "type": self.format, "data": self.details.specific }));
+        }
+        if let (Some(name), Some(full)) = (self.backing_filename(), self.full_backing_filename()) {
+            put("full-backing-filename", full.display().to_string().into());
+            put("backing-filename", name.into());
+        }
+        if let Some(format) = self.parent.as_ref().and_then(|parent| parent.format.as_deref()) {
+            put("backing-filename-format", format.into());
+        }
+        if !self.snapshots.is_empty() {
+            put("snapshots", self.snapshots.iter().map(snapshot_json).collect());
+        }
+        put("dirty-flag", self.details.dirty.into());
+        Value::Object(all)
+    }
+}
+
+fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
+    const BILLION: u64 = 1_000_000_000;
+    let mut value = json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.date_sec,
+        "date-nsec": snapshot.date_nsec,
+        "vm-clock-sec": snapshot.vm_clock_nsec / BILLION,
+        "vm-clock-nsec": snapshot.vm_clock_nsec % BILLION,
+    });
+    if let (Some(icount), Some(object)) = (snapshot.icount, value.as_object_mut()) {
+        object.insert("icount".to_owned(), icount.into());
+    }
+    value
+}

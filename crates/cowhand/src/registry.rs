@@ -1,0 +1,110 @@
+//! The list of formats, and which of them a content or a name means.
+
+use std::path::Path;
+
+use cowhand_core::raw::Raw;
+use cowhand_core::{Error, ErrorKind, Format, Probe, Result, Storage};
+
+/// All formats. Raw is last: it takes what nothing else claims.
+pub fn formats() -> &'static [&'static dyn Format] {
+    &[&Raw]
+}
+
+/// The format of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.
+pub fn format(name: &str) -> Result<&'static dyn Format> {
+    formats().iter().copied().find(|format| format.names().contains(&name)).ok_or_else(|| {
+        let known: Vec<&str> = formats().iter().flat_map(|format| format.names()).copied().collect();
+        Error::invalid(format!("Unknown file format '{name}'"))
+            .hint(format!("known are {}", known.join(", ")))
+    })
+}
+
+/// The format that a target's file name means: by its extension, and raw where that says nothing, as for a device.
+/// Errors: an extension that means a format which cannot be written.
+pub fn format_for_target(path: &Path) -> Result<&'static dyn Format> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    if let Some(found) =
+        formats().iter().copied().find(|format| format.extensions().contains(&extension.as_str()))
+    {
+        return Ok(found);
+    }
+    match extension.as_str() {
+        "vmdk" | "vdi" | "qed" | "dmg" | "hdd" | "iso" | "ova" => {
+            Err(Error::unsupported(format!("cannot write a .{extension} file"))
+                .hint("pass -O with one of raw, qcow2, vpc, vhdx")
+                .image(path.display()))
+        }
+        _ => Ok(&Raw),
+    }
+}
+
+/// Which format a content is. Reads its first bytes and, where a format asks, its last.
+///
+/// Errors: [`ErrorKind::Ambiguous`] where it matches several formats; [`ErrorKind::Unsupported`] where it is a disk
+/// image of a kind that is not read here (taking it for raw would hand out its tables as guest data).
+pub fn detect(storage: &dyn Storage) -> Result<&'static dyn Format> {
+    let failed = |error| Error::io("cannot read its head", error);
+    let len = storage.len().map_err(failed)?;
+    let mut head = vec![0; len.min(4096) as usize];
+    storage.read_at(0, &mut head).map_err(failed)?;
+
+    let sure: Vec<&'static dyn Format> =
+        formats().iter().copied().filter(|format| format.probe(&head, storage) == Probe::Sure).collect();
+    let mut names: Vec<&str> = sure.iter().map(|format| format.names()[0]).collect(); // never empty: every format has a name
+    let Some(&found) = sure.first() else {
+        return match foreign(&head) {
+            Some(what) => Err(Error::unsupported(format!("is {what}, which is not read here"))
+                .hint("pass -f raw to take its bytes as they stand")),
+            None => Ok(&Raw),
+        };
+    };
+    // A trailing footer leaves offset 0 to the guest: what stands there is the guest's.
+    if found.probe(&head, &cowhand_core::MemoryStorage::new()) == Probe::Sure {
+        names.extend(guest_signatures(&head, storage, len)?);
+    }
+    match names.as_slice() {
+        [_] => Ok(found),
+        several => Err(Error::new(
+            ErrorKind::Ambiguous,
+            format!("matches several formats at once: {}", several.join(", ")),
+        )
+        .hint("pass -f with the one it is")),
+    }
+}
+
+/// Disk images of other kinds, by the signature at their front.
+fn foreign(head: &[u8]) -> Option<&'static str> {
+    let at =
+        |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));
+    if at(0, b"KDMV") || at(0, b"COWD") || at(0, b"# Disk DescriptorFile") {
+        Some("a VMDK image")
+    } else if at(0, b"QED\0") {
+        Some("a QED image")
+    } else if at(0x40, &[0x7f, 0x10, 0xda, 0xbe]) {
+        Some("a VDI image")
+    } else if at(0, b"WithoutFreeSpace") || at(0, b"WithouFreSpacExt") {
+        Some("a Parallels image")
+    } else if at(0, b"LUKS\xba\xbe") {
+        Some("a LUKS encrypted volume")
+    } else if at(0, b"VMA\0") {
+        Some("a VMA backup archive")
+    } else {
+        None
+    }
+}
+
+/// What a guest's disk begins with, found in a file whose front belongs to a container format.
+fn guest_signatures(head: &[u8], storage: &dyn Storage, len: u64) -> Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    let mut iso = [0; 5];
+    if len > 32774 {
+        storage.read_at(32769, &mut iso).map_err(|error| Error::io("cannot read its head", error))?;
+    }
+    if &iso == b"CD001" {
+        found.push("iso");
+    }
+    if head.get(510..512) == Some(&[0x55, 0xaa]) {
+        found.push("mbr");
+    }
+    Ok(found)
+}

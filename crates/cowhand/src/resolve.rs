@@ -1,0 +1,236 @@
+//! Which files an image may make us open: the path policy.
+
+use std::fs::File;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use cowhand_core::{Access, Cache, Error, ErrorKind, FileStorage, Identity, Lock, Resolver, Result, Storage};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// Which files may be opened because an image names them (a backing file, a data file, a parent locator). Names given
+/// by the caller are trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// None.
+    Deny,
+    /// Those that resolve beneath the image's own folder, however they are spelt.
+    #[default]
+    SameDir,
+    /// Those beneath the image's own folder or one of these.
+    Allow(Vec<PathBuf>),
+    /// Any regular file or block device of this machine.
+    Local,
+    /// Any, and names with a protocol (`file:`).
+    Any,
+}
+
+impl Policy {
+    /// `deny`, `same-dir`, `local`, `any`, or `allow=DIR`.
+    pub fn parse(text: &str) -> Result<Policy> {
+        Ok(match text {
+            "deny" => Policy::Deny,
+            "same-dir" => Policy::SameDir,
+            "local" => Policy::Local,
+            "any" => Policy::Any,
+            _ => match text.strip_prefix("allow=") {
+                Some(dir) if !dir.is_empty() => Policy::Allow(vec![PathBuf::from(dir)]),
+                _ => {
+                    return Err(Error::invalid(format!("'{text}' is not a path policy"))
+                        .hint("use deny, same-dir, allow=DIR, local or any"));
+                }
+            },
+        })
+    }
+
+    /// Both: folders of several `allow=` add up, otherwise the later counts.
+    #[must_use]
+    pub fn and(self, later: Policy) -> Policy {
+        match (self, later) {
+            (Policy::Allow(mut dirs), Policy::Allow(more)) => {
+                dirs.extend(more);
+                Policy::Allow(dirs)
+            }
+            (_, later) => later,
+        }
+    }
+}
+
+/// How files are opened on behalf of one image.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    /// The image's own folder: where relative names start.
+    pub(crate) folder: PathBuf,
+    pub(crate) policy: Policy,
+    pub(crate) lock: Lock,
+    pub(crate) cache: Cache,
+    /// All files opened so far, so that their changing can be noticed.
+    pub(crate) opened: Arc<Mutex<Vec<Watched>>>,
+}
+
+/// A file that was opened, and the state it was in.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    pub(crate) name: String,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) identity: Identity,
+}
+
+impl Files {
+    pub(crate) fn beside(image: &Path, policy: Policy, lock: Lock, cache: Cache) -> Files {
+        Files { folder: folder_of(image), policy, lock, cache, opened: Arc::default() }
+    }
+
+    /// For the files that another image of the same chain names.
+    pub(crate) fn of(&self, image: &Path) -> Files {
+        Files { folder: folder_of(image), ..self.clone() }
+    }
+
+    /// Opens a name that the caller gave.
+    pub(crate) fn trusted(&self, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
+        let storage = FileStorage::open(path, access, self.lock, self.cache)?;
+        self.watch(path, Arc::new(storage))
+    }
+
+    /// Opens a name that an image gave, if the policy allows it. The answer holds the path as it was found.
+    pub(crate) fn named_by_image(&self, name: &Path, access: Access) -> Result<(PathBuf, Arc<dyn Storage>)> {
+        let name = self.without_protocol(name)?;
+        let path = self.folder.join(&name);
+        let refused = |why: &str| {
+            Error::new(ErrorKind::Denied, format!("the image names '{}', {why}", name.display()))
+                .hint("if you trust the image, pass --paths local, or --paths allow=DIR for its folder")
+        };
+        let mut roots = vec![self.folder.clone()];
+        match &self.policy {
+            Policy::Deny => return Err(refused("and opening files that an image names is off")),
+            Policy::Local | Policy::Any => {
+                let storage = self.trusted(&path, access)?;
+                return Ok((path, storage));
+            }
+            Policy::SameDir => {}
+            Policy::Allow(dirs) => roots.extend(dirs.iter().cloned()),
+        }
+        // Where it really leads; what is not there is not there under any policy.
+        let real = std::fs::canonicalize(&path)
+            .map_err(|error| Error::io("cannot open", error).image(path.display()))?;
+        for root in roots {
+            let Ok(root) = std::fs::canonicalize(&root) else { continue };
+            let Ok(beneath) = real.strip_prefix(&root) else { continue };
+            let file = open_beneath(&root, beneath, access)
+                .map_err(|error| Error::io("cannot open", error).image(path.display()))?;
+            let storage = FileStorage::from_file(file, access, self.lock, self.cache)
+                .map_err(|error| error.image(path.display()))?;
+            let storage = self.watch(&path, Arc::new(storage))?;
+            return Ok((path, storage));
+        }
+        Err(refused("which does not lie beneath the image's own folder"))
+    }
+
+    fn watch(&self, path: &Path, storage: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+        let identity =
+            storage.identity().map_err(|error| Error::io("cannot look at", error).image(path.display()))?;
+        let watched = Watched { name: path.display().to_string(), storage: storage.clone(), identity };
+        self.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(watched);
+        Ok(storage)
+    }
+
+    /// `json:{...}`, `nbd://host` and the like are no files. QEMU's rule: letters before a colon, and no slash before
+    /// it; one letter is a drive of Windows, which is no protocol and no file here either.
+    fn without_protocol(&self, name: &Path) -> Result<PathBuf> {
+        let text = name.to_string_lossy();
+        let Some((protocol, rest)) = text.split_once(':') else { return Ok(name.to_owned()) };
+        if protocol.len() < 2 || !protocol.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) {
+            return Ok(name.to_owned());
+        }
+        match (&self.policy, protocol) {
+            (Policy::Any, "file") => Ok(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest))),
+            (Policy::Any, _) => Err(Error::unsupported(format!(
+                "the image names '{text}', and the protocol '{protocol}' is not spoken here"
+            ))),
+            _ => Err(Error::new(
+                ErrorKind::Denied,
+                format!("the image names '{text}', a protocol and not a file"),
+            )
+            .hint("if you trust the image, name its parent yourself with --parent")),
+        }
+    }
+}
+
+/// The data file of an image that is only looked at, when it may not be opened: any use of its content fails.
+#[derive(Debug)]
+struct Withheld(PathBuf);
+
+impl Withheld {
+    fn refused<T>(&self) -> io::Result<T> {
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("the data file '{}' was not opened", self.0.display()),
+        ))
+    }
+}
+
+impl Storage for Withheld {
+    fn len(&self) -> io::Result<u64> {
+        Ok(u64::MAX >> 1)
+    }
+
+    fn read_at(&self, _at: u64, _buf: &mut [u8]) -> io::Result<()> {
+        self.refused()
+    }
+
+    fn write_at(&self, _at: u64, _buf: &[u8]) -> io::Result<()> {
+        self.refused()
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        self.refused()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        Ok(Identity::default())
+    }
+}
+
+impl Resolver for Files {
+    fn open(&self, name: &Path, writable: bool) -> Result<Arc<dyn Storage>> {
+        if self.policy == Policy::Deny && !writable {
+            return Ok(Arc::new(Withheld(name.to_owned())));
+        }
+        let access = if writable { Access::Write } else { Access::Read };
+        self.named_by_image(name, access).map(|(_, storage)| storage)
+    }
+
+    fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
+        self.trusted(&self.folder.join(name), Access::CreateNew)
+    }
+}
+
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Opens `beneath` in `root`; the kernel makes sure that no link leads out, also when one is put there meanwhile.
+fn open_beneath(root: &Path, beneath: &Path, access: Access) -> io::Result<File> {
+    if beneath.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let root = File::open(root)?;
+    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    flags |= if access == Access::Read { OFlags::RDONLY } else { OFlags::RDWR };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(&root, beneath, flags, Mode::empty(), resolve) {
+        Ok(file) => Ok(file.into()),
+        // Kernels before 5.6, and some sandboxes: the path is canonical, so refusing a link at its end must do.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+            Ok(rustix::fs::openat(&root, beneath, flags | OFlags::NOFOLLOW, Mode::empty())?.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

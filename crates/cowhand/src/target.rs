@@ -1,0 +1,221 @@
+//! A target that is whole or absent: written under a partial name, synced, renamed.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use cowhand_core::{
+    Access, Cache, DirFolder, Error, ErrorKind, FileStorage, Folder, Lock, Resolver, Result, Storage,
+};
+
+use crate::resolve::folder_of;
+
+/// A file that will be there whole, or not at all.
+///
+/// Until [`Target::finish`] only `.NAME.partial-ID` exists beside it; what bore the name before is untouched. Dropped
+/// unfinished, the partial goes away. A block device has no name to give back, and is written in place.
+#[derive(Debug)]
+pub(crate) struct Target {
+    path: PathBuf,
+    storage: Arc<FileStorage>,
+    partial: Option<Partial>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    folder: DirFolder,
+    partial: String,
+    name: String,
+    cache: Cache,
+    /// What bore the name before, held so that nobody uses it while it is replaced.
+    old: Option<FileStorage>,
+    keep: bool,
+    done: bool,
+}
+
+impl Target {
+    /// Prepares to write `path`. Errors: another program uses the file that is there; it is no file.
+    pub(crate) fn begin(path: &Path, cache: Cache, keep: bool) -> Result<Target> {
+        let path = end_of_links(path)?;
+        let there = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) => Some(metadata.file_type()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("cannot look at", error).image(path.display())),
+        };
+        if there.is_some_and(|kind| kind.is_block_device()) {
+            let storage = Arc::new(FileStorage::open(&path, Access::Write, Lock::Default, cache)?);
+            return Ok(Target { path, storage, partial: None });
+        }
+        let old = match there {
+            Some(_) => Some(FileStorage::open(&path, Access::Write, Lock::Default, Cache::Unsafe)?),
+            None => None,
+        };
+        let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
+            Error::invalid("is no name for a target").hint("name a file, in UTF-8").image(path.display())
+        })?;
+        let folder = DirFolder::new(folder_of(&path), cache);
+        let (partial, storage) = new_partial(&path, &name, cache)?;
+        let partial = Partial { folder, partial, name, cache, old, keep, done: false };
+        Ok(Target { path, storage, partial: Some(partial) })
+    }
+
+    /// Where the bytes go.
+    pub(crate) fn storage(&self) -> &Arc<FileStorage> {
+        &self.storage
+    }
+
+    /// True where the target is written in place, so that a failure leaves it half-written.
+    pub(crate) fn is_device(&self) -> bool {
+        self.partial.is_none()
+    }
+
+    /// True if `storage` is the file that would be replaced.
+    pub(crate) fn replaces(&self, storage: &dyn Storage) -> bool {
+        let old: &dyn Storage = match &self.partial {
+            Some(Partial { old: Some(old), .. }) => old,
+            Some(_) => return false,
+            None => self.storage.as_ref(),
+        };
+        match (old.identity(), storage.identity()) {
+            (Ok(a), Ok(b)) => (a.device, a.inode) == (b.device, b.inode),
+            _ => false,
+        }
+    }
+
+    /// Syncs, gives it its name, syncs the folder.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.storage.sync().map_err(|error| Error::io("cannot sync", error).image(self.path.display()))?;
+        let Some(partial) = &mut self.partial else { return Ok(()) };
+        if let Some(old) = &partial.old {
+            keep_attributes(old, &self.storage).map_err(|error| error.image(self.path.display()))?;
+            if partial.cache != Cache::Unsafe {
+                self.storage
+                    .sync()
+                    .map_err(|error| Error::io("cannot sync", error).image(self.path.display()))?;
+            }
+        }
+        partial.folder.rename(&partial.partial, &partial.name)?;
+        partial.done = true;
+        partial.folder.sync()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.done && !self.keep {
+            // Nobody can be told: the error that led here is already on its way.
+            let _ = self.folder.remove(&self.partial);
+        }
+    }
+}
+
+/// Follows a symbolic link to its end, which need not exist: the link stays, what it names is replaced.
+fn end_of_links(path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..40 {
+        match std::fs::read_link(&path) {
+            Ok(to) => path = folder_of(&path).join(to),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Error::new(ErrorKind::Invalid, "has too many levels of symbolic links").image(path.display()))
+}
+
+fn new_partial(path: &Path, name: &str, cache: Cache) -> Result<(String, Arc<FileStorage>)> {
+    // File names end at 255 bytes; the whole name is only there for people to see.
+    let mut shown = name;
+    while shown.len() > 220 {
+        let mut chars = shown.chars();
+        chars.next_back();
+        shown = chars.as_str();
+    }
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map(|since| since.subsec_nanos())
+        .unwrap_or(0);
+    let mut attempt = 0;
+    loop {
+        let partial = format!(".{shown}.partial-{:x}{:08x}", std::process::id(), nanos.wrapping_add(attempt));
+        match FileStorage::open(&folder_of(path).join(&partial), Access::CreateNew, Lock::Default, cache) {
+            Ok(storage) => return Ok((partial, Arc::new(storage))),
+            Err(error) if error.kind() == ErrorKind::Exists && attempt < 100 => attempt += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Mode, owner and extended attributes of the old file, for those who set them had reasons.
+fn keep_attributes(old: &FileStorage, new: &FileStorage) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io("cannot keep the old file's mode and owner", error);
+    let was = old.file().metadata().map_err(failed)?;
+    let is = new.file().metadata().map_err(failed)?;
+    if (was.uid(), was.gid()) != (is.uid(), is.gid()) {
+        match std::os::unix::fs::fchown(new.file(), Some(was.uid()), Some(was.gid())) {
+            // Only root may give files away; the group may still be kept.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                let _ = std::os::unix::fs::fchown(new.file(), None, Some(was.gid()));
+            }
+            other => other.map_err(failed)?,
+        }
+    }
+    new.file().set_permissions(was.permissions()).map_err(failed)?;
+    copy_extended_attributes(old, new);
+    Ok(())
+}
+
+/// As far as the file system takes them: one that has none, or does not let us set a label, is no error.
+fn copy_extended_attributes(old: &FileStorage, new: &FileStorage) {
+    let mut names = vec![0; 65536];
+    let Ok(len) = rustix::fs::flistxattr(old.file(), &mut names[..]) else { return };
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 65536];
+        if let Ok(len) = rustix::fs::fgetxattr(old.file(), name, &mut value[..]) {
+            let _ = rustix::fs::fsetxattr(new.file(), name, &value[..len], rustix::fs::XattrFlags::empty());
+        }
+    }
+}
+
+/// Makes the further files of a target (qcow2's data file), each whole or absent as the target is.
+#[derive(Debug)]
+pub(crate) struct TargetFiles {
+    folder: PathBuf,
+    cache: Cache,
+    keep: bool,
+    made: Mutex<Vec<Target>>,
+}
+
+impl TargetFiles {
+    pub(crate) fn beside(target: &Path, cache: Cache, keep: bool) -> TargetFiles {
+        TargetFiles { folder: folder_of(target), cache, keep, made: Mutex::default() }
+    }
+
+    /// Gives them their names; to be done before the image that names them gets its own.
+    pub(crate) fn finish(self) -> Result<()> {
+        let made = self.made.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        made.into_iter().try_for_each(Target::finish)
+    }
+
+    /// While the target has no name yet, what it calls its data file is still a partial: (name, file now).
+    pub(crate) fn now(&self) -> Vec<(PathBuf, Arc<FileStorage>)> {
+        let made = self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        made.iter().map(|target| (target.path.clone(), target.storage.clone())).collect()
+    }
+}
+
+impl Resolver for TargetFiles {
+    /// Only what was made by [`Resolver::create`] before: verifying reads the target back through this.
+    fn open(&self, name: &Path, _writable: bool) -> Result<Arc<dyn Storage>> {
+        let path = end_of_links(&self.folder.join(name))?;
+        match self.now().into_iter().find(|(made, _)| *made == path) {
+            Some((_, storage)) => Ok(storage),
+            None => Err(Error::new(ErrorKind::NotFound, format!("'{}' was not made here", name.display()))),
+        }
+    }
+
+    fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
+        let target = Target::begin(&self.folder.join(name), self.cache, self.keep)?;
+        let storage = target.storage().clone();
+        self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target);
+        Ok(storage)
+    }
+}

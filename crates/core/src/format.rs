@@ -15,6 +15,8 @@ pub enum Probe {
     No,
     /// Nothing speaks against it: raw, of everything.
     Possible,
+    /// The format's signature stands at the end alone: what is in front is the guest's.
+    Trailer,
     /// The format's signature is there.
     Sure,
 }

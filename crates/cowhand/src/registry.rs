@@ -48,18 +48,20 @@ pub fn detect(storage: &dyn Storage) -> Result<&'static dyn Format> {
     let mut head = vec![0; len.min(4096) as usize];
     storage.read_at(0, &mut head).map_err(failed)?;
 
-    let sure: Vec<&'static dyn Format> =
-        formats().iter().copied().filter(|format| format.probe(&head, storage) == Probe::Sure).collect();
-    let mut names: Vec<&str> = sure.iter().map(|format| format.names()[0]).collect(); // never empty: every format has a name
-    let Some(&found) = sure.first() else {
+    let matches: Vec<(Probe, &'static dyn Format)> = formats()
+        .iter()
+        .map(|format| (format.probe(&head, storage), *format))
+        .filter(|(probe, _)| *probe > Probe::Possible)
+        .collect();
+    let Some(&(probe, found)) = matches.first() else {
         return match foreign(&head) {
             Some(what) => Err(Error::unsupported(format!("is {what}, which is not read here"))
                 .hint("pass -f raw to take its bytes as they stand")),
             None => Ok(&Raw),
         };
     };
-    // A trailing footer leaves offset 0 to the guest: what stands there is the guest's.
-    if found.probe(&head, &cowhand_core::MemoryStorage::new()) == Probe::Sure {
+    let mut names: Vec<&str> = matches.iter().map(|(_, format)| format.names()[0]).collect(); // never empty: every format has a name
+    if probe == Probe::Sure {
         names.extend(guest_signatures(&head, storage, len)?);
     }
     match names.as_slice() {

@@ -163,7 +163,8 @@ impl fmt::Display for Printable<'_> {
         use fmt::Write;
         for c in self.0.chars() {
             // Bidirectional overrides reorder what a person reads, as control characters do.
-            let hidden = c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let hidden = c.is_control()
+                || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             if hidden { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
         }
         Ok(())

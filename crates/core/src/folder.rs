@@ -52,12 +52,14 @@ impl Folder for DirFolder {
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
-        std::fs::rename(self.named(from), self.named(to))
-            .map_err(|error| Error::io(format!("cannot rename {from} to it"), error).image(self.named(to).display()))
+        std::fs::rename(self.named(from), self.named(to)).map_err(|error| {
+            Error::io(format!("cannot rename {from} to it"), error).image(self.named(to).display())
+        })
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        std::fs::remove_file(self.named(name)).map_err(|error| Error::io("cannot remove", error).image(self.named(name).display()))
+        std::fs::remove_file(self.named(name))
+            .map_err(|error| Error::io("cannot remove", error).image(self.named(name).display()))
     }
 
     fn sync(&self) -> Result<()> {
@@ -92,6 +94,11 @@ impl MemoryFolder {
     /// The names in it, sorted.
     pub fn names(&self) -> Vec<String> {
         self.files().keys().cloned().collect()
+    }
+
+    /// The files in it with their names, sorted.
+    pub fn entries(&self) -> Vec<(String, Arc<MemoryStorage>)> {
+        self.files().iter().map(|(name, file)| (name.clone(), file.clone())).collect()
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<String, Arc<MemoryStorage>>> {

@@ -85,7 +85,13 @@ pub struct NoFiles;
 
 impl Resolver for NoFiles {
     fn open(&self, name: &Path, _writable: bool) -> Result<Arc<dyn Storage>> {
-        Err(Error::new(crate::ErrorKind::Denied, format!("the image names another file, '{}', and no other file may be opened here", name.display())))
+        Err(Error::new(
+            crate::ErrorKind::Denied,
+            format!(
+                "the image names another file, '{}', and no other file may be opened here",
+                name.display()
+            ),
+        ))
     }
 
     fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
@@ -115,10 +121,16 @@ pub trait Format: Send + Sync + Debug {
     }
 
     /// Opens one image file. Reads what is needed and no more; never opens the parent.
-    fn open(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>>;
+    fn open(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &OpenOptions)
+    -> Result<Arc<dyn Layer>>;
 
     /// Makes an image on an empty storage.
-    fn create(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>>;
+    fn create(
+        &self,
+        file: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        how: &CreateOptions,
+    ) -> Result<Arc<dyn Layer>>;
 
     /// A judge of this format for the safety gate, which sees the content once, from front to end.
     fn inspector(&self) -> Option<Box<dyn Inspector>>;

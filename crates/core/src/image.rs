@@ -83,7 +83,11 @@ impl Image {
     fn check_range(&self, at: u64, len: u64) -> Result<()> {
         match at.checked_add(len) {
             Some(end) if end <= self.size() => Ok(()),
-            _ => Err(Error::invalid(format!("{len} bytes at {at} go past the end of the disk ({} bytes)", self.size())).image(self.name())),
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at {at} go past the end of the disk ({} bytes)",
+                self.size()
+            ))
+            .image(self.name())),
         }
     }
 
@@ -111,7 +115,13 @@ impl Image {
                 return Ok(Mapped { len, kind, depth, compressed, host });
             }
         }
-        Ok(Mapped { len, kind: Kind::Hole, depth: links.len().saturating_sub(1), compressed: false, host: None })
+        Ok(Mapped {
+            len,
+            kind: Kind::Hole,
+            depth: links.len().saturating_sub(1),
+            compressed: false,
+            host: None,
+        })
     }
 
     /// Fills `buf` with the disk's bytes from `at` on. Errors: past the end; what a layer says.
@@ -156,7 +166,8 @@ impl Image {
             let here = at + done as u64;
             let left = (buf.len() - done) as u64;
             let in_granule = granule - here % granule;
-            let whole = if here.is_multiple_of(granule) && left >= granule { left - left % granule } else { 0 };
+            let whole =
+                if here.is_multiple_of(granule) && left >= granule { left - left % granule } else { 0 };
             let n = if whole > 0 { whole } else { in_granule.min(left) };
             let piece = &buf[done..done + n as usize];
             if whole > 0 {
@@ -232,7 +243,8 @@ impl Image {
         let mut here = at;
         while here < end {
             let held = self.share(here, end - here);
-            let done = self.top().layer.erase(here, end - here, how).map_err(|error| error.image(self.name()))?;
+            let done =
+                self.top().layer.erase(here, end - here, how).map_err(|error| error.image(self.name()))?;
             drop(held);
             if done > 0 {
                 here += done;
@@ -288,14 +300,22 @@ impl Image {
         }
         let granule = self.granule();
         let (first, last) = (at / granule, (at + len - 1) / granule);
-        let mut wanted: Vec<u64> = if last - first >= STRIPES { (0..STRIPES).collect() } else { (first..=last).map(|g| g % STRIPES).collect() };
+        let mut wanted: Vec<u64> = if last - first >= STRIPES {
+            (0..STRIPES).collect()
+        } else {
+            (first..=last).map(|g| g % STRIPES).collect()
+        };
         wanted.sort_unstable();
-        let lock = |stripe: u64| self.stripes[stripe as usize].read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let lock = |stripe: u64| {
+            self.stripes[stripe as usize].read().unwrap_or_else(|poisoned| poisoned.into_inner())
+        };
         Held::Shared { _guards: wanted.into_iter().map(lock).collect() }
     }
 
     fn alone(&self, at: u64) -> Held<'_> {
         let stripe = (at / self.granule()) % STRIPES;
-        Held::Alone { _guard: self.stripes[stripe as usize].write().unwrap_or_else(|poisoned| poisoned.into_inner()) }
+        Held::Alone {
+            _guard: self.stripes[stripe as usize].write().unwrap_or_else(|poisoned| poisoned.into_inner()),
+        }
     }
 }

@@ -21,7 +21,7 @@ pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};
 pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Resolver};
 pub use image::{Image, Link, Mapped};
-pub use inspect::{Finding, Inspector, Problem};
+pub use inspect::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place, Problem, TAIL};
 pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc, SnapshotInfo, Snapshots};
 pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_size};
 pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Storage};

@@ -40,7 +40,8 @@ impl Options {
         let mut checked = BTreeMap::new();
         for (name, value) in given {
             let spec = table.iter().find(|spec| spec.name == name).ok_or_else(|| {
-                Error::invalid(format!("Invalid parameter '{name}'")).hint("'-o help' lists what this format takes")
+                Error::invalid(format!("Invalid parameter '{name}'"))
+                    .hint("'-o help' lists what this format takes")
             })?;
             spec.check(value)?;
             checked.insert(spec.name, value.clone());
@@ -76,7 +77,9 @@ impl Options {
 
 impl OptionSpec {
     fn check(&self, value: &str) -> Result<()> {
-        let wrong = |expected: String| Err(Error::invalid(format!("Parameter '{}' expects {expected}, not '{value}'", self.name)));
+        let wrong = |expected: String| {
+            Err(Error::invalid(format!("Parameter '{}' expects {expected}, not '{value}'", self.name)))
+        };
         match self.kind {
             OptionKind::Text => Ok(()),
             OptionKind::Size => match parse_size(value) {
@@ -140,7 +143,8 @@ pub fn parse_option_string(text: &str) -> Vec<(String, String)> {
 /// that people type are taken as the same powers of 1024.
 pub fn parse_size(text: &str) -> Result<u64> {
     let wrong = || {
-        Error::invalid(format!("'{text}' is not a size")).hint("sizes look like 1048576, 512k, 20M, 1.5G, 4T or 0x100000")
+        Error::invalid(format!("'{text}' is not a size"))
+            .hint("sizes look like 1048576, 512k, 20M, 1.5G, 4T or 0x100000")
     };
     let text = text.trim();
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -149,7 +153,10 @@ pub fn parse_size(text: &str) -> Result<u64> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits_end);
     let suffix = suffix.trim_start().to_ascii_lowercase();
-    let suffix = suffix.strip_suffix("ib").or_else(|| suffix.strip_suffix('b').filter(|rest| !rest.is_empty())).unwrap_or(&suffix);
+    let suffix = suffix
+        .strip_suffix("ib")
+        .or_else(|| suffix.strip_suffix('b').filter(|rest| !rest.is_empty()))
+        .unwrap_or(&suffix);
     let shift = match suffix {
         "" | "b" => 0,
         "k" => 10,
@@ -161,7 +168,10 @@ pub fn parse_size(text: &str) -> Result<u64> {
         _ => return Err(wrong()),
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || fraction.contains('.') || (number.ends_with('.') || (shift == 0 && !fraction.is_empty())) {
+    if whole.is_empty()
+        || fraction.contains('.')
+        || (number.ends_with('.') || (shift == 0 && !fraction.is_empty()))
+    {
         return Err(wrong());
     }
     let whole: u64 = whole.parse().map_err(|_| wrong())?;

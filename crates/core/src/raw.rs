@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    CreateOptions, Erase, Error, ErrorKind, Extent, Format, Inspector, Layer, OpenOptions, OptionKind, OptionSpec, Prealloc, Probe,
-    Resolver, Result, Storage,
+    CreateOptions, Erase, Error, ErrorKind, Extent, Format, Inspector, Layer, OpenOptions, OptionKind,
+    OptionSpec, Prealloc, Probe, Resolver, Result, Storage,
 };
 
 const SECTOR: u64 = 512;
@@ -35,11 +35,21 @@ impl Format for Raw {
         }]
     }
 
-    fn open(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>> {
+    fn open(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &OpenOptions,
+    ) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(RawLayer::over(file, how.writable)?))
     }
 
-    fn create(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
+    fn create(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &CreateOptions,
+    ) -> Result<Arc<dyn Layer>> {
         if how.parent.is_some() {
             return Err(Error::unsupported("a raw image cannot have a backing file").hint("choose qcow2"));
         }
@@ -55,7 +65,8 @@ impl Format for Raw {
 }
 
 fn round_up(size: u64) -> Result<u64> {
-    size.checked_next_multiple_of(SECTOR).ok_or_else(|| Error::invalid(format!("a disk of {size} bytes is too large")))
+    size.checked_next_multiple_of(SECTOR)
+        .ok_or_else(|| Error::invalid(format!("a disk of {size} bytes is too large")))
 }
 
 /// Gives `len` bytes from `at` on their space.
@@ -65,7 +76,8 @@ fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<(
         Prealloc::Off | Prealloc::Metadata => {}
         Prealloc::Falloc => {
             if !file.allocate(at, len).map_err(failed)? {
-                return Err(Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off"));
+                return Err(Error::unsupported("this file system cannot reserve space")
+                    .hint("use preallocation=full or off"));
             }
         }
         Prealloc::Full => {
@@ -134,7 +146,10 @@ impl Layer for RawLayer {
                 // The tail that rounding adds belongs to the last data: it stands in no file.
                 let end = if range.end >= self.len.load(Ordering::Relaxed) { self.size() } else { range.end };
                 let len = max.min(end - at);
-                Extent { host: host.filter(|_| at + len <= self.len.load(Ordering::Relaxed)), ..Extent::data(len, None) }
+                Extent {
+                    host: host.filter(|_| at + len <= self.len.load(Ordering::Relaxed)),
+                    ..Extent::data(len, None)
+                }
             }
             Some(range) => Extent { host, ..Extent::zero(max.min(range.start - at)) },
             None => Extent { host, ..Extent::zero(max) },
@@ -161,7 +176,10 @@ impl Layer for RawLayer {
 
     fn write_from(&self, at: u64, src: &dyn Storage, src_at: u64, len: u64) -> Result<u64> {
         self.check_writable()?;
-        let done = self.file.copy_from(at, src, src_at, len).map_err(|error| Error::io("cannot share blocks", error).at(at))?;
+        let done = self
+            .file
+            .copy_from(at, src, src_at, len)
+            .map_err(|error| Error::io("cannot share blocks", error).at(at))?;
         if done > 0 {
             self.reached(at + done);
         }
@@ -178,7 +196,9 @@ impl Layer for RawLayer {
         }
         let done = match how {
             Erase::Zero => self.file.zero(at, inside).map_err(failed)?,
-            Erase::Free => self.file.punch(at, inside).map_err(failed)? || self.file.zero(at, inside).map_err(failed)?,
+            Erase::Free => {
+                self.file.punch(at, inside).map_err(failed)? || self.file.zero(at, inside).map_err(failed)?
+            }
             // Nothing lies below that could show.
             Erase::Reveal => false,
         };
@@ -189,7 +209,9 @@ impl Layer for RawLayer {
         self.check_writable()?;
         let size = round_up(size)?;
         let old = self.len.load(Ordering::Relaxed);
-        self.file.set_len(size).map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
+        self.file
+            .set_len(size)
+            .map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
         if size > old {
             preallocate(self.file.as_ref(), old, size - old, prealloc)?;
         }

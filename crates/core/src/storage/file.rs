@@ -96,10 +96,9 @@ impl FileStorage {
             flags |= libc::O_DSYNC;
         }
         let named = |error: Error| error.image(path.display());
-        let file = options
-            .custom_flags(flags)
-            .open(path)
-            .map_err(|error| named(Error::io(if access == Access::CreateNew { "cannot create" } else { "cannot open" }, error)))?;
+        let file = options.custom_flags(flags).open(path).map_err(|error| {
+            named(Error::io(if access == Access::CreateNew { "cannot create" } else { "cannot open" }, error))
+        })?;
         Self::from_file(file, access, lock, cache).map_err(named)
     }
 
@@ -108,7 +107,8 @@ impl FileStorage {
         let metadata = file.metadata().map_err(|error| Error::io("cannot look at", error))?;
         let kind = metadata.file_type();
         let device_len = if kind.is_block_device() {
-            let end = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|error| Error::io("cannot find the device's size", error.into()))?;
+            let end = rustix::fs::seek(&file, SeekFrom::End(0))
+                .map_err(|error| Error::io("cannot find the device's size", error.into()))?;
             Some(end)
         } else if kind.is_file() {
             None
@@ -120,7 +120,9 @@ impl FileStorage {
             } else {
                 "no file"
             };
-            return Err(Error::unsupported(format!("is {what}; an image is a regular file or a block device")));
+            return Err(Error::unsupported(format!(
+                "is {what}; an image is a regular file or a block device"
+            )));
         };
         take_locks(&file, access, lock)?;
         Ok(FileStorage { file, device_len, cache, sync_failed: AtomicBool::new(false) })
@@ -142,7 +144,12 @@ impl FileStorage {
         }
         match rustix::fs::fallocate(&self.file, flags, at, len) {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL | rustix::io::Errno::NODEV) => Ok(false),
+            Err(
+                rustix::io::Errno::OPNOTSUPP
+                | rustix::io::Errno::NOSYS
+                | rustix::io::Errno::INVAL
+                | rustix::io::Errno::NODEV,
+            ) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -237,7 +244,17 @@ impl Storage for FileStorage {
         }
         match clone_range(self.file.as_fd(), at, from, src_at, len) {
             Ok(()) => Ok(len),
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::PERM | Errno::TXTBSY | Errno::ISDIR | Errno::BADF) => Ok(0),
+            Err(
+                Errno::OPNOTSUPP
+                | Errno::INVAL
+                | Errno::XDEV
+                | Errno::NOTTY
+                | Errno::NOSYS
+                | Errno::PERM
+                | Errno::TXTBSY
+                | Errno::ISDIR
+                | Errno::BADF,
+            ) => Ok(0),
             Err(error) => Err(error.into()),
         }
     }
@@ -266,7 +283,13 @@ impl Storage for FileStorage {
 
 /// `FICLONERANGE`: `len` bytes of `from` stand in `to` as well, sharing blocks.
 #[allow(unsafe_code)]
-fn clone_range(to: BorrowedFd<'_>, at: u64, from: BorrowedFd<'_>, src_at: u64, len: u64) -> rustix::io::Result<()> {
+fn clone_range(
+    to: BorrowedFd<'_>,
+    at: u64,
+    from: BorrowedFd<'_>,
+    src_at: u64,
+    len: u64,
+) -> rustix::io::Result<()> {
     let range = libc::file_clone_range {
         src_fd: i64::from(from.as_raw_fd()),
         src_offset: src_at,
@@ -276,7 +299,11 @@ fn clone_range(to: BorrowedFd<'_>, at: u64, from: BorrowedFd<'_>, src_at: u64, l
     // SAFETY: FICLONERANGE reads one `file_clone_range` through the pointer, which is valid for the call; both
     // descriptors are borrowed and so open.
     let done = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &range) };
-    if done == 0 { Ok(()) } else { Err(rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO))
+    }
 }
 
 // QEMU's permission bits (include/block/block-common.h): a byte 100 + bit is held for a permission in use, a byte
@@ -299,14 +326,23 @@ fn take_locks(file: &File, access: Access, lock: Lock) -> Result<()> {
         match ofd_lock(file, libc::F_OFD_SETLK, libc::F_RDLCK as i16, byte) {
             Ok(_) => {}
             // A file system without such locks (some network ones): as QEMU does, go on without.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP)) => return Ok(()),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP)
+                ) =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(Error::io("cannot lock", error)),
         }
     }
     // Somebody who does not share what is needed here, or who uses what is not shared here.
     let asked = needed.iter().map(|bit| NOT_SHARED + bit).chain(unshared.iter().map(|bit| HELD + bit));
     for byte in asked {
-        if let Some(pid) = ofd_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK as i16, byte).map_err(|error| Error::io("cannot lock", error))? {
+        if let Some(pid) = ofd_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK as i16, byte)
+            .map_err(|error| Error::io("cannot lock", error))?
+        {
             return Err(held(file, pid, access, byte));
         }
     }
@@ -340,10 +376,15 @@ fn holder_of(file: &File) -> Option<i32> {
     let own = std::process::id().to_string();
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
         let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()) && *name != own) else { continue };
+        let Some(name) =
+            name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()) && *name != own)
+        else {
+            continue;
+        };
         let Ok(fds) = std::fs::read_dir(format!("/proc/{name}/fd")) else { continue };
         for fd in fds.flatten() {
-            if std::fs::metadata(fd.path()).is_ok_and(|m| m.dev() == wanted.dev() && m.ino() == wanted.ino()) {
+            if std::fs::metadata(fd.path()).is_ok_and(|m| m.dev() == wanted.dev() && m.ino() == wanted.ino())
+            {
                 return name.parse().ok();
             }
         }

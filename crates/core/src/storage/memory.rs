@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{Identity, Storage};
 
@@ -21,8 +21,11 @@ pub struct MemoryStorage {
 struct Pages {
     len: u64,
     changes: u64,
-    map: BTreeMap<u64, Box<[u8]>>,
+    /// Shared with snapshots until one of them is written.
+    map: BTreeMap<u64, Arc<Page>>,
 }
+
+type Page = [u8; PAGE as usize];
 
 impl Default for MemoryStorage {
     fn default() -> Self {
@@ -52,6 +55,25 @@ impl MemoryStorage {
         let mut bytes = vec![0; usize::try_from(pages.len).unwrap_or(0)];
         pages.read(0, &mut bytes);
         bytes
+    }
+
+    /// A storage of its own with the same content now. Pages are shared until one side writes them.
+    pub fn snapshot(&self) -> Self {
+        MemoryStorage { pages: RwLock::new(self.pages().clone()), ..Self::default() }
+    }
+
+    /// True where both have the same length and bytes. Shared pages are not looked at.
+    pub fn same_bytes(&self, other: &MemoryStorage) -> bool {
+        // Copies (cheap: shared pages), so that two comparisons the other way round cannot wait for each other.
+        let (one, two) = (self.pages().clone(), other.pages().clone());
+        let blank: Arc<Page> = Arc::new([0; PAGE as usize]);
+        let covers = |a: &Pages, b: &Pages| {
+            a.map.iter().all(|(at, page)| {
+                let twin = b.map.get(at).unwrap_or(&blank);
+                Arc::ptr_eq(page, twin) || page == twin
+            })
+        };
+        one.len == two.len && covers(&one, &two) && covers(&two, &one)
     }
 
     // A panic of another thread cannot leave a page half-made: every change is one copy.
@@ -95,7 +117,7 @@ impl Pages {
         self.changes += 1;
         for (page, offset, range) in pieces(at, buf.len()) {
             let source = &buf[range];
-            let bytes = self.map.entry(page).or_insert_with(|| vec![0; PAGE as usize].into());
+            let bytes = Arc::make_mut(self.map.entry(page).or_insert_with(|| Arc::new([0; PAGE as usize])));
             bytes[offset..offset + source.len()].copy_from_slice(source);
         }
         if !buf.is_empty() {
@@ -118,7 +140,7 @@ impl Pages {
             (end / PAGE, if at / PAGE == end / PAGE { at % PAGE } else { 0 }, end % PAGE),
         ] {
             if let Some(bytes) = self.map.get_mut(&page).filter(|_| from < to) {
-                bytes[from as usize..to as usize].fill(0);
+                Arc::make_mut(bytes)[from as usize..to as usize].fill(0);
             }
         }
     }
@@ -217,6 +239,22 @@ mod tests {
         storage.set_len(50).unwrap();
         storage.set_len(200).unwrap();
         assert_eq!(storage.to_vec()[49..52], [7, 0, 0]);
+    }
+
+    #[test]
+    fn a_snapshot_keeps_its_bytes() {
+        let storage = MemoryStorage::from_bytes(&[7; 10000]);
+        let before = storage.snapshot();
+        assert!(before.same_bytes(&storage));
+        storage.write_at(5000, &[8]).unwrap();
+        assert!(!before.same_bytes(&storage) && !storage.same_bytes(&before));
+        assert_eq!(before.to_vec(), [7; 10000]);
+        storage.write_at(5000, &[7]).unwrap();
+        assert!(before.same_bytes(&storage));
+        // A page of zeros and no page are the same bytes.
+        storage.write_at(20000, &[0]).unwrap();
+        before.set_len(20001).unwrap();
+        assert!(before.same_bytes(&storage) && storage.same_bytes(&before));
     }
 
     #[test]

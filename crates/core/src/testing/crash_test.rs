@@ -1,0 +1,280 @@
+//! The crash test: cuts the power at every moment of a script, recovers, and judges what is there.
+
+use std::sync::Arc;
+
+use super::bench::{Failure, Opener, image, makes, no_panic, opens};
+use super::crash::Journal;
+use super::history::{History, Run, list};
+use super::script::{Op, Shape};
+use super::states::{Plan, State};
+use crate::{Folder, Layer, MemoryFolder, Result, Storage};
+
+type Check<'a> = Box<dyn Fn(&State, &Arc<dyn Layer>) -> Result<(), Failure> + 'a>;
+
+/// A random script on a layer (over a parent, if one is given), cut off at every moment. In each state that a power
+/// cut may leave:
+///
+/// - it opens for writing, and every sector holds what was flushed before the cut or a value written later
+/// - `view`, if given, sees such values too and changes no byte
+/// - `check`, if given, is content
+/// - opening it a second time shows the same, and changes no byte
+/// - where opening wrote something: of some states, every state that a power cut during that leaves is well too
+pub struct CrashTest<'a> {
+    make: Opener<'a>,
+    reopen: Opener<'a>,
+    view: Option<Opener<'a>>,
+    parent: Option<Arc<dyn Layer>>,
+    check: Option<Check<'a>>,
+    shape: Shape,
+    script: Option<Vec<Op>>,
+    seed: u64,
+    units: Vec<u64>,
+    plan: Plan,
+    nested: usize,
+    same_bytes: bool,
+}
+
+/// How much a crash test looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CrashCounts {
+    /// Crash states.
+    pub states: usize,
+    /// Epochs, of each unit size.
+    pub epochs: usize,
+    /// States of power cuts during recovery.
+    pub nested: usize,
+}
+
+impl std::ops::AddAssign for CrashCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.states += more.states;
+        self.epochs += more.epochs;
+        self.nested += more.nested;
+    }
+}
+
+impl<'a> CrashTest<'a> {
+    /// Tests a format of one file: `make` makes an empty image on an empty storage, `reopen` opens it for writing.
+    pub fn new(
+        make: impl Fn(Arc<dyn Storage>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+        reopen: impl Fn(Arc<dyn Storage>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+    ) -> Self {
+        Self::boxed(makes(make), opens(reopen))
+    }
+
+    /// Tests a format of several files, which it makes and opens in a folder.
+    pub fn in_folder(
+        make: impl Fn(&Arc<dyn Folder>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+        reopen: impl Fn(&Arc<dyn Folder>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+    ) -> Self {
+        Self::boxed(Box::new(make), Box::new(reopen))
+    }
+
+    fn boxed(make: Opener<'a>, reopen: Opener<'a>) -> Self {
+        CrashTest {
+            make,
+            reopen,
+            view: None,
+            parent: None,
+            check: None,
+            shape: Shape::new(1 << 20, 65536),
+            script: None,
+            seed: 1,
+            units: vec![512, 4096],
+            plan: Plan::default(),
+            nested: 8,
+            same_bytes: true,
+        }
+    }
+
+    /// Puts the layer over this one.
+    #[must_use]
+    pub fn parent(mut self, parent: Arc<dyn Layer>) -> Self {
+        self.parent = Some(parent);
+        self
+    }
+
+    /// Opens read-only (a format of one file).
+    #[must_use]
+    pub fn view(
+        mut self,
+        view: impl Fn(Arc<dyn Storage>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+    ) -> Self {
+        self.view = Some(opens(view));
+        self
+    }
+
+    /// Called for every state with what was opened for writing there; [`State::file`] gives the bytes before that.
+    #[must_use]
+    pub fn check(mut self, check: impl Fn(&State, &Arc<dyn Layer>) -> Result<(), Failure> + 'a) -> Self {
+        self.check = Some(Box::new(check));
+        self
+    }
+
+    /// The shape of the random script. `align`, `resize` are ignored.
+    #[must_use]
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
+    }
+
+    /// These operations instead of random ones: whole sectors, no `Resize`.
+    #[must_use]
+    pub fn script(mut self, script: Vec<Op>) -> Self {
+        self.script = Some(script);
+        self
+    }
+
+    /// The seed of the script and of what is chosen at random.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// At most this many states of each epoch: for a test that runs every time.
+    #[must_use]
+    pub fn per_epoch(mut self, states: usize) -> Self {
+        self.plan.per_epoch = states;
+        self
+    }
+
+    /// At most this many states of each unit size.
+    #[must_use]
+    pub fn max_states(mut self, states: usize) -> Self {
+        self.plan.max_states = states;
+        self
+    }
+
+    /// What a disk writes whole, in bytes. Unless told: 512, and again 4096.
+    #[must_use]
+    pub fn units(mut self, units: &[u64]) -> Self {
+        self.units = units.to_vec();
+        self
+    }
+
+    /// Cuts the power during recovery too, in every `nested`th state (8 unless told; 0: never).
+    #[must_use]
+    pub fn nested(mut self, nested: usize) -> Self {
+        self.nested = nested;
+        self
+    }
+
+    /// `false`: a second recovery may change bytes (a format that counts how often it was opened), not content.
+    #[must_use]
+    pub fn same_bytes(mut self, same: bool) -> Self {
+        self.same_bytes = same;
+        self
+    }
+
+    /// Runs it. The failure says which state and why.
+    pub fn run(&self) -> Result<CrashCounts, Failure> {
+        let script = self
+            .script
+            .clone()
+            .unwrap_or_else(|| Shape { align: 512, resize: false, ..self.shape }.script(self.seed));
+        no_panic(|| self.run_script(&script))
+            .map_err(|failure| failure.with(format!("seed {}, script:\n{}", self.seed, list(&script))))
+    }
+
+    fn run_script(&self, script: &[Op]) -> Result<CrashCounts, Failure> {
+        let folder = Arc::new(MemoryFolder::new());
+        (self.make)(&(folder.clone() as Arc<dyn Folder>))?.close()?;
+        let journal = Journal::over(&folder);
+        let mut run = Run::open(journal.folder(), &self.reopen, self.parent.as_ref())?;
+        let mut history = History::new(run.image.size(), self.parent.as_ref())?;
+        for (number, op) in (1..).zip(script) {
+            let flushed = run
+                .step(&mut history, number, *op)
+                .map_err(|error| Failure::from(error).during(format!("operation {number}")))?;
+            if flushed {
+                journal.mark(number);
+            }
+        }
+        let all = script.len() as u64;
+        history.check(&run.image, all).map_err(|failure| failure.during("before any power cut"))?;
+        run.image.close()?;
+        journal.mark(all);
+        drop(run);
+
+        let mut counts = CrashCounts::default();
+        for unit in &self.units {
+            let mut states = journal.states(&Plan { unit: *unit, seed: self.seed, ..self.plan.clone() });
+            for state in states.by_ref() {
+                counts.states += 1;
+                let nested = self.nested != 0 && counts.states % self.nested == 0;
+                counts.nested += no_panic(|| self.judge(&state, &history, state.mark().unwrap_or(0), nested))
+                    .map_err(|failure| failure.with(&state))?;
+            }
+            counts.epochs += states.epochs();
+        }
+        Ok(counts)
+    }
+
+    /// Judges one state. Answers how many nested ones it went through.
+    fn judge(&self, state: &State, history: &History, mark: u64, nested: bool) -> Result<usize, Failure> {
+        let parent = self.parent.as_ref();
+        if let Some(view) = &self.view {
+            let folder = state.folder();
+            let seen = image(view(&(folder.clone() as Arc<dyn Folder>))?, parent)?;
+            history.check(&seen, mark).map_err(|failure| failure.during("opened read-only"))?;
+            drop(seen);
+            same(&folder, &state.folder()).map_err(|failure| failure.during("opened read-only"))?;
+        }
+
+        let journal = Journal::over(&state.folder());
+        let folder: Arc<dyn Folder> = journal.folder();
+        let layer = (self.reopen)(&folder).map_err(|error| Failure::from(error).during("does not open"))?;
+        let recovery = (nested && !journal.is_empty()).then(|| Plan {
+            seed: self.seed,
+            per_epoch: 12,
+            unit: 512,
+            ..Plan::default()
+        });
+        let recovery = recovery.map(|plan| journal.states(&plan));
+        let first = image(layer.clone(), parent)?;
+        let held = history.check(&first, mark)?;
+        if let Some(check) = &self.check {
+            check(state, &layer).map_err(|failure| failure.during("the check"))?;
+        }
+        first.close()?;
+        drop((first, layer));
+        let once = journal.live();
+
+        let second = image(
+            (self.reopen)(&folder).map_err(|error| Failure::from(error).during("does not open twice"))?,
+            parent,
+        )?;
+        if history.check(&second, mark)? != held {
+            return Err(Failure::new("opened a second time it holds something else"));
+        }
+        second.close()?;
+        drop(second);
+        if self.same_bytes {
+            same(&once, &journal.live()).map_err(|failure| failure.during("opened a second time"))?;
+        }
+
+        let mut nested = 0;
+        for state in recovery.into_iter().flatten() {
+            nested += 1;
+            self.judge(&state, history, mark, false)
+                .map_err(|failure| failure.with(format!("during recovery: {state}")))?;
+        }
+        Ok(nested)
+    }
+}
+
+/// Both folders hold the same files.
+fn same(one: &MemoryFolder, two: &MemoryFolder) -> Result<(), Failure> {
+    let (one, two) = (one.entries(), two.entries());
+    if one.len() != two.len() {
+        return Err(Failure::new("the folder holds other files than before"));
+    }
+    for ((name, file), (other_name, other)) in one.iter().zip(&two) {
+        if name != other_name || !file.same_bytes(other) {
+            let at = file.to_vec().iter().zip(other.to_vec()).position(|(a, b)| *a != b);
+            return Err(Failure::new(format!("{name} is not what it was (first at byte {at:?})")));
+        }
+    }
+    Ok(())
+}

@@ -1,1 +1,64 @@
-//! The vhdx format.
+//! The VHDX format, after [MS-VHDX]: Hyper-V's virtual disk. Fixed, dynamic and differencing images are read, with
+//! what their log has pending; fixed and dynamic ones are made.
+//!
+//! Changing an image that exists needs its log, and is refused by name.
+//!
+//! [MS-VHDX]: https://learn.microsoft.com/openspecs/windows_protocols/ms-vhdx/83e061f8-f6e2-4de1-91bd-5d518a43d477
+
+mod bat;
+mod bytes;
+mod create;
+mod guid;
+mod header;
+mod inspector;
+mod layer;
+mod locator;
+mod log;
+mod metadata;
+mod overlay;
+mod region;
+mod table;
+mod write;
+
+use std::sync::Arc;
+
+use cowhand_core::{CreateOptions, Error, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver, Result, Storage};
+
+/// The VHDX format.
+#[derive(Clone, Copy, Debug)]
+pub struct Vhdx;
+
+impl Format for Vhdx {
+    fn names(&self) -> &'static [&'static str] {
+        &["vhdx"]
+    }
+
+    fn extensions(&self) -> &'static [&'static str] {
+        &["vhdx", "avhdx"]
+    }
+
+    fn probe(&self, head: &[u8], _storage: &dyn Storage) -> Probe {
+        if head.starts_with(header::SIGNATURE) { Probe::Sure } else { Probe::No }
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        create::OPTIONS
+    }
+
+    /// Opens for reading. Errors: the rules of the format that are broken, by field and offset; a region or metadata
+    /// item that is required and not known; opening for writing.
+    fn open(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>> {
+        if how.writable {
+            return Err(Error::unsupported("writing into an existing VHDX is not possible").hint("convert it into a new file"));
+        }
+        Ok(Arc::new(layer::VhdxLayer::open(file)?))
+    }
+
+    fn create(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
+        Ok(Arc::new(create::create(file, how)?))
+    }
+
+    fn inspector(&self) -> Option<Box<dyn Inspector>> {
+        Some(Box::new(inspector::Judge::default()))
+    }
+}

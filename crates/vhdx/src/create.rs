@@ -1,0 +1,243 @@
+//! Making a new image: what is asked for, where everything goes, and the file's first content.
+
+use std::sync::Arc;
+
+use cowhand_core::{CreateOptions, Error, OptionKind, OptionSpec, Prealloc, Result, Storage};
+
+use crate::bat::{Block, ENTRY, Geometry};
+use crate::bytes::{self, MIB};
+use crate::guid::Guid;
+use crate::header::{self, HEADERS, Header, LogPlace};
+use crate::layer::VhdxLayer;
+use crate::metadata::{MAX_SIZE, Metadata};
+use crate::region::{Region, Regions, TABLES};
+use crate::write::Writer;
+
+/// What can be set when an image is made.
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec { name: "log_size", kind: OptionKind::Size, help: "Log size; min 1MB, a multiple of 1MB" },
+    OptionSpec {
+        name: "block_size",
+        kind: OptionKind::Size,
+        help: "Block size; a power of two from 1MB to 256MB. 0 means auto-calculate based on image size",
+    },
+    OptionSpec {
+        name: "subformat",
+        kind: OptionKind::Choice(&["dynamic", "fixed"]),
+        help: "VHDX format type, can be either 'dynamic' or 'fixed'. Default is 'dynamic'.",
+    },
+    OptionSpec {
+        name: "block_state_zero",
+        kind: OptionKind::Flag,
+        help: "Blocks that nothing is written to say that they are zero (the default), not just that they are absent",
+    },
+    OptionSpec { name: "logical_sector_size", kind: OptionKind::Choice(&["512", "4096"]), help: "The disk's logical sector; default 512" },
+    OptionSpec {
+        name: "physical_sector_size",
+        kind: OptionKind::Choice(&["512", "4096"]),
+        help: "The disk's physical sector; default 4096",
+    },
+    OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Choice(&["off", "falloc", "full"]),
+        help: "Preallocation mode of a fixed image (allowed values: off, falloc, full)",
+    },
+];
+
+/// A new image's make, within the format's limits.
+#[derive(Debug)]
+struct Plan {
+    metadata: Metadata,
+    log_size: u64,
+    /// The state that every block begins with.
+    unwritten: Block,
+    prealloc: Prealloc,
+    fresh: bool,
+}
+
+impl Plan {
+    fn new(how: &CreateOptions) -> Result<Plan> {
+        if how.parent.is_some() {
+            return Err(Error::unsupported("a VHDX with a parent (a differencing one) cannot be made here").hint("choose qcow2"));
+        }
+        let options = &how.options;
+        let fixed = options.text("subformat") == Some("fixed");
+        let sector = |name: &str, default| match options.text(name) {
+            Some("512") => 512,
+            Some("4096") => 4096,
+            _ => default,
+        };
+        let logical_sector = sector("logical_sector_size", 512);
+        let too_large = || Error::invalid(format!("a disk of {} bytes is too large: a VHDX holds at most 64 TiB", how.size));
+        let size = how.size.checked_next_multiple_of(logical_sector.into()).filter(|size| *size <= MAX_SIZE).ok_or_else(too_large)?;
+        let block_size = match options.size("block_size").unwrap_or(0) {
+            0 => automatic_block_size(size),
+            given => given,
+        };
+        if !block_size.is_power_of_two() || !(MIB..=256 * MIB).contains(&block_size) {
+            return Err(Error::invalid(format!("block_size={block_size} is no power of two from 1M to 256M")));
+        }
+        let log_size = options.size("log_size").unwrap_or(MIB);
+        if !log_size.is_multiple_of(MIB) || !(MIB..1 << 32).contains(&log_size) {
+            return Err(Error::invalid(format!("log_size={log_size} is no multiple of 1M from 1M to 4095M")));
+        }
+        let prealloc = how.prealloc();
+        if prealloc != Prealloc::Off && !fixed {
+            return Err(Error::invalid("preallocation is for a fixed image").hint("add subformat=fixed"));
+        }
+        let unwritten = match options.flag("block_state_zero") {
+            Some(false) => Block::NotPresent,
+            _ => Block::Zero,
+        };
+        let metadata = Metadata {
+            block_size,
+            leave_blocks_allocated: fixed,
+            size,
+            disk_id: Guid::random(),
+            logical_sector,
+            physical_sector: sector("physical_sector_size", 4096),
+            parent: None,
+        };
+        Ok(Plan { metadata, log_size, unwritten, prealloc, fresh: how.fresh })
+    }
+}
+
+/// The smallest block with which the BAT fits into 1 MiB, but not above 32 MiB, which is what Windows takes. A file is
+/// longer than its data by what is unused of its blocks, so small blocks keep small files small.
+fn automatic_block_size(size: u64) -> u64 {
+    size.div_ceil(MIB / ENTRY).next_power_of_two().clamp(MIB, 32 * MIB)
+}
+
+/// Makes an image in `file`, whose content is lost.
+pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<VhdxLayer> {
+    let plan = Plan::new(how)?;
+    let metadata = &plan.metadata;
+    let geometry =
+        Geometry { size: metadata.size, block_size: metadata.block_size, sector: metadata.logical_sector.into() };
+    let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: plan.log_size };
+    let metadata_region = Region { offset: MIB + plan.log_size, length: MIB };
+    let bat_length = (geometry.entries(false) * ENTRY).next_multiple_of(MIB).max(MIB);
+    let bat = Region { offset: metadata_region.offset + MIB, length: bat_length };
+    let blocks_at = bat.offset + bat.length;
+    let blocks_end = blocks_at + geometry.blocks() * geometry.block_size;
+    let end = if metadata.leave_blocks_allocated { blocks_end } else { blocks_at };
+
+    let resize = |len| file.set_len(len).map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error));
+    resize(0)?;
+    if file.len().map_err(|error| Error::io("cannot find the size", error))? != 0 {
+        // A new block must read zero where it is not written, and a device holds what it held.
+        return Err(Error::unsupported("a VHDX cannot be made on a block device").hint("make it in a file, or choose raw or qcow2"));
+    }
+    resize(end)?;
+    let header = Header {
+        sequence_number: 1,
+        file_write_guid: Guid::random(),
+        data_write_guid: Guid::random(),
+        log,
+    };
+    let current = Header { sequence_number: 2, ..header };
+    bytes::write(file.as_ref(), "file type identifier", 0, &header::identifier())?;
+    for (at, header) in HEADERS.into_iter().zip([header, current]) {
+        bytes::write(file.as_ref(), "header", at, &header.to_bytes())?;
+    }
+    let table = Regions::table(bat, metadata_region);
+    for at in TABLES {
+        bytes::write(file.as_ref(), "region table", at, &table)?;
+    }
+    bytes::write(file.as_ref(), "metadata table", metadata_region.offset, &metadata.to_bytes())?;
+    let fixed = metadata.leave_blocks_allocated;
+    if fixed || plan.unwritten != Block::NotPresent {
+        write_entries(file.as_ref(), bat.offset, &geometry, |block| match fixed {
+            true => Block::Full(blocks_at + block * geometry.block_size),
+            false => plan.unwritten,
+        })?;
+    }
+    preallocate(file.as_ref(), blocks_at, blocks_end - blocks_at, plan.prealloc)?;
+    if !plan.fresh {
+        file.sync().map_err(|error| Error::io("cannot sync", error))?;
+    }
+    let creator = header::read_creator(file.as_ref())?;
+    VhdxLayer::assemble(file, creator, current, Some(Writer::new(end, blocks_end, plan.fresh)))
+}
+
+/// Writes what `block` says of every payload block; sector bitmaps have no place.
+fn write_entries(file: &dyn Storage, at: u64, geometry: &Geometry, block: impl Fn(u64) -> Block) -> Result<()> {
+    let entries = geometry.entries(false);
+    let mut buf = Vec::with_capacity((entries * ENTRY).min(MIB) as usize);
+    let mut next = 0;
+    while next < entries {
+        let first = next;
+        buf.clear();
+        while next < entries && (buf.len() as u64) < MIB {
+            let number = geometry.block_at(next);
+            let value = if geometry.entry_of(number) == next { block(number).encode() } else { 0 };
+            buf.extend_from_slice(&value.to_le_bytes());
+            next += 1;
+        }
+        bytes::write(file, "BAT", at + first * ENTRY, &buf)?;
+    }
+    Ok(())
+}
+
+/// Gives the blocks of a fixed image their space.
+fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<()> {
+    let failed = |error| Error::io("cannot reserve the space", error);
+    if len == 0 || how == Prealloc::Off || how == Prealloc::Metadata {
+        return Ok(());
+    }
+    if !file.allocate(at, len).map_err(failed)? && how == Prealloc::Falloc {
+        return Err(Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off"));
+    }
+    if how == Prealloc::Full {
+        let zeros = vec![0; MIB as usize];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(MIB);
+            file.write_at(at + done, zeros.get(..n as usize).unwrap_or_default()).map_err(failed)?;
+            done += n;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowhand_core::{ErrorKind, MemoryStorage, Options, ParentRef};
+
+    #[test]
+    fn small_disks_get_small_blocks() {
+        for (size, mib) in [
+            (0, 1),
+            (1, 1),
+            (128 << 30, 1),
+            ((128 << 30) + 1, 2),
+            (1 << 40, 8),
+            (4 << 40, 32),
+            (64 << 40, 32),
+        ] {
+            assert_eq!(automatic_block_size(size), mib * MIB, "{size}");
+        }
+    }
+
+    fn refused(size: u64, given: &[(&str, &str)]) -> ErrorKind {
+        let given: Vec<_> = given.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        let options = Options::check(OPTIONS, &given).unwrap();
+        create(Arc::new(MemoryStorage::new()), &CreateOptions { size, options, ..Default::default() }).unwrap_err().kind()
+    }
+
+    #[test]
+    fn requests_that_make_no_sense_are_refused() {
+        assert_eq!(refused(MAX_SIZE + 1, &[]), ErrorKind::Invalid);
+        assert_eq!(refused(u64::MAX, &[]), ErrorKind::Invalid);
+        for value in ["3M", "512k", "512M"] {
+            assert_eq!(refused(MIB, &[("block_size", value)]), ErrorKind::Invalid, "{value}");
+        }
+        for value in ["0", "512k", "4G", "1.5M"] {
+            assert_eq!(refused(MIB, &[("log_size", value)]), ErrorKind::Invalid, "{value}");
+        }
+        assert_eq!(refused(MIB, &[("preallocation", "full")]), ErrorKind::Invalid);
+        let how = CreateOptions { size: MIB, parent: Some(ParentRef::default()), ..Default::default() };
+        assert_eq!(create(Arc::new(MemoryStorage::new()), &how).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}

@@ -1,0 +1,306 @@
+//! The log: finds what a writer that did not end well left pending, and replays it in memory (section 2.3).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use cowhand_core::{Error, Result, Storage};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::bytes;
+use crate::guid::Guid;
+use crate::header::LogPlace;
+use crate::overlay::{Change, Changes, Overlay, SECTOR};
+
+const HEADER_LEN: u64 = 64;
+const DESCRIPTOR_LEN: u64 = 32;
+/// Bytes read at once while looking for entries.
+const WINDOW: u64 = 1 << 20;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawEntry {
+    signature: [u8; 4],
+    checksum: U32,
+    entry_length: U32,
+    tail: U32,
+    sequence_number: U64,
+    descriptor_count: U32,
+    reserved: U32,
+    log_guid: Guid,
+    flushed_file_offset: U64,
+    last_file_offset: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawDescriptor {
+    signature: [u8; 4],
+    /// Data: the sector's last 4 bytes.
+    trailing: [u8; 4],
+    /// Data: the sector's first 8 bytes. Zero: how many bytes.
+    leading_or_length: [u8; 8],
+    file_offset: U64,
+    sequence_number: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawData {
+    signature: [u8; 4],
+    sequence_high: U32,
+    body: [u8; 4084],
+    sequence_low: U32,
+}
+
+/// An entry whose every part is whole.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// Where in the ring.
+    at: u64,
+    length: u64,
+    tail: u64,
+    sequence_number: u64,
+    descriptors: u64,
+    flushed_file_offset: u64,
+    last_file_offset: u64,
+}
+
+/// The ring of 4 KiB sectors.
+struct Ring<'a> {
+    file: &'a dyn Storage,
+    place: LogPlace,
+}
+
+/// `file` as it is after its log is replayed. The file does not change.
+///
+/// Errors: nothing in the log can be replayed; the file is shorter than the log takes for granted; the log's changes
+/// are not of whole sectors, or too many to be kept.
+pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn Storage>> {
+    let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+    if place.offset.checked_add(place.length).is_none_or(|end| end > len) {
+        return Err(wrong("reaches past the end of the file", place.offset).hint("the file was cut short: get a whole copy"));
+    }
+    let ring = Ring { file: file.as_ref(), place };
+    let sequence = ring.active_sequence()?;
+    let Some(head) = sequence.last() else {
+        return Err(wrong("is pending, and nothing in it is whole", place.offset)
+            .hint("what the last writer did cannot be told; restore a copy, or let a repair drop the log"));
+    };
+    if len < head.flushed_file_offset {
+        let what = format!("takes a file of {} bytes for granted, and this one has {len}", head.flushed_file_offset);
+        return Err(wrong(&what, ring.offset(head.at)).hint("the file was cut short: get a whole copy"));
+    }
+    let mut changes = Changes::default();
+    for entry in &sequence {
+        ring.apply(entry, &mut changes)?;
+    }
+    let len = len.max(head.last_file_offset).max(changes.end());
+    Ok(Arc::new(Overlay::new(file, changes, len)))
+}
+
+fn wrong(message: &str, at: u64) -> Error {
+    Error::corrupt("log", message).at(at)
+}
+
+impl Ring<'_> {
+    /// The file offset of a place in the ring.
+    fn offset(&self, at: u64) -> u64 {
+        self.place.offset + at // never overflows: the log ends within the file
+    }
+
+    fn wrap(&self, at: u64) -> u64 {
+        at % self.place.length // never 0: a pending log has room
+    }
+
+    fn read_sector(&self, at: u64) -> Result<[u8; SECTOR as usize]> {
+        let mut sector = [0; SECTOR as usize];
+        bytes::read(self.file, "log", self.offset(self.wrap(at)), &mut sector)?;
+        Ok(sector)
+    }
+
+    /// The entries to replay, in order: of all runs of entries, each with the next sequence number and right behind the
+    /// one before, that which ends with the highest number and holds the entry that its head calls the tail; from that
+    /// tail on (section 2.3.3).
+    fn active_sequence(&self) -> Result<Vec<Entry>> {
+        let entries = self.entries()?;
+        let place_of: HashMap<u64, usize> = entries.iter().enumerate().map(|(n, entry)| (entry.at, n)).collect();
+        let next = |entry: &Entry| {
+            let n = *place_of.get(&self.wrap(entry.at + entry.length))?;
+            entries.get(n).filter(|next| Some(next.sequence_number) == entry.sequence_number.checked_add(1)).map(|_| n)
+        };
+        // Every entry's run ends in one head. From the highest number down, the one behind has its answer already.
+        let mut order: Vec<usize> = (0..entries.len()).collect();
+        order.sort_by_key(|n| std::cmp::Reverse(entries.get(*n).map(|entry| entry.sequence_number)));
+        let mut head_of: Vec<usize> = (0..entries.len()).collect();
+        let mut best: Option<(&Entry, &Entry)> = None;
+        for n in order {
+            let Some(entry) = entries.get(n) else { continue };
+            if let Some(head) = next(entry).and_then(|next| head_of.get(next).copied())
+                && let Some(slot) = head_of.get_mut(n)
+            {
+                *slot = head;
+            }
+        }
+        for (n, head) in entries.iter().enumerate() {
+            let tail = place_of.get(&head.tail).copied();
+            let ends_here = head_of.get(n) == Some(&n) && tail.and_then(|tail| head_of.get(tail)) == Some(&n);
+            if let Some(tail) = tail.and_then(|tail| entries.get(tail)).filter(|_| ends_here)
+                && best.is_none_or(|(_, other)| other.sequence_number < head.sequence_number)
+            {
+                best = Some((tail, head));
+            }
+        }
+        let mut sequence = Vec::new();
+        let mut entry = best.map(|(tail, _)| *tail);
+        while let Some(this) = entry {
+            sequence.push(this);
+            entry = next(&this).and_then(|n| entries.get(n)).copied();
+        }
+        Ok(sequence)
+    }
+
+    /// All whole entries of this log, wherever they begin.
+    fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        // An entry may hold sectors that nothing describes, so a hostile log could have every sector begin an entry
+        // that reaches around the ring. A log as writers make it is looked at twice at most.
+        let mut budget = self.place.length.saturating_mul(4);
+        let mut window = Vec::new();
+        let mut at = 0;
+        while at < self.place.length {
+            let failed = |error| Error::io("cannot find the log's holes", error).at(self.offset(at));
+            match self.file.data_at(self.offset(at)).map_err(failed)? {
+                Some(data) if data.start < self.offset(self.place.length) => {
+                    at = at.max((data.start - self.place.offset) / SECTOR * SECTOR);
+                }
+                _ => break,
+            }
+            window.resize(WINDOW.min(self.place.length - at) as usize, 0);
+            bytes::read(self.file, "log", self.offset(at), &mut window)?;
+            for sector in window.chunks(SECTOR as usize) {
+                if sector.starts_with(b"loge")
+                    && let Some(entry) = self.entry(at, &mut budget)?
+                {
+                    entries.push(entry);
+                }
+                at += SECTOR;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The entry at `at`, if it is one of this log and whole: all sequence numbers and the checksum are right.
+    fn entry(&self, at: u64, budget: &mut u64) -> Result<Option<Entry>> {
+        let first = self.read_sector(at)?;
+        let Ok((raw, _)) = RawEntry::ref_from_prefix(&first) else { return Ok(None) };
+        let (length, tail) = (u64::from(raw.entry_length.get()), u64::from(raw.tail.get()));
+        let (sequence_number, descriptors) = (raw.sequence_number.get(), u64::from(raw.descriptor_count.get()));
+        let is_whole = |n: u64| n.is_multiple_of(SECTOR);
+        let head_sectors = (HEADER_LEN + descriptors * DESCRIPTOR_LEN).div_ceil(SECTOR);
+        if raw.signature != *b"loge"
+            || raw.log_guid != self.place.guid
+            || sequence_number == 0
+            || !is_whole(length)
+            || length > self.place.length
+            || head_sectors * SECTOR > length
+            || !is_whole(tail)
+            || tail >= self.place.length
+        {
+            return Ok(None);
+        }
+        let mut crc = 0;
+        let (mut left, mut data_sectors) = (descriptors, 0);
+        for n in 0..length / SECTOR {
+            *budget = budget.checked_sub(SECTOR).ok_or_else(|| {
+                wrong("has entries that overlap again and again", self.offset(at)).hint("this file was made to keep a reader busy")
+            })?;
+            let sector = self.read_sector(at + n * SECTOR)?;
+            if n < head_sectors {
+                for descriptor in descriptors_of(&sector, n == 0, left)? {
+                    let is_data = descriptor.signature == *b"desc";
+                    if !(is_data || descriptor.signature == *b"zero") || descriptor.sequence_number != sequence_number {
+                        return Ok(None);
+                    }
+                    data_sectors += u64::from(is_data);
+                    left = left.saturating_sub(1);
+                }
+                if n + 1 == head_sectors && (head_sectors + data_sectors) * SECTOR > length {
+                    return Ok(None);
+                }
+            } else if n < head_sectors + data_sectors && !is_data_of(&sector, sequence_number) {
+                return Ok(None);
+            }
+            crc = if n == 0 {
+                let (head, rest) = sector.split_at(4);
+                let crc = crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]);
+                crc32c::crc32c_append(crc, rest.get(4..).unwrap_or_default())
+            } else {
+                crc32c::crc32c_append(crc, &sector)
+            };
+        }
+        let whole = crc == raw.checksum.get();
+        Ok(whole.then_some(Entry {
+            at,
+            length,
+            tail,
+            sequence_number,
+            descriptors,
+            flushed_file_offset: raw.flushed_file_offset.get(),
+            last_file_offset: raw.last_file_offset.get(),
+        }))
+    }
+
+    /// Puts a whole entry's changes over those of the entries before.
+    fn apply(&self, entry: &Entry, changes: &mut Changes) -> Result<()> {
+        let head_sectors = (HEADER_LEN + entry.descriptors * DESCRIPTOR_LEN).div_ceil(SECTOR);
+        let (mut left, mut data_sector) = (entry.descriptors, head_sectors);
+        for n in 0..head_sectors {
+            let at = self.offset(self.wrap(entry.at + n * SECTOR));
+            let sector = self.read_sector(entry.at + n * SECTOR)?;
+            for descriptor in descriptors_of(&sector, n == 0, left)? {
+                left = left.saturating_sub(1);
+                let start = descriptor.file_offset.get();
+                let (length, change) = if descriptor.signature == *b"desc" {
+                    let body = self.offset(self.wrap(entry.at + data_sector * SECTOR)) + 8;
+                    data_sector += 1;
+                    (SECTOR, Change::Sector { leading: descriptor.leading_or_length, body, trailing: descriptor.trailing })
+                } else {
+                    (u64::from_le_bytes(descriptor.leading_or_length), Change::Zero)
+                };
+                let range = whole_sectors(start, length)
+                    .ok_or_else(|| wrong(&format!("changes {length} bytes at {start}, which are not whole sectors"), at))?;
+                if !changes.put(range, change) {
+                    return Err(Error::unsupported("the log changes more places than can be kept in memory").field("log").at(at));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn whole_sectors(start: u64, length: u64) -> Option<Range<u64>> {
+    let end = start.checked_add(length)?;
+    (start.is_multiple_of(SECTOR) && length.is_multiple_of(SECTOR)).then_some(start..end)
+}
+
+/// The descriptors in one sector of an entry that has `left` more of them.
+fn descriptors_of(sector: &[u8; SECTOR as usize], first: bool, left: u64) -> Result<&[RawDescriptor]> {
+    let skip = if first { HEADER_LEN } else { 0 };
+    let room = (SECTOR - skip) / DESCRIPTOR_LEN;
+    let bytes = sector.get(skip as usize..).unwrap_or_default();
+    let found = <[RawDescriptor]>::ref_from_prefix_with_elems(bytes, left.min(room) as usize);
+    found.map(|(descriptors, _)| descriptors).map_err(|_| Error::corrupt("log", "has a cut sector"))
+}
+
+fn is_data_of(sector: &[u8; SECTOR as usize], sequence_number: u64) -> bool {
+    RawData::ref_from_bytes(sector).is_ok_and(|raw| {
+        raw.signature == *b"data"
+            && u64::from(raw.sequence_high.get()) == sequence_number >> 32
+            && u64::from(raw.sequence_low.get()) == sequence_number & 0xffff_ffff
+    })
+}
+
+#[cfg(test)]
+mod tests;

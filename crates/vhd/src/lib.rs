@@ -1,1 +1,107 @@
-//! The vhd format.
+//! The VHD format (Virtual PC, Hyper-V, Azure, XenServer): fixed, dynamic and differencing disks are read, fixed and
+//! dynamic ones are made.
+//!
+//! Section names in comments are those of Microsoft's "Virtual Hard Disk Image Format Specification".
+
+mod alloc;
+mod bat;
+mod bitmap;
+mod cache;
+mod create;
+mod details;
+mod dynamic;
+mod find;
+mod fixed;
+mod footer;
+mod fresh;
+mod geometry;
+mod header;
+mod inspector;
+mod locator;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use cowhand_core::{
+    CreateOptions, Error, Format, Inspector, Layer, OpenOptions, OptionKind, OptionSpec, Probe, Resolver,
+    Result, Storage,
+};
+
+use crate::footer::{DiskType, SizeRule};
+use crate::geometry::SECTOR;
+
+/// The VHD format.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vhd;
+
+impl Format for Vhd {
+    fn names(&self) -> &'static [&'static str] {
+        &["vpc", "vhd"]
+    }
+
+    fn extensions(&self) -> &'static [&'static str] {
+        &["vhd", "vpc"]
+    }
+
+    fn probe(&self, _head: &[u8], storage: &dyn Storage) -> Probe {
+        find::probe(storage)
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        create::OPTIONS
+    }
+
+    fn open_options(&self) -> &'static [OptionSpec] {
+        &[OptionSpec {
+            name: "force_size_calc",
+            kind: OptionKind::Choice(&["auto", "current_size", "chs"]),
+            help: "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
+        }]
+    }
+
+    fn open(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &OpenOptions,
+    ) -> Result<Arc<dyn Layer>> {
+        let found = find::find(file.as_ref())?;
+        if how.writable {
+            return Err(Error::unsupported("writing into an existing VHD is not supported")
+                .hint("convert it to qcow2 or raw, which can be written"));
+        }
+        let rule = match how.options.text("force_size_calc") {
+            Some("current_size") => SizeRule::CurrentSize,
+            Some("chs") => SizeRule::Chs,
+            _ => SizeRule::Auto,
+        };
+        let size = found.footer.size(rule);
+        if size % SECTOR != 0 {
+            return Err(Error::corrupt(
+                "footer current size",
+                format!("is {size} bytes, which is not a multiple of 512"),
+            )
+            .at(found.at + 48));
+        }
+        Ok(match found.footer.disk_type {
+            DiskType::Fixed => Arc::new(fixed::Fixed::open(file, found, size)?),
+            DiskType::Dynamic | DiskType::Differencing => {
+                Arc::new(dynamic::Dynamic::open(file, found, size)?)
+            }
+        })
+    }
+
+    fn create(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &CreateOptions,
+    ) -> Result<Arc<dyn Layer>> {
+        create::create(file, how)
+    }
+
+    fn inspector(&self) -> Option<Box<dyn Inspector>> {
+        Some(Box::new(inspector::Judge::default()))
+    }
+}

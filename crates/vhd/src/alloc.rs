@@ -1,0 +1,184 @@
+//! Where a new image's blocks go: the layout, and the allocator that hands out places and remembers what the file does
+//! not say yet.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use cowhand_core::{Error, Result, Storage};
+
+use crate::bat::FREE;
+use crate::footer::FOOTER_LEN;
+use crate::geometry::SECTOR;
+use crate::header::{HEADER_LEN, bitmap_len};
+
+/// Payload stands on these boundaries, so that file systems can share it and disks need not read to write it.
+const ALIGNMENT: u64 = 4096;
+/// The file grows by more than a block at a time; closing cuts it.
+const GROWTH: u64 = 64 << 20;
+
+/// How a new dynamic disk lies in its file: footer copy, header, table, then blocks of one pitch, whatever order they
+/// are written in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) block_size: u64,
+    /// Blocks of the disk and entries of the table.
+    pub(crate) blocks: u32,
+    pub(crate) header_at: u64,
+    pub(crate) bat_at: u64,
+    /// Where the table ends, with its padding.
+    pub(crate) bat_end: u64,
+    /// Where the first block's payload stands.
+    first_payload: u64,
+    /// From one block's payload to the next one's.
+    pitch: u64,
+}
+
+impl Layout {
+    /// For a disk of `size` bytes. Errors: more bytes than the table's 32-bit sector numbers reach when all blocks are
+    /// in the file.
+    pub(crate) fn new(size: u64, block_size: u64) -> Result<Layout> {
+        let too_large = || {
+            Error::invalid(format!("a disk of {size} bytes is too large for blocks of {block_size} bytes"))
+                .hint("choose a larger block_size")
+        };
+        let blocks = u32::try_from(size.div_ceil(block_size)).map_err(|_| too_large())?;
+        let bat_at = FOOTER_LEN + HEADER_LEN;
+        let bat_end = (bat_at + 4 * u64::from(blocks)).next_multiple_of(SECTOR);
+        let bitmap = bitmap_len(block_size);
+        // A full disk of the largest size and small blocks reaches too far when each block is padded.
+        [ALIGNMENT, SECTOR]
+            .into_iter()
+            .map(|alignment| Layout {
+                block_size,
+                blocks,
+                header_at: FOOTER_LEN,
+                bat_at,
+                bat_end,
+                first_payload: (bat_end + bitmap).next_multiple_of(alignment),
+                pitch: (bitmap + block_size).next_multiple_of(alignment),
+            })
+            .find(|layout| layout.reach() / SECTOR < u64::from(FREE))
+            .ok_or_else(too_large)
+    }
+
+    /// Where the last block begins when all are in the file.
+    fn reach(&self) -> u64 {
+        self.first_payload + self.pitch * u64::from(self.blocks)
+    }
+
+    pub(crate) fn bitmap_len(&self) -> u64 {
+        bitmap_len(self.block_size)
+    }
+
+    /// Where the payload stands of the block whose table entry is `entry`.
+    pub(crate) fn payload_at(&self, entry: u32) -> u64 {
+        u64::from(entry) * SECTOR + self.bitmap_len()
+    }
+}
+
+/// What is handed out, and what of it the file does not say yet.
+#[derive(Debug)]
+pub(crate) struct Allocator {
+    /// Blocks handed out; they stand one after another.
+    handed_out: u32,
+    /// The file's length.
+    file_len: u64,
+    /// Entries that changed since the table was written.
+    pub(crate) changed: Option<Range<u32>>,
+    /// Blocks whose sector bitmap is not in the file yet.
+    pub(crate) without_bitmap: BTreeSet<u32>,
+    /// The footer is not at the end of the blocks.
+    pub(crate) footer_is_stale: bool,
+}
+
+impl Allocator {
+    /// For a file that holds no block yet, and is `file_len` long.
+    pub(crate) fn new(file_len: u64) -> Allocator {
+        Allocator {
+            handed_out: 0,
+            file_len,
+            changed: None,
+            without_bitmap: BTreeSet::new(),
+            footer_is_stale: true,
+        }
+    }
+
+    /// A place for `block`: the value of its table entry. The file holds that place, and it reads zero. The caller must
+    /// have seen that the block has none.
+    pub(crate) fn take(&mut self, file: &dyn Storage, layout: &Layout, block: u32) -> Result<u32> {
+        let payload = layout.first_payload + layout.pitch * u64::from(self.handed_out);
+        let end = payload + layout.block_size;
+        if end > self.file_len {
+            let grow = |len: u64| file.set_len(len).map(|()| len);
+            // Ahead where that is possible, just enough where it is not.
+            let ahead = grow(end + GROWTH).or_else(|_| grow(end));
+            self.file_len =
+                ahead.map_err(|error| Error::io(format!("cannot make it {end} bytes long"), error))?;
+        }
+        let sector = (payload - layout.bitmap_len()) / SECTOR;
+        // Never fails: the layout was chosen so that the last block's sector fits.
+        let entry =
+            u32::try_from(sector).map_err(|_| Error::unsupported("the file is too long for a VHD"))?;
+        self.handed_out += 1;
+        self.footer_is_stale = true;
+        self.without_bitmap.insert(block);
+        let changed = self.changed.get_or_insert(block..block + 1);
+        *changed = changed.start.min(block)..changed.end.max(block + 1);
+        Ok(entry)
+    }
+
+    /// Where the blocks end, and so the footer begins.
+    pub(crate) fn end(&self, layout: &Layout) -> u64 {
+        match self.handed_out.checked_sub(1) {
+            None => layout.bat_end,
+            Some(last) => layout.first_payload + layout.pitch * u64::from(last) + layout.block_size,
+        }
+    }
+
+    /// Puts `footer` where the blocks end, and ends the file there.
+    pub(crate) fn put_footer(&mut self, file: &dyn Storage, layout: &Layout, footer: &[u8]) -> Result<()> {
+        if !self.footer_is_stale {
+            return Ok(());
+        }
+        let at = self.end(layout);
+        let end = at + FOOTER_LEN;
+        if self.file_len != end {
+            file.set_len(end)
+                .map_err(|error| Error::io(format!("cannot make it {end} bytes long"), error))?;
+            self.file_len = end;
+        }
+        file.write_at(at, footer).map_err(|error| Error::io("cannot write the footer", error).at(at))?;
+        self.footer_is_stale = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::MAX_DISK;
+
+    #[test]
+    fn payload_is_aligned_and_nothing_overlaps() {
+        for block_size in [512, 4096, 512 << 10, 2 << 20, 256 << 20] {
+            for size in [0, 512, 5 << 20, 1 << 30] {
+                let layout = Layout::new(size, block_size).unwrap();
+                assert_eq!(layout.first_payload % 4096, 0);
+                assert_eq!(layout.pitch % 4096, 0);
+                assert!(layout.first_payload >= layout.bat_end + layout.bitmap_len());
+                assert!(layout.pitch >= layout.block_size + layout.bitmap_len());
+                assert_eq!(layout.bat_at, 1536);
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_disk_fits_with_every_block_size() {
+        for shift in 19..=28 {
+            let layout = Layout::new(MAX_DISK, 1 << shift).unwrap();
+            assert!(layout.reach() / SECTOR < u64::from(u32::MAX), "{shift}");
+            assert_eq!(layout.pitch % 4096 == 0, shift > 19, "{shift}");
+        }
+        assert!(Layout::new(MAX_DISK, 512).is_err());
+    }
+}

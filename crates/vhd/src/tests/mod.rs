@@ -1,0 +1,1 @@
+//! Whole images: written, read back, held against a flat vector and against other programs.

@@ -15,6 +15,7 @@ const REGIONS_AT: [u64; 2] = [192 * KIB, 256 * KIB];
 /// oslo.utils has to see the first region table whole.
 const OSLO_HEAD: u64 = 256 * KIB;
 const MAX_ENTRIES: u32 = 2047;
+const MAX_PROBLEMS: usize = 16;
 const MAX_SIZE: u64 = 64 << 40;
 const CHECKSUM: Range<usize> = 4..8;
 const REQUIRED: u32 = 1;
@@ -217,8 +218,11 @@ impl Inspector for Judge {
 }
 
 impl Judge {
+    /// The first few problems are enough: thousands of entries can have one each.
     fn problem(&mut self, check: &'static str, reason: impl Into<String>) {
-        self.problems.push(Problem { check, reason: reason.into() });
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(Problem { check, reason: reason.into() });
+        }
     }
 
     fn read_header(&mut self, copy: usize, bytes: &[u8]) {
@@ -256,10 +260,7 @@ impl Judge {
             let Some(end) = at.checked_add(len).filter(|_| at >= MIB && at % MIB == 0 && len >= MIB && len % MIB == 0)
             else {
                 self.problem("region", format!("{name}: a region at offset {at}, {len} bytes long"));
-                if follow && region.guid == REGION_METADATA && self.metadata.is_none() {
-                    self.metadata = Some(at..at.saturating_add(len));
-                }
-                continue;
+                return;
             };
             ranges.push(at..end);
             self.regions_end = self.regions_end.max(end);
@@ -371,7 +372,7 @@ impl Judge {
                 0 => blocks + blocks.saturating_sub(1) / ratio,
                 _ => blocks.div_ceil(ratio) * (ratio + 1),
             };
-            if entries * 8 > self.bat_len {
+            if self.bat_len > 0 && entries * 8 > self.bat_len {
                 finding.problem("region", format!("{entries} block entries do not fit the block allocation table"));
             }
         }

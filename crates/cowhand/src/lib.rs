@@ -22,7 +22,7 @@ mod compare;
 mod convert;
 mod create;
 mod info;
-// pub mod inspect;
+pub mod inspect;
 mod map;
 mod open;
 mod plan;

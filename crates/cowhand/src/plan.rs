@@ -264,3 +264,118 @@ impl<'a> Plan<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Quiet;
+    use cowhand_core::{Extent, Layer, Link, MemoryStorage, Storage};
+    use std::sync::Arc;
+
+    /// Data, zeros and holes by a list of lengths.
+    #[derive(Debug)]
+    struct Striped {
+        runs: Vec<(u64, Kind)>,
+        file: Arc<dyn Storage>,
+    }
+
+    impl Layer for Striped {
+        fn size(&self) -> u64 {
+            self.runs.iter().map(|(len, _)| len).sum()
+        }
+
+        fn granule(&self) -> u64 {
+            512
+        }
+
+        fn host(&self) -> &Arc<dyn Storage> {
+            &self.file
+        }
+
+        fn extent(&self, at: u64, max: u64) -> Result<Extent> {
+            let mut start = 0;
+            for (len, kind) in &self.runs {
+                if at < start + len {
+                    let host = (*kind == Kind::Data).then_some(at + 4096);
+                    return Ok(Extent { len: max.min(start + len - at), kind: *kind, compressed: false, host });
+                }
+                start += len;
+            }
+            Err(Error::invalid("past the end"))
+        }
+
+        fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
+            self.extent(at, buf.len() as u64)
+        }
+
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn striped(seed: u64, runs: usize) -> Image {
+        let mut state = seed;
+        let mut random = move |n: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        let kinds = [Kind::Data, Kind::Zero, Kind::Hole];
+        let runs = (0..runs).map(|_| ((random(300) + 1) * 512, kinds[random(3) as usize])).collect();
+        let layer = Arc::new(Striped { runs, file: Arc::new(MemoryStorage::new()) });
+        Image::new(vec![Link { layer, name: "striped".into(), format: "striped" }]).unwrap()
+    }
+
+    #[test]
+    fn pieces_tile_the_disk_and_no_unit_is_shared() {
+        for seed in 0..200 {
+            let images = [striped(seed, 40), striped(seed + 1000, 7)];
+            let source = Concat::new(&images);
+            let unit = [512, 4096, 65536][seed as usize % 3];
+            let cloned = if seed % 2 == 0 { 256 << 10 } else { 0 };
+            let plan = Plan::new(&source, unit, 128 << 10, cloned);
+            let mut at = 0;
+            while let Some(piece) = plan.next().unwrap() {
+                assert_eq!(piece.at, at, "seed {seed}");
+                assert!(piece.len > 0 && (piece.at.is_multiple_of(unit)), "seed {seed}: {piece:?}");
+                if piece.what == What::Data {
+                    assert!(piece.len <= 128 << 10, "seed {seed}: {piece:?}");
+                }
+                let mut here = at;
+                while here < at + piece.len {
+                    let (mapped, _) = source.extent(here, at + piece.len - here).unwrap();
+                    match piece.what {
+                        What::Data => {}
+                        What::Verbatim { host, .. } => {
+                            assert_eq!((mapped.kind, mapped.host), (Kind::Data, Some(host + here - at)), "seed {seed}");
+                        }
+                        What::Zero => assert_eq!(mapped.kind, Kind::Zero, "seed {seed}"),
+                        What::Hole => assert_eq!(mapped.kind, Kind::Hole, "seed {seed}"),
+                    }
+                    here += mapped.len;
+                }
+                at += piece.len;
+            }
+            assert_eq!(at, source.size(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn threads_get_every_piece_once_and_an_error_stops_them() {
+        let image = striped(7, 400);
+        let source = Concat::new([&image]);
+        let seen = AtomicU64::new(0);
+        let plan = Plan::new(&source, 4096, 1 << 20, 0);
+        let all = |plan: &Plan<'_>| {
+            while let Some(piece) = plan.next()? {
+                seen.fetch_add(piece.len, Ordering::Relaxed);
+                plan.advance(piece.len, &Quiet)?;
+            }
+            Ok(())
+        };
+        plan.run(4, all).unwrap();
+        assert_eq!(seen.load(Ordering::Relaxed), source.size());
+        let plan = Plan::new(&source, 4096, 1 << 20, 0);
+        assert!(plan.run(4, |_| Err(Error::invalid("no"))).is_err());
+        assert!(plan.next().unwrap().is_none());
+    }
+}

@@ -257,7 +257,8 @@ impl Judge {
         for entry in rest.chunks_exact(size_of::<Region>()).take(table.entries.get() as usize) {
             let Ok(region) = Region::ref_from_bytes(entry) else { continue };
             let (at, len) = (region.at.get(), u64::from(region.len.get()));
-            let Some(end) = at.checked_add(len).filter(|_| at >= MIB && at % MIB == 0 && len >= MIB && len % MIB == 0)
+            let Some(end) =
+                at.checked_add(len).filter(|_| at >= MIB && at % MIB == 0 && len >= MIB && len % MIB == 0)
             else {
                 self.problem("region", format!("{name}: a region at offset {at}, {len} bytes long"));
                 return;
@@ -281,7 +282,9 @@ impl Judge {
     }
 
     fn read_metadata(&mut self, bytes: &[u8]) -> Table {
-        let (Ok((table, rest)), Some(region)) = (MetadataTable::read_from_prefix(bytes), self.metadata.clone()) else {
+        let (Ok((table, rest)), Some(region)) =
+            (MetadataTable::read_from_prefix(bytes), self.metadata.clone())
+        else {
             return Table::Bad;
         };
         if table.signature != *b"metadata" {
@@ -302,7 +305,9 @@ impl Judge {
                 ITEM_SECTOR => (Value::Sector, 4),
                 known => {
                     self.has_locator |= known == ITEM_LOCATOR;
-                    if !matches!(known, ITEM_PHYSICAL | ITEM_PAGE83 | ITEM_LOCATOR) && item.flags.get() & ITEM_REQUIRED != 0 {
+                    if !matches!(known, ITEM_PHYSICAL | ITEM_PAGE83 | ITEM_LOCATOR)
+                        && item.flags.get() & ITEM_REQUIRED != 0
+                    {
                         self.problem("unknown_features", "a required metadata item is not known");
                     }
                     continue;
@@ -314,7 +319,10 @@ impl Judge {
                 answer = Table::SizeEnds(place.end);
             }
             if len != expected || at < TABLE || place.end > region.end {
-                self.problem("metadata", format!("an item at offset {at} of the metadata region, {len} bytes long"));
+                self.problem(
+                    "metadata",
+                    format!("an item at offset {at} of the metadata region, {len} bytes long"),
+                );
             } else if self.items.len() < 3 {
                 self.items.push((place.start, value));
             } else {
@@ -346,9 +354,11 @@ impl Judge {
             finding.problem("region", "a region is missing: the metadata or the block allocation table");
         }
         if self.regions_end > len {
-            finding.problem("region", format!("regions reach to {}, the file ends at {len}", self.regions_end));
+            finding
+                .problem("region", format!("regions reach to {}, the file ends at {len}", self.regions_end));
         }
-        let (Some((block, flags)), Some(size), Some(sector)) = (self.parameters, self.size, self.sector) else {
+        let (Some((block, flags)), Some(size), Some(sector)) = (self.parameters, self.size, self.sector)
+        else {
             finding.problem("metadata", "the file parameters, the size or the sector size cannot be read");
             return;
         };
@@ -373,7 +383,10 @@ impl Judge {
                 _ => blocks.div_ceil(ratio) * (ratio + 1),
             };
             if self.bat_len > 0 && entries * 8 > self.bat_len {
-                finding.problem("region", format!("{entries} block entries do not fit the block allocation table"));
+                finding.problem(
+                    "region",
+                    format!("{entries} block entries do not fit the block allocation table"),
+                );
             }
         }
     }
@@ -398,7 +411,8 @@ impl Judge {
         if header.log != [0; 16] {
             finding.problem("log", "the log holds changes that were not written yet");
             if header.log_version.get() != 0 {
-                finding.problem("log", format!("version {} of the log is not known", header.log_version.get()));
+                finding
+                    .problem("log", format!("version {} of the log is not known", header.log_version.get()));
             }
         }
         let (at, len) = (header.log_at.get(), u64::from(header.log_len.get()));

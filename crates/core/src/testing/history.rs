@@ -82,14 +82,13 @@ impl History {
                 done
             }
             Op::Erase { at, len, how: Erase::Reveal } => {
-                let done = image.erase(at, len, Erase::Reveal);
+                // A layer reveals what it can; reading tells which sectors.
+                let mut now = vec![0; len as usize];
+                let done = image.erase(at, len, Erase::Reveal).and_then(|()| image.read(at, &mut now));
                 if done.is_err() {
                     self.note(at, len, Entry { op: number, value: Value::Below, done: false });
                     return done;
                 }
-                // A layer reveals what it can; reading tells which sectors.
-                let mut now = vec![0; len as usize];
-                image.read(at, &mut now)?;
                 for (sector, bytes) in (at / SECTOR..).zip(now.chunks(SECTOR_LEN)) {
                     let revealed = bytes == self.below(sector * SECTOR, bytes.len());
                     if revealed && self.sectors.contains_key(&sector) {

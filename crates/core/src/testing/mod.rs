@@ -59,6 +59,11 @@ mod race;
 mod script;
 mod states;
 
+#[cfg(test)]
+mod paged;
+#[cfg(test)]
+mod proofs;
+
 pub use bench::{Failure, Rng};
 pub use crash::{CrashFolder, CrashStorage, Journal};
 pub use crash_test::{CrashCounts, CrashTest};

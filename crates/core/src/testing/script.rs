@@ -140,6 +140,9 @@ impl Shape {
 
 const MAGIC: u64 = 0xc0c0 << 48;
 
+/// Keeps the bytes of small numbers from being zero: what was zeroed by mistake must be seen.
+const MASK: u128 = 0x9d3b_75e5_a6c7_51e3_2f8b_6a97_d4b9_5c6f;
+
 /// Fills `buf` with the stamps of the sectors from guest offset `at` on: in every 16 bytes the sector's number and
 /// `version`, which must not be 0. Never zero, and it compresses well.
 pub fn fill(buf: &mut [u8], at: u64, version: u64) {
@@ -155,16 +158,14 @@ pub fn fill(buf: &mut [u8], at: u64, version: u64) {
 }
 
 fn stamp(sector: u64, version: u64) -> [u8; 16] {
-    let mut stamp = [0; 16];
-    stamp[..8].copy_from_slice(&(MAGIC | sector).to_le_bytes());
-    stamp[8..].copy_from_slice(&version.to_le_bytes());
-    stamp
+    let words = u128::from(MAGIC | sector) | u128::from(version) << 64;
+    (words ^ MASK).to_le_bytes()
 }
 
 /// The sector number and version that all of `bytes` (whole sectors' worth, 16-aligned) carry.
 pub(super) fn stamp_of(bytes: &[u8]) -> Option<(u64, u64)> {
     let first: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
-    let words = u128::from_le_bytes(first);
+    let words = u128::from_le_bytes(first) ^ MASK;
     let sector = words as u64;
     (sector >> 48 == MAGIC >> 48 && bytes.chunks(16).all(|chunk| chunk == first))
         .then_some((sector & !MAGIC, (words >> 64) as u64))

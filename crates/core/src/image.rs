@@ -1,6 +1,6 @@
 //! A chain of layers, read and written as one disk. The chain is walked here and nowhere else.
 
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{Erase, Error, Extent, Kind, Layer, Prealloc, Result};
 
@@ -30,6 +30,7 @@ pub struct Mapped {
     pub host: Option<u64>,
 }
 
+/// One for each bit of a `u64`.
 const STRIPES: u64 = 64;
 
 /// A chain of layers, top first, as one disk of the top's size. Any offset and length; it does the edges of unaligned
@@ -37,14 +38,15 @@ const STRIPES: u64 = 64;
 #[derive(Debug)]
 pub struct Image {
     links: Vec<Link>,
-    /// One lock for every 64th granule. A write that fills a granule from below takes its lock alone; every other
-    /// write shares it, so that no write falls between the filler's reading and writing.
+    /// One lock for every 64th granule. A write that fills a granule from below takes its lock alone, and so does what
+    /// reveals a granule; every other write shares it. So no write falls between the filler's reading and writing, and
+    /// none that found the granule there finds it gone.
     stripes: Vec<RwLock<()>>,
 }
 
 enum Held<'a> {
     Shared { _guards: Vec<RwLockReadGuard<'a, ()>> },
-    Alone { _guard: RwLockWriteGuard<'a, ()> },
+    Alone { _guards: Vec<RwLockWriteGuard<'a, ()>> },
 }
 
 impl Image {
@@ -190,7 +192,7 @@ impl Image {
         let mut held = self.share(start, 1);
         if self.must_fill(start, end)? {
             drop(held);
-            held = self.alone(start);
+            held = self.alone(start, 1);
             // Another writer may have filled it while no lock was held.
             if self.must_fill(start, end)? {
                 let mut whole = vec![0; (end - start) as usize];
@@ -238,28 +240,32 @@ impl Image {
     pub fn erase(&self, at: u64, len: u64, how: Erase) -> Result<()> {
         self.check_range(at, len)?;
         let granule = self.granule();
-        let zeros = vec![0; granule.clamp(65536, 2 << 20).min(len) as usize];
+        let chunk = granule.clamp(65536, 2 << 20);
+        let zeros = vec![0; chunk.min(len) as usize];
         let end = at + len;
         let mut here = at;
         while here < end {
-            let held = self.share(here, end - here);
+            // A writer to part of a granule that the top has does not fill it: it must not become a hole meanwhile.
+            let held = if how == Erase::Reveal {
+                self.alone(here, end - here)
+            } else {
+                self.share(here, end - here)
+            };
             let done =
                 self.top().layer.erase(here, end - here, how).map_err(|error| error.image(self.name()))?;
             drop(held);
             if done > 0 {
                 here += done;
-                continue;
+            } else if how == Erase::Reveal {
+                here += (granule - here % granule).min(end - here);
+            } else {
+                // Chunks end where chunks start, so that the next one may be what the top can take away whole.
+                let found = self.extent(here, (chunk - here % chunk).min(end - here))?;
+                if found.kind == Kind::Data {
+                    self.write(here, &zeros[..found.len as usize])?;
+                }
+                here += found.len;
             }
-            let n = (granule - here % granule).min(end - here).min(zeros.len() as u64);
-            if how != Erase::Reveal && self.extent(here, n)?.kind != Kind::Data {
-                // It reads zero already for as long as that extent goes.
-                here += self.extent(here, n)?.len;
-                continue;
-            }
-            if how != Erase::Reveal {
-                self.write(here, &zeros[..n as usize])?;
-            }
-            here += n;
         }
         Ok(())
     }
@@ -293,29 +299,32 @@ impl Image {
         self.top().layer.close().map_err(|error| error.image(self.name()))
     }
 
-    /// Shares the stripes of a range's granules, in ascending order. One layer alone is never filled: no lock.
-    fn share(&self, at: u64, len: u64) -> Held<'_> {
-        if self.links.len() == 1 || len == 0 {
-            return Held::Shared { _guards: Vec::new() };
-        }
+    /// The stripes of a range's granules, in ascending order, which keeps two that lock several from waiting for each
+    /// other. One layer alone is never filled: no lock.
+    fn stripes(&self, at: u64, len: u64) -> impl Iterator<Item = &RwLock<()>> {
         let granule = self.granule();
-        let (first, last) = (at / granule, (at + len - 1) / granule);
-        let mut wanted: Vec<u64> = if last - first >= STRIPES {
-            (0..STRIPES).collect()
-        } else {
-            (first..=last).map(|g| g % STRIPES).collect()
+        let (first, last) = (at / granule, at.saturating_add(len.saturating_sub(1)) / granule);
+        let wanted = match last - first {
+            _ if self.links.len() == 1 || len == 0 => 0,
+            more if more >= STRIPES - 1 => u64::MAX,
+            _ => (first..=last).fold(0, |bits, granule| bits | 1 << (granule % STRIPES)),
         };
-        wanted.sort_unstable();
-        let lock = |stripe: u64| {
-            self.stripes[stripe as usize].read().unwrap_or_else(|poisoned| poisoned.into_inner())
-        };
-        Held::Shared { _guards: wanted.into_iter().map(lock).collect() }
+        self.stripes
+            .iter()
+            .enumerate()
+            .filter(move |(stripe, _)| wanted >> stripe & 1 == 1)
+            .map(|(_, lock)| lock)
     }
 
-    fn alone(&self, at: u64) -> Held<'_> {
-        let stripe = (at / self.granule()) % STRIPES;
-        Held::Alone {
-            _guard: self.stripes[stripe as usize].write().unwrap_or_else(|poisoned| poisoned.into_inner()),
-        }
+    fn share(&self, at: u64, len: u64) -> Held<'_> {
+        let guards =
+            self.stripes(at, len).map(|stripe| stripe.read().unwrap_or_else(PoisonError::into_inner));
+        Held::Shared { _guards: guards.collect() }
+    }
+
+    fn alone(&self, at: u64, len: u64) -> Held<'_> {
+        let guards =
+            self.stripes(at, len).map(|stripe| stripe.write().unwrap_or_else(PoisonError::into_inner));
+        Held::Alone { _guards: guards.collect() }
     }
 }

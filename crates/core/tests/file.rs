@@ -1,5 +1,7 @@
 //! Files of this machine: holes, space, what is no image, and locks that QEMU keeps too.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use cowhand_core::{
     Cache, Erase, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Result, Storage,
@@ -47,6 +48,8 @@ pub struct Convert {
     pub sparse: Option<u64>,
     /// Threads; `None`: as many as there are processors, at most 8.
     pub workers: Option<usize>,
+    /// Write at most so many guest bytes a second; what the file system shares is not counted.
+    pub rate: Option<u64>,
     /// Read the target back and compare it with the source before it gets its name.
     pub verify: bool,
     /// Leave the partial target there after an error.
@@ -275,6 +278,7 @@ struct Job<'a> {
     whole_blocks: bool,
     written: AtomicU64,
     cloned: AtomicU64,
+    since: Instant,
 }
 
 impl<'a> Job<'a> {
@@ -288,6 +292,7 @@ impl<'a> Job<'a> {
             whole_blocks: false,
             written: AtomicU64::new(0),
             cloned: AtomicU64::new(0),
+            since: Instant::now(),
         }
     }
 
@@ -352,6 +357,7 @@ impl<'a> Job<'a> {
                     buf.resize(n as usize, 0);
                     source.read(at + done, buf)?;
                     self.put(at + done, buf, unit, everything)?;
+                    self.pace(plan, progress)?;
                     plan.advance(n, progress)?;
                     done += n;
                 }
@@ -384,6 +390,18 @@ impl<'a> Job<'a> {
             plan.no_more_clones();
         }
         Ok(false)
+    }
+
+    /// Waits until what was written so far keeps to the rate that was asked for.
+    fn pace(&self, plan: &Plan<'_>, progress: &dyn Progress) -> Result<()> {
+        let Some(rate) = self.how.rate.filter(|rate| *rate > 0) else { return Ok(()) };
+        let seconds = self.written.load(Ordering::Relaxed) as f64 / rate as f64;
+        let due = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        while let Some(rest) = due.checked_sub(self.since.elapsed()).filter(|rest| !rest.is_zero()) {
+            std::thread::sleep(rest.min(Duration::from_millis(100)));
+            plan.advance(0, progress)?;
+        }
+        Ok(())
     }
 
     fn zero(&self, at: u64, len: u64) -> Result<()> {

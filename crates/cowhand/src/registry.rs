@@ -7,7 +7,7 @@ use cowhand_core::{Error, ErrorKind, Format, Probe, Result, Storage};
 
 /// All formats. Raw is last: it takes what nothing else claims.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&cowhand_vhdx::Vhdx, &Raw]
+    &[&cowhand_qcow2::Qcow2, &cowhand_vhd::Vhd, &cowhand_vhdx::Vhdx, &Raw]
 }
 
 /// The format of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.

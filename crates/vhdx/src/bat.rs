@@ -32,7 +32,11 @@ impl Geometry {
     /// Entries that the BAT must have.
     pub(crate) fn entries(&self, differencing: bool) -> u64 {
         let (blocks, ratio) = (self.blocks(), self.chunk_ratio());
-        if differencing { blocks.div_ceil(ratio) * (ratio + 1) } else { blocks + blocks.saturating_sub(1) / ratio }
+        if differencing {
+            blocks.div_ceil(ratio) * (ratio + 1)
+        } else {
+            blocks + blocks.saturating_sub(1) / ratio
+        }
     }
 
     /// The entry of a payload block.
@@ -94,7 +98,9 @@ impl Block {
             UNDEFINED | ZERO | UNMAPPED | UNMAPPED_V095 => Ok(Block::Zero),
             FULLY_PRESENT => Ok(Block::Full(offset)),
             PARTIALLY_PRESENT if differencing => Ok(Block::Partial(offset)),
-            PARTIALLY_PRESENT => Err(format!("{entry:#x} says that the block is partly in the parent, and there is no parent")),
+            PARTIALLY_PRESENT => {
+                Err(format!("{entry:#x} says that the block is partly in the parent, and there is no parent"))
+            }
             state => Err(format!("{entry:#x} has the state {state}, which does not exist")),
         }
     }
@@ -132,9 +138,15 @@ mod tests {
         assert_eq!(geometry(0, MIB, 4096).chunk_ratio(), 32768);
         // An empty disk, one chunk exactly, and one block more.
         let ratio = 128;
-        for (blocks, plain, differencing) in [(0, 0, 0), (1, 1, 129), (ratio, ratio, 129), (ratio + 1, ratio + 2, 258)] {
+        for (blocks, plain, differencing) in
+            [(0, 0, 0), (1, 1, 129), (ratio, ratio, 129), (ratio + 1, ratio + 2, 258)]
+        {
             let geometry = geometry(blocks * 32 * MIB, 32 * MIB, 512);
-            assert_eq!((geometry.entries(false), geometry.entries(true)), (plain, differencing), "{blocks} blocks");
+            assert_eq!(
+                (geometry.entries(false), geometry.entries(true)),
+                (plain, differencing),
+                "{blocks} blocks"
+            );
         }
     }
 

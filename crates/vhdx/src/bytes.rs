@@ -10,9 +10,11 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// Fills `buf` with the structure `what` that starts at `at`. A file that ends before is a corrupt one.
 pub(crate) fn read(file: &dyn Storage, what: &str, at: u64, buf: &mut [u8]) -> Result<()> {
     file.read_at(at, buf).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Error::corrupt(what, format!("the file ends before or within its {} bytes", buf.len()))
-            .at(at)
-            .hint("the file was cut short: get a whole copy"),
+        io::ErrorKind::UnexpectedEof => {
+            Error::corrupt(what, format!("the file ends before or within its {} bytes", buf.len()))
+                .at(at)
+                .hint("the file was cut short: get a whole copy")
+        }
         _ => Error::io(format!("cannot read the {what}"), error).at(at),
     })
 }

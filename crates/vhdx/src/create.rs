@@ -31,7 +31,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         kind: OptionKind::Flag,
         help: "Blocks that nothing is written to say that they are zero (the default), not just that they are absent",
     },
-    OptionSpec { name: "logical_sector_size", kind: OptionKind::Choice(&["512", "4096"]), help: "The disk's logical sector; default 512" },
+    OptionSpec {
+        name: "logical_sector_size",
+        kind: OptionKind::Choice(&["512", "4096"]),
+        help: "The disk's logical sector; default 512",
+    },
     OptionSpec {
         name: "physical_sector_size",
         kind: OptionKind::Choice(&["512", "4096"]),
@@ -58,7 +62,8 @@ struct Plan {
 impl Plan {
     fn new(how: &CreateOptions) -> Result<Plan> {
         if how.parent.is_some() {
-            return Err(Error::unsupported("a VHDX with a parent (a differencing one) cannot be made here").hint("choose qcow2"));
+            return Err(Error::unsupported("a VHDX with a parent (a differencing one) cannot be made here")
+                .hint("choose qcow2"));
         }
         let options = &how.options;
         let fixed = options.text("subformat") == Some("fixed");
@@ -68,14 +73,22 @@ impl Plan {
             _ => default,
         };
         let logical_sector = sector("logical_sector_size", 512);
-        let too_large = || Error::invalid(format!("a disk of {} bytes is too large: a VHDX holds at most 64 TiB", how.size));
-        let size = how.size.checked_next_multiple_of(logical_sector.into()).filter(|size| *size <= MAX_SIZE).ok_or_else(too_large)?;
+        let too_large = || {
+            Error::invalid(format!("a disk of {} bytes is too large: a VHDX holds at most 64 TiB", how.size))
+        };
+        let size = how
+            .size
+            .checked_next_multiple_of(logical_sector.into())
+            .filter(|size| *size <= MAX_SIZE)
+            .ok_or_else(too_large)?;
         let block_size = match options.size("block_size").unwrap_or(0) {
             0 => automatic_block_size(size),
             given => given,
         };
         if !block_size.is_power_of_two() || !(MIB..=256 * MIB).contains(&block_size) {
-            return Err(Error::invalid(format!("block_size={block_size} is no power of two from 1M to 256M")));
+            return Err(Error::invalid(format!(
+                "block_size={block_size} is no power of two from 1M to 256M"
+            )));
         }
         let log_size = options.size("log_size").unwrap_or(MIB);
         if !log_size.is_multiple_of(MIB) || !(MIB..1 << 32).contains(&log_size) {
@@ -102,18 +115,22 @@ impl Plan {
     }
 }
 
-/// The smallest block with which the BAT fits into 1 MiB, but not above 32 MiB, which is what Windows takes. A file is
-/// longer than its data by what is unused of its blocks, so small blocks keep small files small.
+/// The smallest block with which the disk has at most 131072 of them, a BAT of a MiB; but not above 32 MiB, which is
+/// what Windows takes. A file is longer than its data by what is unused of its blocks, so small blocks keep small files
+/// small.
 fn automatic_block_size(size: u64) -> u64 {
-    size.div_ceil(MIB / ENTRY).next_power_of_two().clamp(MIB, 32 * MIB)
+    size.div_ceil(131_072).next_power_of_two().clamp(MIB, 32 * MIB)
 }
 
 /// Makes an image in `file`, whose content is lost.
 pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<VhdxLayer> {
     let plan = Plan::new(how)?;
     let metadata = &plan.metadata;
-    let geometry =
-        Geometry { size: metadata.size, block_size: metadata.block_size, sector: metadata.logical_sector.into() };
+    let geometry = Geometry {
+        size: metadata.size,
+        block_size: metadata.block_size,
+        sector: metadata.logical_sector.into(),
+    };
     let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: plan.log_size };
     let metadata_region = Region { offset: MIB + plan.log_size, length: MIB };
     let bat_length = (geometry.entries(false) * ENTRY).next_multiple_of(MIB).max(MIB);
@@ -122,19 +139,17 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
     let blocks_end = blocks_at + geometry.blocks() * geometry.block_size;
     let end = if metadata.leave_blocks_allocated { blocks_end } else { blocks_at };
 
-    let resize = |len| file.set_len(len).map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error));
+    let resize =
+        |len| file.set_len(len).map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error));
     resize(0)?;
     if file.len().map_err(|error| Error::io("cannot find the size", error))? != 0 {
         // A new block must read zero where it is not written, and a device holds what it held.
-        return Err(Error::unsupported("a VHDX cannot be made on a block device").hint("make it in a file, or choose raw or qcow2"));
+        return Err(Error::unsupported("a VHDX cannot be made on a block device")
+            .hint("make it in a file, or choose raw or qcow2"));
     }
     resize(end)?;
-    let header = Header {
-        sequence_number: 1,
-        file_write_guid: Guid::random(),
-        data_write_guid: Guid::random(),
-        log,
-    };
+    let header =
+        Header { sequence_number: 1, file_write_guid: Guid::random(), data_write_guid: Guid::random(), log };
     let current = Header { sequence_number: 2, ..header };
     bytes::write(file.as_ref(), "file type identifier", 0, &header::identifier())?;
     for (at, header) in HEADERS.into_iter().zip([header, current]) {
@@ -161,7 +176,12 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
 }
 
 /// Writes what `block` says of every payload block; sector bitmaps have no place.
-fn write_entries(file: &dyn Storage, at: u64, geometry: &Geometry, block: impl Fn(u64) -> Block) -> Result<()> {
+fn write_entries(
+    file: &dyn Storage,
+    at: u64,
+    geometry: &Geometry,
+    block: impl Fn(u64) -> Block,
+) -> Result<()> {
     let entries = geometry.entries(false);
     let mut buf = Vec::with_capacity((entries * ENTRY).min(MIB) as usize);
     let mut next = 0;
@@ -186,7 +206,9 @@ fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<(
         return Ok(());
     }
     if !file.allocate(at, len).map_err(failed)? && how == Prealloc::Falloc {
-        return Err(Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off"));
+        return Err(
+            Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off")
+        );
     }
     if how == Prealloc::Full {
         let zeros = vec![0; MIB as usize];
@@ -223,7 +245,9 @@ mod tests {
     fn refused(size: u64, given: &[(&str, &str)]) -> ErrorKind {
         let given: Vec<_> = given.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
         let options = Options::check(OPTIONS, &given).unwrap();
-        create(Arc::new(MemoryStorage::new()), &CreateOptions { size, options, ..Default::default() }).unwrap_err().kind()
+        create(Arc::new(MemoryStorage::new()), &CreateOptions { size, options, ..Default::default() })
+            .unwrap_err()
+            .kind()
     }
 
     #[test]

@@ -63,8 +63,9 @@ impl Header {
         for at in HEADERS {
             let mut bytes = vec![0; HEADER_LEN];
             bytes::read(file, "header", at, &mut bytes)?;
-            let good = RawHeader::ref_from_prefix(&bytes)
-                .is_ok_and(|(raw, _)| raw.signature == *b"head" && raw.checksum.get() == bytes::checksum(&bytes));
+            let good = RawHeader::ref_from_prefix(&bytes).is_ok_and(|(raw, _)| {
+                raw.signature == *b"head" && raw.checksum.get() == bytes::checksum(&bytes)
+            });
             if good {
                 found.push((at, bytes));
             }
@@ -75,7 +76,11 @@ impl Header {
             match &best {
                 Some((_, other)) if other.sequence_number == header.sequence_number => {
                     if found.first().map(|(_, bytes)| bytes) != found.last().map(|(_, bytes)| bytes) {
-                        return Err(Error::corrupt("header", "both copies have the same sequence number and say different things").at(at));
+                        return Err(Error::corrupt(
+                            "header",
+                            "both copies have the same sequence number and say different things",
+                        )
+                        .at(at));
                     }
                 }
                 Some((_, other)) if other.sequence_number > header.sequence_number => {}
@@ -92,13 +97,23 @@ impl Header {
 
     fn check(raw: &RawHeader) -> Result<Header> {
         if raw.version != 1 {
-            return Err(Error::unsupported(format!("VHDX version {} is not known", raw.version)).field("header"));
+            return Err(
+                Error::unsupported(format!("VHDX version {} is not known", raw.version)).field("header")
+            );
         }
-        let log = LogPlace { guid: raw.log_guid, offset: raw.log_offset.get(), length: raw.log_length.get().into() };
+        let log = LogPlace {
+            guid: raw.log_guid,
+            offset: raw.log_offset.get(),
+            length: raw.log_length.get().into(),
+        };
         if log.is_pending() && raw.log_version != 0 {
-            return Err(Error::unsupported(format!("log version {} is not known", raw.log_version)).field("header"));
+            return Err(
+                Error::unsupported(format!("log version {} is not known", raw.log_version)).field("header")
+            );
         }
-        let wrong = |what: &str| Err(Error::corrupt("header", format!("the log, {} bytes at {}, {what}", log.length, log.offset)));
+        let wrong = |what: &str| {
+            Err(Error::corrupt("header", format!("the log, {} bytes at {}, {what}", log.length, log.offset)))
+        };
         if !log.length.is_multiple_of(MIB) || !log.offset.is_multiple_of(MIB) {
             return wrong("does not stand on whole MiB");
         }
@@ -146,7 +161,8 @@ pub(crate) fn read_creator(file: &dyn Storage) -> Result<String> {
     if signature != SIGNATURE {
         return Err(Error::corrupt("file type identifier", "is not 'vhdxfile'").at(0));
     }
-    let units = creator.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit)).take_while(|unit| *unit != 0);
+    let units =
+        creator.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit)).take_while(|unit| *unit != 0);
     Ok(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
@@ -197,7 +213,12 @@ mod tests {
     fn equal_sequence_numbers_must_mean_equal_headers() {
         let (a, b) = (header(7), header(7));
         assert_eq!(Header::read(&file(&a.to_bytes(), &a.to_bytes())).unwrap(), a);
-        assert!(Header::read(&file(&a.to_bytes(), &b.to_bytes())).unwrap_err().to_string().contains("same sequence number"));
+        assert!(
+            Header::read(&file(&a.to_bytes(), &b.to_bytes()))
+                .unwrap_err()
+                .to_string()
+                .contains("same sequence number")
+        );
     }
 
     /// The header with `bytes` put at `at` and a right checksum.

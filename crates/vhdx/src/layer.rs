@@ -44,15 +44,24 @@ impl VhdxLayer {
     }
 
     /// The layer of a file without pending log, by what its regions say.
-    pub(crate) fn assemble(file: Arc<dyn Storage>, creator: String, header: Header, writer: Option<Writer>) -> Result<VhdxLayer> {
+    pub(crate) fn assemble(
+        file: Arc<dyn Storage>,
+        creator: String,
+        header: Header,
+        writer: Option<Writer>,
+    ) -> Result<VhdxLayer> {
         let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
         let regions = Regions::read(file.as_ref(), len, &header.log)?;
         let metadata = Metadata::read(file.as_ref(), regions.metadata)?;
-        let geometry =
-            Geometry { size: metadata.size, block_size: metadata.block_size, sector: metadata.logical_sector.into() };
+        let geometry = Geometry {
+            size: metadata.size,
+            block_size: metadata.block_size,
+            sector: metadata.logical_sector.into(),
+        };
         let entries = geometry.entries(metadata.parent.is_some());
         if entries * bat::ENTRY > regions.bat.length {
-            let what = format!("has {} bytes, too few for the {entries} entries of this disk", regions.bat.length);
+            let what =
+                format!("has {} bytes, too few for the {entries} entries of this disk", regions.bat.length);
             return Err(Error::corrupt("BAT region", what).at(regions.bat.offset));
         }
         let table = Table::new(file.clone(), regions.bat.offset);
@@ -72,7 +81,10 @@ impl VhdxLayer {
         let decoded = Block::decode(raw, self.differencing()).map_err(wrong)?;
         if let Block::Full(offset) | Block::Partial(offset) = decoded {
             // What lies past the disk's end in its last block need not be in the file.
-            let needed = self.geometry.block_size.min(self.geometry.size.saturating_sub(block * self.geometry.block_size));
+            let needed = self
+                .geometry
+                .block_size
+                .min(self.geometry.size.saturating_sub(block * self.geometry.block_size));
             self.check_place(offset, self.geometry.block_size, needed).map_err(wrong)?;
         }
         Ok(decoded)
@@ -84,7 +96,10 @@ impl VhdxLayer {
         }
         // What is written here has its length checked when it is allocated.
         if self.writer.is_none() && offset.saturating_add(needed) > self.len {
-            return Err(format!("points to {offset}, past or too near the end of the file ({} bytes)", self.len));
+            return Err(format!(
+                "points to {offset}, past or too near the end of the file ({} bytes)",
+                self.len
+            ));
         }
         Ok(())
     }
@@ -103,7 +118,9 @@ impl VhdxLayer {
         match first {
             Block::NotPresent => Ok(Extent::hole(self.run(at, max, |_, next| next == Block::NotPresent)?)),
             Block::Zero => Ok(Extent::zero(self.run(at, max, |_, next| next == Block::Zero)?)),
-            Block::Partial(offset) => self.partial(at, max.min(geometry.block_size - within), offset + within),
+            Block::Partial(offset) => {
+                self.partial(at, max.min(geometry.block_size - within), offset + within)
+            }
             Block::Full(offset) => {
                 let host = offset + within;
                 let (zero, max) = if look { self.hole(host, max)? } else { (false, max) };
@@ -117,7 +134,8 @@ impl VhdxLayer {
 
     /// Is `host` in a hole of the file, and for how many of `max` bytes does that go on?
     fn hole(&self, host: u64, max: u64) -> Result<(bool, u64)> {
-        let data = self.file.data_at(host).map_err(|error| Error::io("cannot find the holes", error).at(host))?;
+        let data =
+            self.file.data_at(host).map_err(|error| Error::io("cannot find the holes", error).at(host))?;
         Ok(match data {
             None => (true, max),
             Some(data) if data.start > host => (true, max.min(data.start - host)),
@@ -164,7 +182,8 @@ impl VhdxLayer {
         let block = at / geometry.block_size;
         let entry = geometry.bitmap_entry_of(block);
         let wrong = |what: String| {
-            Error::corrupt("sector bitmap entry", format!("{what} (block {block})")).at(self.table.offset_of(entry))
+            Error::corrupt("sector bitmap entry", format!("{what} (block {block})"))
+                .at(self.table.offset_of(entry))
         };
         let bitmap = bat::decode_bitmap(self.table.entry(entry)?)
             .map_err(wrong)?

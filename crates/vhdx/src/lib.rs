@@ -22,7 +22,9 @@ mod write;
 
 use std::sync::Arc;
 
-use cowhand_core::{CreateOptions, Error, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver, Result, Storage};
+use cowhand_core::{
+    CreateOptions, Error, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver, Result, Storage,
+};
 
 /// The VHDX format.
 #[derive(Clone, Copy, Debug)]
@@ -47,14 +49,25 @@ impl Format for Vhdx {
 
     /// Opens for reading. Errors: the rules of the format that are broken, by field and offset; a region or metadata
     /// item that is required and not known; opening for writing.
-    fn open(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>> {
+    fn open(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &OpenOptions,
+    ) -> Result<Arc<dyn Layer>> {
         if how.writable {
-            return Err(Error::unsupported("writing into an existing VHDX is not possible").hint("convert it into a new file"));
+            return Err(Error::unsupported("writing into an existing VHDX is not possible")
+                .hint("convert it into a new file"));
         }
         Ok(Arc::new(layer::VhdxLayer::open(file)?))
     }
 
-    fn create(&self, file: Arc<dyn Storage>, _files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
+    fn create(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &CreateOptions,
+    ) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(create::create(file, how)?))
     }
 

@@ -45,7 +45,11 @@ impl Locator {
         let wrong = |message: String| Error::corrupt("parent locator", message);
         let (head, rest) = RawLocator::ref_from_prefix(item).map_err(|_| wrong("is cut short".to_owned()))?;
         if head.locator_type != VHDX {
-            return Err(Error::unsupported(format!("parent locator type {} is not known", head.locator_type)).field("parent locator"));
+            return Err(Error::unsupported(format!(
+                "parent locator type {} is not known",
+                head.locator_type
+            ))
+            .field("parent locator"));
         }
         let count = usize::from(head.key_value_count.get());
         let (raw, _) = <[RawEntry]>::ref_from_prefix_with_elems(rest, count)
@@ -57,7 +61,8 @@ impl Locator {
         let mut entries: Vec<(String, String)> = Vec::with_capacity(count);
         for entry in raw {
             let text = |offset: U32, length: U16| {
-                text(item, offset.get(), length.get()).ok_or_else(|| wrong(format!("text of {length} bytes at {offset} cannot lie there")))
+                text(item, offset.get(), length.get())
+                    .ok_or_else(|| wrong(format!("text of {length} bytes at {offset} cannot lie there")))
             };
             let key = text(entry.key_offset, entry.key_length)?;
             if entries.iter().any(|(other, _)| *other == key) {
@@ -67,7 +72,9 @@ impl Locator {
         }
         let guid = |key: &str| match find(&entries, key) {
             None => Ok(None),
-            Some(text) => Guid::parse(text).map(Some).ok_or_else(|| wrong(format!("{key} is no GUID: '{text}'"))),
+            Some(text) => {
+                Guid::parse(text).map(Some).ok_or_else(|| wrong(format!("{key} is no GUID: '{text}'")))
+            }
         };
         let linkage = guid("parent_linkage")?.ok_or_else(|| wrong("has no parent_linkage".to_owned()))?;
         // Windows writes zeros where there is none.
@@ -112,7 +119,11 @@ pub(crate) mod tests {
 
     /// A locator item with these keys and values.
     pub(crate) fn item(pairs: &[(&str, &str)]) -> Vec<u8> {
-        let head = RawLocator { locator_type: VHDX, reserved: 0.into(), key_value_count: (pairs.len() as u16).into() };
+        let head = RawLocator {
+            locator_type: VHDX,
+            reserved: 0.into(),
+            key_value_count: (pairs.len() as u16).into(),
+        };
         let mut bytes = head.as_bytes().to_vec();
         let mut texts: Vec<u8> = Vec::new();
         let start = bytes.len() + 12 * pairs.len();
@@ -153,14 +164,16 @@ pub(crate) mod tests {
         let paths = ["./dir/parent.vhdx", "Volume{26a21bda}/parent.vhdx", "C:/disks/parent.vhdx"];
         assert_eq!(parent.candidates, paths.map(PathBuf::from));
         assert_eq!(parent.format.as_deref(), Some("vhdx"));
-        let raw = [0xc3, 0x0e, 0xed, 0x83, 0xc8, 0x24, 0xa6, 0x49, 0xa9, 0x59, 0x5e, 0x4b, 0xd1, 0x28, 0x8b, 0xbb];
+        let raw =
+            [0xc3, 0x0e, 0xed, 0x83, 0xc8, 0x24, 0xa6, 0x49, 0xa9, 0x59, 0x5e, 0x4b, 0xd1, 0x28, 0x8b, 0xbb];
         assert_eq!(parent.expected, [raw]);
     }
 
     #[test]
     fn a_second_linkage_counts_too() {
         let second = "93ed0ec3-24c8-49a6-a959-5e4bd1288bbb";
-        let locator = Locator::parse(&item(&[("parent_linkage", LINKAGE), ("parent_linkage2", second)])).unwrap();
+        let locator =
+            Locator::parse(&item(&[("parent_linkage", LINKAGE), ("parent_linkage2", second)])).unwrap();
         assert_eq!(locator.parent().expected.len(), 2);
         assert_eq!(locator.parent().expected[1][3], 0x93);
         assert!(locator.parent().candidates.is_empty());

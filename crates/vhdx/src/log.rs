@@ -80,7 +80,8 @@ struct Ring<'a> {
 pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn Storage>> {
     let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
     if place.offset.checked_add(place.length).is_none_or(|end| end > len) {
-        return Err(wrong("reaches past the end of the file", place.offset).hint("the file was cut short: get a whole copy"));
+        return Err(wrong("reaches past the end of the file", place.offset)
+            .hint("the file was cut short: get a whole copy"));
     }
     let ring = Ring { file: file.as_ref(), place };
     let sequence = ring.active_sequence()?;
@@ -89,7 +90,8 @@ pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn 
             .hint("what the last writer did cannot be told; restore a copy, or let a repair drop the log"));
     };
     if len < head.flushed_file_offset {
-        let what = format!("takes a file of {} bytes for granted, and this one has {len}", head.flushed_file_offset);
+        let what =
+            format!("takes a file of {} bytes for granted, and this one has {len}", head.flushed_file_offset);
         return Err(wrong(&what, ring.offset(head.at)).hint("the file was cut short: get a whole copy"));
     }
     let mut changes = Changes::default();
@@ -125,10 +127,14 @@ impl Ring<'_> {
     /// tail on (section 2.3.3).
     fn active_sequence(&self) -> Result<Vec<Entry>> {
         let entries = self.entries()?;
-        let place_of: HashMap<u64, usize> = entries.iter().enumerate().map(|(n, entry)| (entry.at, n)).collect();
+        let place_of: HashMap<u64, usize> =
+            entries.iter().enumerate().map(|(n, entry)| (entry.at, n)).collect();
         let next = |entry: &Entry| {
             let n = *place_of.get(&self.wrap(entry.at + entry.length))?;
-            entries.get(n).filter(|next| Some(next.sequence_number) == entry.sequence_number.checked_add(1)).map(|_| n)
+            entries
+                .get(n)
+                .filter(|next| Some(next.sequence_number) == entry.sequence_number.checked_add(1))
+                .map(|_| n)
         };
         // Every entry's run ends in one head. From the highest number down, the one behind has its answer already.
         let mut order: Vec<usize> = (0..entries.len()).collect();
@@ -196,7 +202,8 @@ impl Ring<'_> {
         let first = self.read_sector(at)?;
         let Ok((raw, _)) = RawEntry::ref_from_prefix(&first) else { return Ok(None) };
         let (length, tail) = (u64::from(raw.entry_length.get()), u64::from(raw.tail.get()));
-        let (sequence_number, descriptors) = (raw.sequence_number.get(), u64::from(raw.descriptor_count.get()));
+        let (sequence_number, descriptors) =
+            (raw.sequence_number.get(), u64::from(raw.descriptor_count.get()));
         let is_whole = |n: u64| n.is_multiple_of(SECTOR);
         let head_sectors = (HEADER_LEN + descriptors * DESCRIPTOR_LEN).div_ceil(SECTOR);
         if raw.signature != *b"loge"
@@ -214,13 +221,16 @@ impl Ring<'_> {
         let (mut left, mut data_sectors) = (descriptors, 0);
         for n in 0..length / SECTOR {
             *budget = budget.checked_sub(SECTOR).ok_or_else(|| {
-                wrong("has entries that overlap again and again", self.offset(at)).hint("this file was made to keep a reader busy")
+                wrong("has entries that overlap again and again", self.offset(at))
+                    .hint("this file was made to keep a reader busy")
             })?;
             let sector = self.read_sector(at + n * SECTOR)?;
             if n < head_sectors {
                 for descriptor in descriptors_of(&sector, n == 0, left)? {
                     let is_data = descriptor.signature == *b"desc";
-                    if !(is_data || descriptor.signature == *b"zero") || descriptor.sequence_number != sequence_number {
+                    if !(is_data || descriptor.signature == *b"zero")
+                        || descriptor.sequence_number != sequence_number
+                    {
                         return Ok(None);
                     }
                     data_sectors += u64::from(is_data);
@@ -265,14 +275,24 @@ impl Ring<'_> {
                 let (length, change) = if descriptor.signature == *b"desc" {
                     let body = self.offset(self.wrap(entry.at + data_sector * SECTOR)) + 8;
                     data_sector += 1;
-                    (SECTOR, Change::Sector { leading: descriptor.leading_or_length, body, trailing: descriptor.trailing })
+                    (
+                        SECTOR,
+                        Change::Sector {
+                            leading: descriptor.leading_or_length,
+                            body,
+                            trailing: descriptor.trailing,
+                        },
+                    )
                 } else {
                     (u64::from_le_bytes(descriptor.leading_or_length), Change::Zero)
                 };
-                let range = whole_sectors(start, length)
-                    .ok_or_else(|| wrong(&format!("changes {length} bytes at {start}, which are not whole sectors"), at))?;
+                let range = whole_sectors(start, length).ok_or_else(|| {
+                    wrong(&format!("changes {length} bytes at {start}, which are not whole sectors"), at)
+                })?;
                 if !changes.put(range, change) {
-                    return Err(Error::unsupported("the log changes more places than can be kept in memory").field("log").at(at));
+                    return Err(Error::unsupported("the log changes more places than can be kept in memory")
+                        .field("log")
+                        .at(at));
                 }
             }
         }

@@ -100,8 +100,13 @@ impl Metadata {
         let [block_size, flags] = parameters.map(U32::get);
         let parent = match (flags & HAS_PARENT != 0, items.locator) {
             (false, _) => None,
-            (true, Some(place)) => Some(Locator::parse(&content(file, "parent locator", place)?).map_err(|e| e.at(place.at))?),
-            (true, None) => return Err(Error::corrupt("parent locator", "is missing, and the disk has a parent").at(region.offset)),
+            (true, Some(place)) => {
+                Some(Locator::parse(&content(file, "parent locator", place)?).map_err(|e| e.at(place.at))?)
+            }
+            (true, None) => {
+                return Err(Error::corrupt("parent locator", "is missing, and the disk has a parent")
+                    .at(region.offset));
+            }
         };
         let metadata = Metadata {
             block_size: block_size.into(),
@@ -121,7 +126,9 @@ impl Metadata {
             let what = format!("the block size {} is no power of two from 1 MiB to 256 MiB", self.block_size);
             return Err(Error::corrupt("file parameters", what));
         }
-        for (field, sector) in [("logical sector size", self.logical_sector), ("physical sector size", self.physical_sector)] {
+        for (field, sector) in
+            [("logical sector size", self.logical_sector), ("physical sector size", self.physical_sector)]
+        {
             if sector != 512 && sector != 4096 {
                 return Err(Error::corrupt(field, format!("is {sector}; only 512 and 4096 are possible")));
             }
@@ -130,7 +137,8 @@ impl Metadata {
             return Err(Error::corrupt("virtual disk size", format!("is {}, more than 64 TiB", self.size)));
         }
         if !self.size.is_multiple_of(self.logical_sector.into()) {
-            let what = format!("is {}, no multiple of the logical sector ({})", self.size, self.logical_sector);
+            let what =
+                format!("is {}, no multiple of the logical sector ({})", self.size, self.logical_sector);
             return Err(Error::corrupt("virtual disk size", what));
         }
         Ok(())
@@ -150,13 +158,24 @@ impl Metadata {
             (PHYSICAL_SECTOR_SIZE, self.physical_sector.to_le_bytes().to_vec(), of_disk),
         ];
         let count = items.len() as u16;
-        let head = RawTable { signature: *b"metadata", reserved: 0.into(), entry_count: count.into(), reserved2: [0; 20] };
+        let head = RawTable {
+            signature: *b"metadata",
+            reserved: 0.into(),
+            entry_count: count.into(),
+            reserved2: [0; 20],
+        };
         let mut table = head.as_bytes().to_vec();
         let mut content = Vec::new();
         for (item_id, bytes, flags) in items {
             let offset = (TABLE_LEN + content.len()) as u32;
             let length = bytes.len() as u32;
-            let entry = RawEntry { item_id, offset: offset.into(), length: length.into(), flags: flags.into(), reserved: 0.into() };
+            let entry = RawEntry {
+                item_id,
+                offset: offset.into(),
+                length: length.into(),
+                flags: flags.into(),
+                reserved: 0.into(),
+            };
             table.extend_from_slice(entry.as_bytes());
             content.extend_from_slice(&bytes);
         }
@@ -175,7 +194,8 @@ impl Items {
 
     fn parse(table: &[u8], region: Region) -> Result<Items> {
         let wrong = |message: String| Error::corrupt("metadata table", message);
-        let (head, entries) = RawTable::ref_from_prefix(table).map_err(|_| wrong("is cut short".to_owned()))?;
+        let (head, entries) =
+            RawTable::ref_from_prefix(table).map_err(|_| wrong("is cut short".to_owned()))?;
         if head.signature != *b"metadata" {
             return Err(wrong("has no signature".to_owned()));
         }
@@ -195,7 +215,10 @@ impl Items {
                 return Err(wrong(format!("item {id} is there twice")));
             }
             let item = place(entry, region).ok_or_else(|| {
-                wrong(format!("item {id}, {} bytes at {} of the region, cannot lie there", entry.length, entry.offset))
+                wrong(format!(
+                    "item {id}, {} bytes at {} of the region, cannot lie there",
+                    entry.length, entry.offset
+                ))
             })?;
             let slot = match id {
                 _ if is_user => None,
@@ -229,7 +252,9 @@ fn place(entry: &RawEntry, region: Region) -> Option<Item> {
     let fits = if length == 0 {
         offset == 0
     } else {
-        offset as usize >= TABLE_LEN && length <= MAX_ITEM && u64::from(offset) + u64::from(length) <= region.length
+        offset as usize >= TABLE_LEN
+            && length <= MAX_ITEM
+            && u64::from(offset) + u64::from(length) <= region.length
     };
     fits.then_some(Item { at: region.offset.checked_add(offset.into())?, length })
 }
@@ -244,8 +269,9 @@ fn content(file: &dyn Storage, what: &str, item: Item) -> Result<Vec<u8>> {
 fn item<T: FromBytes>(file: &dyn Storage, what: &str, item: Option<Item>) -> Result<T> {
     let item = item.ok_or_else(|| Error::corrupt(what, "is missing from the metadata"))?;
     let bytes = content(file, what, item)?;
-    T::read_from_bytes(&bytes)
-        .map_err(|_| Error::corrupt(what, format!("is {} bytes long, not {}", bytes.len(), size_of::<T>())).at(item.at))
+    T::read_from_bytes(&bytes).map_err(|_| {
+        Error::corrupt(what, format!("is {} bytes long, not {}", bytes.len(), size_of::<T>())).at(item.at)
+    })
 }
 
 #[cfg(test)]
@@ -311,7 +337,14 @@ mod tests {
             })
             .contains("twice")
         );
-        for (offset, length) in [(TABLE_LEN as u32 - 1, 8), (0, 8), (MIB as u32, 8), (u32::MAX, 8), (TABLE_LEN as u32, MAX_ITEM + 1), (1, 0)] {
+        for (offset, length) in [
+            (TABLE_LEN as u32 - 1, 8),
+            (0, 8),
+            (MIB as u32, 8),
+            (u32::MAX, 8),
+            (TABLE_LEN as u32, MAX_ITEM + 1),
+            (1, 0),
+        ] {
             let text = says(|b| {
                 put(b, entry(0) + 16, offset);
                 put(b, entry(0) + 20, length);

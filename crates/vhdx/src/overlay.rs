@@ -100,7 +100,8 @@ impl Storage for Overlay {
         let (mut at, mut buf) = (at, buf);
         while !buf.is_empty() {
             let next = self.changes.next(at);
-            let span = |end: u64| usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
+            let span =
+                |end: u64| usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
             let len = match &next {
                 Some((range, _)) if range.start <= at => span(range.end),
                 Some((range, _)) => span(range.start),
@@ -148,7 +149,9 @@ impl Storage for Overlay {
         };
         let stored = self.file.data_at(at)?;
         let first = match (stored, changed) {
-            (Some(stored), Some(changed)) => Some(if stored.start <= changed.start { stored } else { changed }),
+            (Some(stored), Some(changed)) => {
+                Some(if stored.start <= changed.start { stored } else { changed })
+            }
             (stored, changed) => stored.or(changed),
         };
         Ok(first.map(|range| range.start..range.end.min(self.len)).filter(|range| range.start < range.end))

@@ -64,7 +64,8 @@ impl Regions {
                 && raw.signature == *b"regi"
                 && raw.checksum.get() == bytes::checksum(&table)
             {
-                return Self::parse(raw, entries, len, log).map_err(|error| error.field("region table").at(at));
+                return Self::parse(raw, entries, len, log)
+                    .map_err(|error| error.field("region table").at(at));
             }
         }
         Err(Error::corrupt("region table", "neither copy has a right signature and checksum").at(TABLES[0]))
@@ -98,9 +99,12 @@ impl Regions {
                 return Err(Error::unsupported(format!("{name} is required and not known"))
                     .hint("a newer program made this file, and only such a one can read it"));
             }
-            let end = offset.checked_add(length).filter(|_| length > 0 && offset % MIB == 0 && length % MIB == 0);
+            let end =
+                offset.checked_add(length).filter(|_| length > 0 && offset % MIB == 0 && length % MIB == 0);
             let Some(end) = end else {
-                return Err(wrong(format!("{name}, {length} bytes at {offset}, does not stand on whole MiB")));
+                return Err(wrong(format!(
+                    "{name}, {length} bytes at {offset}, does not stand on whole MiB"
+                )));
             };
             if end > len {
                 return Err(wrong(format!("{name} ends at {end}, past the end of the file ({len} bytes)")));
@@ -119,7 +123,10 @@ impl Regions {
             }
         }
         if let Some((range, name)) = taken.iter().find(|(range, _)| range.end > len) {
-            return Err(wrong(format!("{name} ends at {}, past the end of the file ({len} bytes)", range.end)));
+            return Err(wrong(format!(
+                "{name} ends at {}, past the end of the file ({len} bytes)",
+                range.end
+            )));
         }
         Ok(Regions {
             bat: bat.ok_or_else(|| wrong("names no BAT region".to_owned()))?,
@@ -142,7 +149,8 @@ impl Regions {
             length: (region.length as u32).into(), // never cut: a plan's regions are below 4 GiB
             required: 1.into(),
         };
-        let mut head = RawTable { signature: *b"regi", checksum: 0.into(), entry_count: 2.into(), reserved: 0.into() };
+        let mut head =
+            RawTable { signature: *b"regi", checksum: 0.into(), entry_count: 2.into(), reserved: 0.into() };
         let mut table = head.as_bytes().to_vec();
         table.extend_from_slice(entry(BAT, bat).as_bytes());
         table.extend_from_slice(entry(METADATA, metadata).as_bytes());
@@ -179,7 +187,8 @@ mod tests {
     /// Adds a third entry.
     fn third(table: &mut [u8], guid: Guid, offset: u64, length: u32, required: u32) {
         table[8] = 3;
-        let entry = RawEntry { guid, file_offset: offset.into(), length: length.into(), required: required.into() };
+        let entry =
+            RawEntry { guid, file_offset: offset.into(), length: length.into(), required: required.into() };
         table[80..112].copy_from_slice(entry.as_bytes());
     }
 

@@ -136,7 +136,9 @@ impl Table {
         bytes::read(self.file.as_ref(), "BAT", self.at + number * PAGE, &mut page)?;
         while pages.kept.len() >= KEPT {
             let clean = pages.kept.iter().filter(|(_, slot)| !slot.dirty);
-            let Some(oldest) = clean.min_by_key(|(_, slot)| slot.used).map(|(number, _)| *number) else { break };
+            let Some(oldest) = clean.min_by_key(|(_, slot)| slot.used).map(|(number, _)| *number) else {
+                break;
+            };
             pages.kept.remove(&oldest);
         }
         let page = Arc::new(page);
@@ -164,7 +166,12 @@ impl Table {
     /// The changed pages as they are now.
     pub(crate) fn changed(&self) -> Changed {
         let pages = self.pages();
-        let mut changed: Vec<_> = pages.kept.iter().filter(|(_, slot)| slot.dirty).map(|(n, slot)| (*n, slot.page.clone())).collect();
+        let mut changed: Vec<_> = pages
+            .kept
+            .iter()
+            .filter(|(_, slot)| slot.dirty)
+            .map(|(n, slot)| (*n, slot.page.clone()))
+            .collect();
         changed.sort_by_key(|(number, _)| *number);
         Changed(changed)
     }
@@ -177,7 +184,9 @@ impl Table {
             let mut pages = self.pages();
             pages.hole = 0..0;
             let Pages { kept, dirty, .. } = &mut *pages;
-            if let Some(slot) = kept.get_mut(number).filter(|slot| slot.dirty && Arc::ptr_eq(&slot.page, page)) {
+            if let Some(slot) =
+                kept.get_mut(number).filter(|slot| slot.dirty && Arc::ptr_eq(&slot.page, page))
+            {
                 slot.dirty = false;
                 *dirty -= 1;
             }

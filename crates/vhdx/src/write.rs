@@ -74,7 +74,13 @@ impl Writer {
     /// A writer whose next block goes to `end`, where the file ends; the last one that it can need ends at `most`.
     pub(crate) fn new(end: u64, most: u64, fresh: bool) -> Self {
         let space = Space { end, grown: end, pending: HashMap::new(), spare: Vec::new(), closed: false };
-        Writer { fresh, most, space: Mutex::new(space), flushing: Mutex::new(()), cannot_share: AtomicBool::new(false) }
+        Writer {
+            fresh,
+            most,
+            space: Mutex::new(space),
+            flushing: Mutex::new(()),
+            cannot_share: AtomicBool::new(false),
+        }
     }
 
     // Every change under the lock is whole before anything can fail.
@@ -103,6 +109,14 @@ impl Space {
         self.end = end;
         Ok(place)
     }
+
+    /// Takes back a place that nothing was written to.
+    fn give_back(&mut self, place: u64, block_size: u64) {
+        self.spare.push(place);
+        while let Some(n) = self.spare.iter().position(|place| place.saturating_add(block_size) == self.end) {
+            self.end = self.spare.swap_remove(n);
+        }
+    }
 }
 
 impl VhdxLayer {
@@ -110,7 +124,8 @@ impl VhdxLayer {
     fn reserve(&self, at: u64, len: u64) -> Result<Vec<Reserved>> {
         let (writer, block_size) = (self.writer()?, self.geometry.block_size);
         let end = at.checked_add(len).filter(|end| *end <= self.geometry.size);
-        let end = end.ok_or_else(|| Error::invalid(format!("{len} bytes at {at} go past the end of the disk")))?;
+        let end =
+            end.ok_or_else(|| Error::invalid(format!("{len} bytes at {at} go past the end of the disk")))?;
         let mut reserved = Vec::with_capacity(1 + (len / block_size) as usize);
         let mut space = writer.space();
         if space.closed {
@@ -165,18 +180,28 @@ impl VhdxLayer {
                 }
             } else if pending.writers == 0 && !pending.touched {
                 space.pending.remove(block);
-                space.spare.push(*place);
+                space.give_back(*place, self.geometry.block_size);
             }
         }
         done.map(|()| full)
     }
 
     /// Does `each(file offset, range of the bytes)` for runs of reserved blocks that stand one behind the other.
-    fn each_run(&self, at: u64, len: u64, reserved: &[Reserved], mut each: impl FnMut(u64, u64, u64) -> Result<bool>) -> Result<bool> {
+    fn each_run(
+        &self,
+        at: u64,
+        len: u64,
+        reserved: &[Reserved],
+        mut each: impl FnMut(u64, u64, u64) -> Result<bool>,
+    ) -> Result<bool> {
         let block_size = self.geometry.block_size;
         let (mut done, mut rest) = (0, reserved);
         while let Some((first, _)) = rest.split_first() {
-            let alike = rest.iter().zip(0..).take_while(|(next, n)| next.place == first.place.saturating_add(n * block_size)).count();
+            let alike = rest
+                .iter()
+                .zip(0..)
+                .take_while(|(next, n)| next.place == first.place.saturating_add(n * block_size))
+                .count();
             let within = (at + done) % block_size;
             let n = (alike as u64 * block_size - within).min(len - done);
             if !each(first.place + within, done, n)? {
@@ -212,7 +237,9 @@ impl VhdxLayer {
     pub(crate) fn share_blocks(&self, at: u64, src: &dyn Storage, src_at: u64, len: u64) -> Result<u64> {
         let writer = self.writer()?;
         // Asked before a block is reserved for it: what turns out to be zero would then take room.
-        let possible = self.file.as_fd().is_some() && src.as_fd().is_some() && !writer.cannot_share.load(Ordering::Relaxed);
+        let possible = self.file.as_fd().is_some()
+            && src.as_fd().is_some()
+            && !writer.cannot_share.load(Ordering::Relaxed);
         if !possible || len == 0 {
             return Ok(0);
         }
@@ -232,7 +259,10 @@ impl VhdxLayer {
             Ok(false) => {
                 self.settle(&reserved, if any { Outcome::Failed } else { Outcome::Untouched })?;
                 // One range may be at odds with the file system's blocks; one of whole MiB is not.
-                if at.is_multiple_of(crate::bytes::MIB) && len.is_multiple_of(4096) && src_at.is_multiple_of(4096) {
+                if at.is_multiple_of(crate::bytes::MIB)
+                    && len.is_multiple_of(4096)
+                    && src_at.is_multiple_of(4096)
+                {
                     writer.cannot_share.store(true, Ordering::Relaxed);
                 }
                 Ok(0)
@@ -305,3 +335,6 @@ impl VhdxLayer {
         self.flush_all()
     }
 }
+
+#[cfg(test)]
+mod tests;

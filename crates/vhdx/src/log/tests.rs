@@ -71,7 +71,8 @@ impl Logger {
             }
         }
         head.resize(head.len().next_multiple_of(4096), 0);
-        let mut sectors: Vec<[u8; 4096]> = head.chunks(4096).map(|sector| sector.try_into().unwrap()).collect();
+        let mut sectors: Vec<[u8; 4096]> =
+            head.chunks(4096).map(|sector| sector.try_into().unwrap()).collect();
         sectors.extend(data);
         let length = sectors.len() as u32 * 4096;
         let first = &mut sectors[0];
@@ -159,7 +160,9 @@ fn the_ring_wraps_between_entries_and_within_one() {
 fn an_entry_has_as_many_descriptors_as_it_needs() {
     for count in [126, 127, 254, 255, 400] {
         let mut log = Logger::new(2, 2 * MIB - 100 * 4096);
-        let changes: Vec<Do> = (0..count).map(|n| if n % 5 == 4 { Do::Zero(DATA + n * 4096, 4096) } else { page(n, n as u8) }).collect();
+        let changes: Vec<Do> = (0..count)
+            .map(|n| if n % 5 == 4 { Do::Zero(DATA + n * 4096, 4096) } else { page(n, n as u8) })
+            .collect();
         log.entry(&changes);
         let expected: Vec<u8> = (0..count).map(|n| if n % 5 == 4 { 0 } else { n as u8 }).collect();
         assert_eq!(log.pages(count), expected);
@@ -285,7 +288,12 @@ fn logs_that_cannot_be_replayed_are_refused() {
     let (wrong, text) = kind(&short);
     assert!(wrong == ErrorKind::Corrupt && text.contains("for granted"), "{text}");
 
-    for change in [Do::Zero(DATA + 512, 4096), Do::Zero(DATA, 512), Do::Zero(u64::MAX - 4095, 8192), Do::Sector(DATA + 1, sector(0))] {
+    for change in [
+        Do::Zero(DATA + 512, 4096),
+        Do::Zero(DATA, 512),
+        Do::Zero(u64::MAX - 4095, 8192),
+        Do::Sector(DATA + 1, sector(0)),
+    ] {
         let mut odd = Logger::new(1, 0);
         odd.entry(&[change]);
         let (wrong, text) = kind(&odd);
@@ -301,7 +309,8 @@ fn logs_that_cannot_be_replayed_are_refused() {
 fn hostile_logs_cost_little() {
     // 2^32 - 1 descriptors, and lengths beyond the ring.
     let mut log = Logger::new(1, 0);
-    for (at, value) in [(24, u32::MAX), (8, u32::MAX - 4095), (8, 4095), (8, 0), (12, 4095), (12, MIB as u32)] {
+    for (at, value) in [(24, u32::MAX), (8, u32::MAX - 4095), (8, 4095), (8, 0), (12, 4095), (12, MIB as u32)]
+    {
         let mut sectors = log.sectors(&[page(0, 1)]);
         sectors[0][at..at + 4].copy_from_slice(&value.to_le_bytes());
         seal(&mut sectors);

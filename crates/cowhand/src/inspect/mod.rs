@@ -1,7 +1,7 @@
 //! The safety gate: sees a content once, names every format it could be taken for, and says whether to take it.
 //!
 //! An image from a stranger is more than bytes: it can name other files, or be one format to the program that checks it
-//! and another to the program that runs it. Every format has a judge ([`Inspector`]) that asks for the few ranges it
+//! and another to the program that runs it. Every format has a judge ([`Inspector`](cowhand_core::Inspector)) that asks for the few ranges it
 //! has to see. What drives the judges collects those ranges, out of a stream or out of a [`Storage`], so that the
 //! report depends on the content alone. At most 1.5 MiB are held, whatever the content says of itself.
 

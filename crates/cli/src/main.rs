@@ -1,2 +1,16 @@
-//! The program.
-fn main() {}
+//! The program: words in, one verb done, an exit status out.
+
+mod cli;
+mod exit;
+mod output;
+mod progress;
+mod signals;
+mod sizes;
+mod sources;
+mod verbs;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(cli::run(std::env::args_os().collect()))
+}

@@ -1,0 +1,167 @@
+//! The command line as a whole: the one definition that parsing, help, manual and completions come from.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use cowhand::Error;
+
+use crate::exit::{self, Failure, Outcome};
+use crate::output::Output;
+use crate::signals;
+use crate::verbs::{compare, completions, convert, create, formats, info, inspect, man, map};
+
+/// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX and raw images.
+///
+/// The verbs and their flags are those of qemu-img where it has them. A target is whole or absent: it is written under
+/// another name beside the old one, and takes its place once it is complete.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cowhand",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "\
+Sizes: bytes, or a number with k, M, G, T, P or E (powers of 1024): 512k, 20M, 1.5G
+
+Examples:
+  cowhand convert vm.vhdx vm.qcow2
+  cowhand info vm.qcow2
+  cowhand inspect upload.img && echo safe
+
+'cowhand VERB --help' tells more of each.",
+    after_long_help = "\
+Sizes: bytes, or a number with k, M, G, T, P or E (powers of 1024): 512k, 20M, 1.5G
+
+Exit status:
+  0    done; compare: the disks are the same; inspect: safe
+  1    failed, or the command line makes no sense; compare: the disks differ
+  2    compare: an image cannot be opened, or the command line makes no sense
+  3    compare: what is where cannot be found out; inspect: unsafe
+  4    compare: reading failed; inspect: ambiguous or unreadable
+  130  stopped by a signal
+
+Examples:
+  cowhand convert vm.vhdx vm.qcow2
+  cowhand info vm.qcow2
+  cowhand inspect upload.img && echo safe
+
+'cowhand VERB --help' tells more of each."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Inspect(inspect::Args),
+    Info(info::Args),
+    Create(create::Args),
+    Convert(convert::Args),
+    Map(map::Args),
+    Compare(compare::Args),
+    Formats(formats::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// The definition itself, for those who describe it.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what `words` say. The answer is the exit status.
+pub(crate) fn run(words: Vec<OsString>) -> u8 {
+    signals::fail_at_the_file_size_limit();
+    let mut out = Output::new();
+    let outcome = parse(&words).and_then(|cli| match cli {
+        Parsed::Verb(verb) => perform(verb, &mut out),
+        Parsed::Text(text) => Ok(write!(out, "{text}").map(|()| exit::DONE)?),
+    });
+    let outcome = match (outcome, out.flush()) {
+        (Ok(_), Err(error)) => Err(error.into()),
+        (outcome, _) => outcome,
+    };
+    outcome.unwrap_or_else(|Failure { status, error }| {
+        complain(&error);
+        status
+    })
+}
+
+fn perform(verb: Verb, out: &mut Output) -> Outcome {
+    match verb {
+        Verb::Inspect(args) => inspect::run(&args, out),
+        Verb::Info(args) => info::run(&args, out),
+        Verb::Create(args) => create::run(&args, out),
+        Verb::Convert(args) => convert::run(&args, out),
+        Verb::Map(args) => map::run(&args, out),
+        Verb::Compare(args) => compare::run(&args, out),
+        Verb::Formats(_) => formats::run(out),
+        Verb::Completions(args) => completions::run(&args, out),
+        Verb::Man(args) => man::run(&args, out),
+    }
+}
+
+enum Parsed {
+    Verb(Verb),
+    /// Help or the version.
+    Text(String),
+}
+
+fn parse(words: &[OsString]) -> Result<Parsed, Failure> {
+    let error = match Cli::try_parse_from(words) {
+        Ok(cli) => return Ok(Parsed::Verb(cli.verb)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            return Ok(Parsed::Text(error.render().to_string()));
+        }
+        _ => {}
+    }
+    let verb = words.iter().skip(1).find_map(|word| word.to_str().filter(|word| !word.starts_with('-')));
+    let known = verb.filter(|verb| command().find_subcommand(verb).is_some());
+    let status = if known == Some("compare") { exit::compare::CANNOT_OPEN } else { exit::FAILED };
+    let help = match known {
+        Some(verb) => format!("'cowhand {verb} --help' shows how"),
+        None => "'cowhand --help' shows the verbs".to_owned(),
+    };
+    let text = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no verb was given".to_owned(),
+        _ => one_line(&error),
+    };
+    Err(Failure { status, error: Error::invalid(text).hint(help) })
+}
+
+/// clap's words without its layout: what is wrong, and its tip.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).take_while(|part| !part.starts_with("Usage:")) {
+        let part = part.strip_prefix("error: ").unwrap_or(part);
+        if part.is_empty() || part.starts_with("For more information") {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(if line.ends_with(':') || part.starts_with('[') { " " } else { ", " });
+        }
+        line.push_str(part);
+    }
+    line
+}
+
+/// One line on standard error.
+#[allow(clippy::print_stderr)] // The one place that does.
+fn complain(error: &Error) {
+    eprintln!("cowhand: {error}");
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definition_holds_together() {
+        super::command().debug_assert();
+    }
+}

@@ -1,0 +1,47 @@
+//! The exit status, in one table.
+//!
+//! | status | meaning |
+//! |---|---|
+//! | 0 | done; `compare`: the disks are the same; `inspect`: safe |
+//! | 1 | failed, or the command line makes no sense; `compare`: the disks differ |
+//! | 2 | `compare`: an image cannot be opened, or the command line makes no sense |
+//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe |
+//! | 4 | `compare`: reading failed; `inspect`: ambiguous or unreadable |
+//! | 130 | stopped by a signal |
+
+use cowhand::{Error, ErrorKind};
+
+pub(crate) const DONE: u8 = 0;
+pub(crate) const FAILED: u8 = 1;
+pub(crate) const STOPPED: u8 = 130;
+
+pub(crate) mod compare {
+    pub(crate) const DIFFERENT: u8 = 1;
+    pub(crate) const CANNOT_OPEN: u8 = 2;
+    pub(crate) const CANNOT_MAP: u8 = 3;
+    pub(crate) const CANNOT_READ: u8 = 4;
+}
+
+/// What a verb that failed says, and with which status.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: u8,
+    pub(crate) error: Error,
+}
+
+impl Failure {
+    /// `status`, unless the error's kind has one of its own.
+    pub(crate) fn with(status: u8, error: Error) -> Failure {
+        let status = if error.kind() == ErrorKind::Cancelled { STOPPED } else { status };
+        Failure { status, error }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::with(FAILED, error)
+    }
+}
+
+/// What a verb answers: its status.
+pub(crate) type Outcome = Result<u8, Failure>;

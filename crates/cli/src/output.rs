@@ -1,0 +1,74 @@
+//! Standard output, which somebody may close while we write.
+
+use std::fmt;
+use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+
+use cowhand::{Error, Result};
+
+/// Text for standard output. A pipe whose reader has gone takes no more and is no error: who closed it has seen enough.
+pub(crate) struct Output {
+    to: BufWriter<Stdout>,
+    closed: bool,
+}
+
+impl Output {
+    pub(crate) fn new() -> Output {
+        Output { to: BufWriter::new(io::stdout()), closed: false }
+    }
+
+    /// What `write!` and `writeln!` call.
+    pub(crate) fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> Result<()> {
+        let done = if self.closed { Ok(()) } else { self.to.write_fmt(text) };
+        self.settle(done)
+    }
+
+    /// As it stands.
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        let done = if self.closed { Ok(()) } else { self.to.write_all(bytes) };
+        self.settle(done)
+    }
+
+    /// Everything is out.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let done = if self.closed { Ok(()) } else { self.to.flush() };
+        self.settle(done)
+    }
+
+    fn settle(&mut self, done: io::Result<()>) -> Result<()> {
+        match done {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            other => other.map_err(|error| Error::io("cannot write to standard output", error)),
+        }
+    }
+}
+
+/// JSON as QEMU indents it: by four.
+pub(crate) fn json(value: &serde_json::Value) -> String {
+    // A line's leading spaces are never part of a string: there a newline is written `\n`.
+    let two = format!("{value:#}");
+    let mut four = String::with_capacity(two.len() * 2);
+    for line in two.lines() {
+        let spaces = line.len() - line.trim_start_matches(' ').len();
+        four.extend(std::iter::repeat_n(' ', spaces));
+        four.push_str(line);
+        four.push('\n');
+    }
+    four
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn json_is_indented_by_four() {
+        let value = json!([{ "a": { "b": "  x\n  y" } }]);
+        assert_eq!(
+            super::json(&value),
+            "[\n    {\n        \"a\": {\n            \"b\": \"  x\\n  y\"\n        }\n    }\n]\n"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! What a person sees while a verb works: QEMU's percentage, or a bar.
+
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cowhand::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::signals::Stop;
+
+/// Draws progress, and passes on the wish to stop.
+pub(crate) struct Meter {
+    shown: Shown,
+    stop: Stop,
+}
+
+enum Shown {
+    Nothing,
+    /// `    (12.34/100%)` and a carriage return on standard output, in hundredths of a percent.
+    Percent(AtomicU64),
+    /// A bar on the terminal, from the second second on.
+    Bar {
+        since: Instant,
+        bar: OnceLock<ProgressBar>,
+    },
+}
+
+/// What takes less is over before a bar could be read.
+const PATIENCE: Duration = Duration::from_secs(1);
+const WHOLE: u64 = 100_00;
+/// The percentage moves by at least so much.
+const STEP: u64 = 1_00;
+
+impl Meter {
+    /// `percent`: QEMU's `-p`. `quiet`: no bar either.
+    pub(crate) fn new(percent: bool, quiet: bool) -> Meter {
+        let shown = if quiet {
+            Shown::Nothing
+        } else if percent {
+            print_percent(0);
+            Shown::Percent(AtomicU64::new(0))
+        } else if std::io::stderr().is_terminal() {
+            Shown::Bar { since: Instant::now(), bar: OnceLock::new() }
+        } else {
+            Shown::Nothing
+        };
+        Meter { shown, stop: Stop::on_signals() }
+    }
+
+    /// All is done.
+    pub(crate) fn finish(self) {
+        if let Shown::Percent(_) = self.shown {
+            print_percent(WHOLE);
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Percent(_) => to_stdout("\n"),
+            Shown::Bar { bar, .. } => {
+                if let Some(bar) = bar.get() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+}
+
+impl Progress for Meter {
+    fn at(&self, done: u64, total: u64) -> ControlFlow<()> {
+        if self.stop.is_set() {
+            return ControlFlow::Break(());
+        }
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Percent(last) => {
+                let now = (u128::from(done) * u128::from(WHOLE)).checked_div(u128::from(total));
+                let now = now.map_or(WHOLE, |now| now.min(u128::from(WHOLE)) as u64);
+                let moved = |last: u64| (now >= last + STEP || now == WHOLE && last < WHOLE).then_some(now);
+                if last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved).is_ok() {
+                    print_percent(now);
+                }
+            }
+            Shown::Bar { since, bar } => {
+                if since.elapsed() >= PATIENCE {
+                    bar.get_or_init(|| new_bar(total, *since)).set_position(done);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn new_bar(total: u64, since: Instant) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{percent:>3}% {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar()); // never: the template is constant
+    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        .with_style(style)
+        .with_elapsed(since.elapsed())
+}
+
+fn print_percent(hundredths: u64) {
+    to_stdout(&format!("    ({}.{:02}/100%)\r", hundredths / 100, hundredths % 100));
+}
+
+/// Progress that cannot be shown is no reason to stop.
+fn to_stdout(text: &str) {
+    let mut to = std::io::stdout().lock();
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}

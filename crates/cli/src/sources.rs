@@ -1,0 +1,142 @@
+//! What the verbs that read images have in common: how to open them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use cowhand::{Cache, Error, Lock, Open, Parent, Policy, Result, parse_option_string};
+
+/// How an image and what it stands on are opened.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Sharing {
+    /// Read the images although another program writes to them
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+
+    /// Which files an image may make us open: deny, same-dir, allow=DIR (repeatable), local, any
+    ///
+    /// deny: none. same-dir (the default): what lies beneath the image's own folder. allow=DIR: also what lies
+    /// beneath DIR. local: any file or block device of this machine. any: local, and names with "file:".
+    /// Names on the command line are always trusted.
+    #[arg(long, value_name = "POLICY", value_parser = Policy::parse, hide_possible_values = true)]
+    pub(crate) paths: Vec<Policy>,
+
+    /// The sources are "driver=FORMAT,file.filename=PATH" in place of a path
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+}
+
+/// What an image stands on, where it is not what the image says.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Parents {
+    /// The image's parent is PATH, whatever the image names
+    #[arg(long, value_name = "PATH")]
+    pub(crate) parent: Option<PathBuf>,
+
+    /// The format of a parent whose child does not state it
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) parent_format: Option<String>,
+
+    /// Take the parent although it is not the one the image was made from
+    #[arg(long)]
+    pub(crate) any_parent: bool,
+}
+
+/// One image on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Option<String>,
+}
+
+impl Sharing {
+    /// What `word` means, given `-f`.
+    pub(crate) fn source(&self, word: &OsString, format: Option<&str>) -> Result<Source> {
+        if !self.image_opts {
+            return Ok(Source { path: word.into(), format: format.map(str::to_owned) });
+        }
+        if format.is_some() {
+            return Err(Error::invalid("--image-opts and -f exclude each other")
+                .hint("name the format with driver=FORMAT"));
+        }
+        let text = word.to_str().ok_or_else(|| {
+            Error::invalid("--image-opts takes UTF-8 only").hint("name the image by its path")
+        })?;
+        image_options(text)
+    }
+
+    /// The way of opening that goes with these flags.
+    pub(crate) fn open(&self, format: Option<&str>, parents: &Parents, cache: Cache) -> Open {
+        Open {
+            format: format.map(str::to_owned),
+            lock: if self.force_share { Lock::None } else { Lock::Default },
+            cache,
+            policy: self.paths.iter().cloned().reduce(Policy::and).unwrap_or_default(),
+            parent: parents.parent.clone().map_or(Parent::Named, Parent::Given),
+            parent_format: parents.parent_format.clone(),
+            any_parent: parents.any_parent,
+            ..Open::default()
+        }
+    }
+}
+
+/// `driver=qcow2,file.driver=file,file.filename=PATH`.
+fn image_options(text: &str) -> Result<Source> {
+    let (mut path, mut format, mut protocol) = (None, None, None);
+    for (name, value) in parse_option_string(text) {
+        match name.as_str() {
+            "driver" => format = Some(value),
+            "file.driver" => protocol = Some(value),
+            "file.filename" | "filename" => path = Some(PathBuf::from(value)),
+            _ => {
+                return Err(Error::unsupported(format!("the image option '{name}' is not known here"))
+                    .hint("known are driver, file.driver, file.filename and filename"));
+            }
+        }
+    }
+    // A bare protocol driver is the file itself: its bytes as they stand.
+    if let Some("file" | "host_device") = format.as_deref() {
+        format = Some("raw".to_owned());
+    }
+    match protocol.as_deref() {
+        None | Some("file" | "host_device") => {}
+        Some(other) => {
+            return Err(Error::unsupported(format!("the protocol driver '{other}' is not spoken here"))
+                .hint("known are file and host_device"));
+        }
+    }
+    let path = path.ok_or_else(|| {
+        Error::invalid(format!("'{text}' names no file"))
+            .hint("--image-opts takes driver=FORMAT,file.filename=PATH")
+    })?;
+    Ok(Source { path, format })
+}
+
+/// A cache mode by QEMU's name.
+pub(crate) fn cache(name: &str) -> Result<Cache> {
+    Cache::by_name(name).ok_or_else(|| {
+        Error::invalid(format!("'{name}' is not a cache mode"))
+            .hint("use none, writeback, writethrough, directsync or unsafe")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_options_name_a_file_and_its_format() {
+        let found = image_options("driver=qcow2,file.driver=file,file.filename=a,,b").unwrap();
+        assert_eq!(found, Source { path: "a,b".into(), format: Some("qcow2".into()) });
+        assert_eq!(image_options("filename=x").unwrap(), Source { path: "x".into(), format: None });
+        for (text, part) in [
+            ("driver=qcow2", "names no file"),
+            ("driver=raw,file.driver=nbd,file.host=h", "file.host"),
+            ("file.driver=nbd,filename=x", "nbd"),
+            ("backing.driver=raw,filename=x", "backing.driver"),
+        ] {
+            let error = image_options(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

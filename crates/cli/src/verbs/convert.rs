@@ -1,0 +1,302 @@
+//! `convert`: one or more images into a new one.
+
+use std::ffi::OsString;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use cowhand::{
+    Cache, Convert, Converted, Error, Printable, Result, convert, format, format_for_target, info,
+    parse_option_string, parse_size,
+};
+
+use crate::exit::{DONE, Outcome};
+use crate::output::Output;
+use crate::progress::Meter;
+use crate::sizes::Size;
+use crate::sources::{self, Parents, Sharing, Source};
+use crate::verbs::create::asks_for_help;
+use crate::verbs::formats;
+
+/// Convert images into a new one of any format
+///
+/// The formats of the sources are known by their content, the target's by its extension. Several sources are put one
+/// behind the other. A target that is there already is replaced once the new one is whole, and not touched before.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cowhand convert vm.vhdx vm.qcow2
+  cowhand convert -c -o compression_type=zstd vm.img vm.qcow2
+  cowhand convert --verify -O vpc -o subformat=fixed,force_size=on vm.qcow2 azure.vhd
+  cowhand convert -l before-upgrade vm.qcow2 before.raw
+  cowhand convert -n -O raw vm.qcow2 /dev/vg/lv")]
+pub(crate) struct Args {
+    /// The sources, then the target
+    #[arg(required = true, num_args = 1.., value_name = "SOURCE... TARGET")]
+    images: Vec<OsString>,
+
+    /// The sources' format; by their content if not given
+    #[arg(short = 'f', value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// The target's format; by its extension if not given
+    #[arg(short = 'O', value_name = "FORMAT")]
+    target_format: Option<String>,
+
+    /// Options of the target's format; help lists them
+    #[arg(short, value_name = "NAME=VALUE,...")]
+    options: Vec<String>,
+
+    /// Compress the target
+    #[arg(short)]
+    compress: bool,
+
+    /// Write into a target that is there, in place
+    #[arg(short)]
+    no_create: bool,
+
+    /// The target (with -n) reads zero everywhere already
+    #[arg(long, requires = "no_create")]
+    target_is_zero: bool,
+
+    /// Zeros of at least so many bytes become holes, 4k if not given; 0: write everything
+    #[arg(short = 'S', value_name = "SIZE", value_parser = parse_size)]
+    sparse: Option<u64>,
+
+    /// Threads, 1 to 64; as many as there are processors (at most 8) if not given
+    #[arg(short = 'm', value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: Option<u8>,
+
+    /// Write in any order; accepted, and done always
+    #[arg(short = 'W')]
+    out_of_order: bool,
+
+    /// Share blocks with the source where the file system can; accepted, and done by default
+    #[arg(short = 'C', conflicts_with_all = ["compress", "sparse"])]
+    copy_offload: bool,
+
+    /// Write at most so many bytes a second
+    #[arg(short = 'r', value_name = "SIZE", value_parser = rate)]
+    rate: Option<u64>,
+
+    /// The target's cache mode: none, writeback, writethrough, directsync or unsafe
+    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
+    cache: Cache,
+
+    /// The sources' cache mode
+    #[arg(short = 'T', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
+    source_cache: Cache,
+
+    /// An internal snapshot of the source: its id or name, snapshot.id=ID or snapshot.name=NAME
+    #[arg(short = 'l', value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
+    /// What the target stands on: only what differs from it is written
+    #[arg(short = 'B', short_alias = 'b', value_name = "PATH", conflicts_with = "no_create")]
+    backing: Option<PathBuf>,
+
+    /// The backing file's format
+    #[arg(short = 'F', value_name = "FORMAT", requires = "backing")]
+    backing_format: Option<String>,
+
+    /// Read the target back and compare it before it gets its name
+    #[arg(long)]
+    verify: bool,
+
+    /// After an error leave what was written so far, under its partial name
+    #[arg(long)]
+    keep_partial: bool,
+
+    /// Show progress as qemu-img does
+    #[arg(short, long)]
+    progress: bool,
+
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    sharing: Sharing,
+
+    #[command(flatten)]
+    parents: Parents,
+
+    #[command(flatten)]
+    refused: Refused,
+}
+
+/// What qemu-img has and we have not: named, so that the answer can name it.
+#[derive(Debug, clap::Args)]
+struct Refused {
+    #[arg(long, hide = true)]
+    salvage: bool,
+    #[arg(long, hide = true)]
+    bitmaps: bool,
+    #[arg(long, hide = true)]
+    target_image_opts: bool,
+    #[arg(long, hide = true, value_name = "OBJECT")]
+    object: Vec<String>,
+}
+
+impl Refused {
+    fn check(&self) -> Result<()> {
+        let all = [
+            (self.salvage, "--salvage (going on where the source cannot be read)"),
+            (self.bitmaps, "--bitmaps (copying persistent bitmaps)"),
+            (self.target_image_opts, "--target-image-opts (a target described by options)"),
+            (!self.object.is_empty(), "--object (secrets of encrypted images)"),
+        ];
+        match all.iter().find(|(given, _)| *given) {
+            Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported"))),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
+    args.refused.check()?;
+    let options: Vec<(String, String)> =
+        args.options.iter().flat_map(|text| parse_option_string(text)).collect();
+    if asks_for_help(&options) {
+        formats::help(out, target_format(args)?)?;
+        return Ok(DONE);
+    }
+    if args.no_create && !options.is_empty() {
+        return Err(Error::invalid("-o has no effect when skipping image creation")
+            .hint("leave out -o or -n")
+            .into());
+    }
+    let Some((target, sources)) = args.images.split_last().filter(|(_, sources)| !sources.is_empty()) else {
+        return Err(Error::invalid("Must specify image file name").hint("name a source and a target").into());
+    };
+    let target = PathBuf::from(target);
+    let sources: Vec<Source> = sources
+        .iter()
+        .map(|word| args.sharing.source(word, args.format.as_deref()))
+        .collect::<Result<_>>()?;
+    let how = job(args, &sources, &target, options)?;
+    if is_device(&target) && !args.quiet {
+        let name = target.display().to_string();
+        writeln!(
+            out,
+            "{} is a device: it is written in place, and holds part of the disk if this is stopped",
+            Printable(&name)
+        )?;
+    }
+    out.flush()?;
+    let since = Instant::now();
+    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let done = convert(&how, &meter)?;
+    meter.finish();
+    if !args.quiet {
+        for warning in &done.warnings {
+            writeln!(out, "warning: {warning}")?;
+        }
+        summary(out, &how, &done, since)?;
+    }
+    Ok(DONE)
+}
+
+fn job(args: &Args, sources: &[Source], target: &Path, options: Vec<(String, String)>) -> Result<Convert> {
+    let format = sources.first().and_then(|source| source.format.clone());
+    if sources.iter().any(|source| source.format != format) {
+        return Err(Error::unsupported("sources of different formats in one --image-opts conversion")
+            .hint("leave out the formats: they are known by the content"));
+    }
+    let mut open = args.sharing.open(format.as_deref(), &args.parents, args.source_cache);
+    if let Some(snapshot) = &args.snapshot {
+        let [source] = sources else {
+            return Err(Error::invalid("-l names a snapshot of one source, and there are several"));
+        };
+        open.snapshot = Some(which_snapshot(snapshot, source, &open)?);
+    }
+    let mut how = Convert::new(sources.iter().map(|source| &source.path), target);
+    how.open = open;
+    how.format = if args.no_create {
+        args.target_format.clone()
+    } else {
+        target_format(args)?.names().first().map(|name| (*name).to_owned())
+    };
+    how.options = options;
+    how.backing = args.backing.clone();
+    how.backing_format = args.backing_format.clone();
+    how.cache = args.cache;
+    how.no_create = args.no_create;
+    how.target_is_zero = args.target_is_zero;
+    how.compress = args.compress;
+    how.sparse = args.sparse;
+    how.workers = args.workers.map(usize::from);
+    how.rate = args.rate;
+    how.verify = args.verify;
+    how.keep_partial = args.keep_partial;
+    Ok(how)
+}
+
+fn target_format(args: &Args) -> Result<&'static dyn cowhand::Format> {
+    match (&args.target_format, args.images.last()) {
+        (Some(name), _) => format(name),
+        (None, Some(target)) => format_for_target(Path::new(target)),
+        (None, None) => format("raw"),
+    }
+}
+
+/// `snapshot.id=ID` and `snapshot.name=NAME` name one for sure; a bare word is an id or else a name.
+fn which_snapshot(text: &str, source: &Source, open: &cowhand::Open) -> Result<String> {
+    if !text.starts_with("snapshot.") {
+        return Ok(text.to_owned());
+    }
+    let (mut id, mut name) = (None, None);
+    for (key, value) in parse_option_string(text) {
+        match key.as_str() {
+            "snapshot.id" => id = Some(value),
+            "snapshot.name" => name = Some(value),
+            _ => {
+                return Err(Error::invalid(format!("Invalid parameter '{key}'"))
+                    .hint("use snapshot.id=ID, snapshot.name=NAME, or the id or name alone"));
+            }
+        }
+    }
+    let found = info(&source.path, open, false)?;
+    let mut snapshots = found.iter().flat_map(|image| &image.snapshots);
+    let wanted = |asked: &Option<String>, has: &String| asked.as_ref().is_none_or(|asked| asked == has);
+    snapshots
+        .find(|snapshot| wanted(&id, &snapshot.id) && wanted(&name, &snapshot.name))
+        .map(|snapshot| snapshot.id.clone())
+        .ok_or_else(|| {
+            Error::new(cowhand::ErrorKind::NotFound, format!("has no snapshot '{text}'"))
+                .image(source.path.display())
+                .hint("'cowhand info' lists them")
+        })
+}
+
+fn rate(text: &str) -> Result<u64> {
+    match parse_size(text)? {
+        0 => Err(Error::invalid("nothing would ever be written")),
+        bytes => Ok(bytes),
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+/// What was done, in one line.
+fn summary(out: &mut Output, how: &Convert, done: &Converted, since: Instant) -> Result<()> {
+    for (index, (path, format)) in how.sources.iter().zip(&done.from).enumerate() {
+        let name = path.display().to_string();
+        write!(out, "{}{} ({format})", if index > 0 { " + " } else { "" }, Printable(&name))?;
+    }
+    let target = how.target.display().to_string();
+    write!(out, " -> {} ({}): {} disk, ", Printable(&target), done.to, Size(done.size))?;
+    write!(out, "{} written", Size(done.written))?;
+    if done.cloned > 0 {
+        write!(out, ", {} shared with the source", Size(done.cloned))?;
+    }
+    if done.physical > 0 {
+        write!(out, ", {} on disk", Size(done.physical))?;
+    }
+    if done.verified {
+        write!(out, ", read back and the same")?;
+    }
+    writeln!(out, " in {:.2} s", since.elapsed().as_secs_f64())
+}

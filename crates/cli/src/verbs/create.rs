@@ -1,0 +1,104 @@
+//! `create`: a new, empty image.
+
+use std::path::{Path, PathBuf};
+
+use cowhand::{
+    Create, Printable, Result, create, format, format_for_target, parse_option_string, parse_size,
+};
+
+use crate::exit::{DONE, Outcome};
+use crate::output::Output;
+use crate::verbs::formats;
+
+/// Make a new image
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cowhand create disk.qcow2 20G
+  cowhand create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+  cowhand create -f vpc -o subformat=fixed disk.vhd 10G
+  cowhand create -f qcow2 -o help")]
+pub(crate) struct Args {
+    /// The new image
+    #[arg(required_unless_present = "options")]
+    image: Option<PathBuf>,
+
+    /// Guest bytes: 1048576, 512k, 20M, 1.5G; the backing file's if not given
+    #[arg(value_parser = parse_size)]
+    size: Option<u64>,
+
+    /// The format; by the file name's extension if not given
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// What the new image stands on, as it is to be written into it
+    #[arg(short, long, value_name = "PATH")]
+    backing: Option<PathBuf>,
+
+    /// The backing file's format
+    #[arg(short = 'F', long, value_name = "FORMAT")]
+    backing_format: Option<String>,
+
+    /// Do not look at the backing file: it need not exist
+    #[arg(short = 'u')]
+    unchecked: bool,
+
+    /// Options of the format; help lists them
+    #[arg(short, value_name = "NAME=VALUE,...")]
+    options: Vec<String>,
+
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
+    let options: Vec<(String, String)> =
+        args.options.iter().flat_map(|text| parse_option_string(text)).collect();
+    let format = match (&args.format, &args.image) {
+        (Some(name), _) => format(name)?,
+        (None, Some(image)) => format_for_target(image)?,
+        (None, None) => format("raw")?,
+    };
+    if asks_for_help(&options) {
+        formats::help(out, format)?;
+        return Ok(DONE);
+    }
+    let Some(image) = &args.image else {
+        return Err(cowhand::Error::invalid("no image was named").hint("name the file to make").into());
+    };
+    let how = Create {
+        format: format.names().first().copied().unwrap_or_default().to_owned(), // never empty: every format has a name
+        size: args.size,
+        options,
+        backing: args.backing.clone(),
+        backing_format: args.backing_format.clone(),
+        unchecked: args.unchecked,
+        ..Create::default()
+    };
+    let made = create(image, &how)?;
+    if !args.quiet {
+        describe(out, image, &how, made.size)?;
+    }
+    Ok(DONE)
+}
+
+pub(crate) fn asks_for_help(options: &[(String, String)]) -> bool {
+    options.iter().any(|(name, value)| (name == "help" || name == "?") && value == "on")
+}
+
+/// The line that qemu-img prints, with the options that were given.
+fn describe(out: &mut Output, image: &Path, how: &Create, size: u64) -> Result<()> {
+    let name = image.display().to_string();
+    write!(out, "Formatting '{}', fmt={} size={size}", Printable(&name), how.format)?;
+    if let Some(backing) = &how.backing {
+        write!(out, " backing_file={}", Printable(&backing.display().to_string()))?;
+    }
+    if let Some(format) = &how.backing_format {
+        write!(out, " backing_fmt={format}")?;
+    }
+    for (name, value) in how.options.iter().filter(|(name, _)| name != "size") {
+        write!(out, " {name}={}", Printable(value))?;
+    }
+    writeln!(out)
+}

@@ -1,0 +1,20 @@
+//! The verbs, one module each: its arguments, and what it prints.
+
+pub(crate) mod compare;
+pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod create;
+pub(crate) mod formats;
+pub(crate) mod info;
+pub(crate) mod inspect;
+pub(crate) mod man;
+pub(crate) mod map;
+
+/// How facts are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Form {
+    /// For people
+    Human,
+    /// For programs
+    Json,
+}

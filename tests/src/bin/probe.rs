@@ -1,0 +1,101 @@
+//! One operation of the library in a process of its own, so that a test can limit its time, see its memory, and kill it.
+//!
+//! `probe read|info|inspect PATH [name=value ...]`, `probe convert SOURCE TARGET`; the answer is one line of JSON.
+
+// Part of the tests.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cowhand::{Convert, Kind, Open, Policy, Progress, Result};
+use serde_json::{Value, json};
+
+/// Data that is read of one image; a hostile one may claim more than there is time for.
+const MOST: u64 = 256 << 20;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let path = Path::new(&args[1]);
+    let began = Instant::now();
+    let done = match args[0].as_str() {
+        "read" => read(path, &how(&args[2..])),
+        "info" => cowhand::info(path, &how(&args[2..]), true)
+            .map(|infos| json!(infos.iter().map(cowhand::Info::to_json).collect::<Vec<_>>())),
+        "convert" => convert(path, Path::new(&args[2])),
+        other => panic!("probe cannot '{other}'"),
+    };
+    let mut answer = json!({ "ms": began.elapsed().as_millis() as u64, "peak_kib": peak_kib() });
+    match done {
+        Ok(value) => answer["ok"] = value,
+        Err(error) => {
+            answer["kind"] = format!("{:?}", error.kind()).into();
+            answer["message"] = error.to_string().into();
+        }
+    }
+    println!("{answer}");
+}
+
+fn how(words: &[String]) -> Open {
+    let mut how = Open::default();
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap();
+        match name {
+            "format" => how.format = Some(value.to_owned()),
+            "paths" => how.policy = Policy::parse(value).unwrap(),
+            "parent_format" => how.parent_format = Some(value.to_owned()),
+            "parent" => how.parent = cowhand::Parent::Given(value.into()),
+            "snapshot" => how.snapshot = Some(value.to_owned()),
+            other => panic!("probe knows no '{other}'"),
+        }
+    }
+    how
+}
+
+fn read(path: &Path, how: &Open) -> Result<Value> {
+    let disk = cowhand::open(path, how)?;
+    let mut buf = vec![0; 1 << 20];
+    let (mut at, mut done, mut extents) = (0, 0, 0_u64);
+    while at < disk.size() {
+        let found = disk.extent(at, disk.size() - at)?;
+        extents += 1;
+        let mut here = at;
+        while found.kind == Kind::Data && here < at + found.len && done < MOST {
+            let n = (at + found.len - here).min(buf.len() as u64);
+            disk.read(here, &mut buf[..n as usize])?;
+            here += n;
+            done += n;
+        }
+        at += found.len;
+    }
+    Ok(json!({ "size": disk.size(), "extents": extents, "read": done }))
+}
+
+/// Says `half` when half is done, and then waits to be killed.
+struct Pause;
+
+impl Progress for Pause {
+    fn at(&self, done: u64, total: u64) -> ControlFlow<()> {
+        if done * 2 >= total {
+            println!("half");
+            std::io::stdout().flush().unwrap();
+            std::thread::sleep(Duration::from_secs(30));
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn convert(source: &Path, target: &Path) -> Result<Value> {
+    cowhand::convert(&Convert { workers: Some(1), ..Convert::new([source], target) }, &Pause)?;
+    Ok(Value::Null)
+}
+
+/// The most memory this process had at a time.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}

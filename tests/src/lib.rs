@@ -1,0 +1,64 @@
+//! What every test against foreign programs needs: running them, content to put into disks, looking at disks.
+//!
+//! The tests themselves are in `tests/`, one file per idea. All need `qemu-img` and `qemu-io` (7.2 or later).
+
+// This library is tests that share code: it panics where a test would.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod command;
+mod content;
+mod disk;
+mod patch;
+mod probe;
+mod samples;
+mod watch;
+
+pub use command::{Background, Ran, qemu_img, qemu_io, qemu_version, run, try_qemu_img};
+pub use content::{Content, Rng, contents, fast_contents};
+pub use disk::{
+    assert_holds, assert_map_agrees, assert_qemu_accepts, assert_same, file_sha256, guest_sha256, options,
+    qemu_raw,
+};
+pub use patch::Patch;
+pub use probe::{Probed, probe};
+pub use samples::{Sample, samples};
+pub use watch::Watch;
+
+/// A folder that goes away with the test.
+pub fn temp() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("cowhand-tests-").tempdir().expect("a temporary folder")
+}
+
+/// Runs `each` for every item on two threads, and then panics with every failure at once.
+pub fn for_all<T: Sync>(items: &[T], name: impl Fn(&T) -> String + Sync, each: impl Fn(&T) + Sync) {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| each(item)));
+                    if let Err(panic) = done {
+                        let text = panic
+                            .downcast_ref::<String>()
+                            .cloned()
+                            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                            .unwrap_or_default();
+                        failures.lock().unwrap().push(format!("{}: {text}", name(item)));
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases failed:\n- {}",
+        failures.len(),
+        items.len(),
+        failures.join("\n- ")
+    );
+    assert!(!items.is_empty(), "a table without cases proves nothing");
+}

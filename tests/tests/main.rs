@@ -1,0 +1,21 @@
+//! Cowhand against foreign programs and foreign images, and the promises of `cowhand` as a whole.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod chains;
+mod formats;
+mod hostile;
+mod hostile_qcow2;
+mod hostile_vhd;
+mod hostile_vhdx;
+mod locks;
+mod map_and_info;
+mod ours;
+mod paths;
+mod real_samples;
+mod theirs;
+mod verbs;
+mod whole_or_none;
+
+/// This package's program that does one operation in a process of its own.
+const PROBE: &str = env!("CARGO_BIN_EXE_probe");

@@ -18,7 +18,7 @@ pub struct Info {
     pub format: &'static str,
     /// Guest bytes.
     pub virtual_size: u64,
-    /// Bytes of the file.
+    /// Bytes of the file, up to whole sectors as QEMU counts them.
     pub file_size: u64,
     /// Bytes of space that the file takes.
     pub actual_size: u64,
@@ -67,7 +67,7 @@ fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> Result<Info>
         filename: link.name.clone(),
         format: link.format,
         virtual_size: link.layer.size(),
-        file_size: file.storage.len().map_err(failed)?,
+        file_size: file.storage.len().map_err(failed)?.next_multiple_of(512),
         actual_size: file.storage.physical_size().map_err(failed)?,
         details: link.layer.details(),
         parent: link.layer.parent(),

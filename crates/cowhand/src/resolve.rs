@@ -95,7 +95,8 @@ impl Files {
     /// Opens a name that an image gave, if the policy allows it. The answer holds the path as it was found.
     pub(crate) fn named_by_image(&self, name: &Path, access: Access) -> Result<(PathBuf, Arc<dyn Storage>)> {
         let name = self.without_protocol(name)?;
-        let path = self.folder.join(&name);
+        // As QEMU names it: what lies in the current folder bears no "./".
+        let path = if self.folder == Path::new(".") { name.clone() } else { self.folder.join(&name) };
         let refused = |why: &str| {
             Error::new(ErrorKind::Denied, format!("the image names '{}', {why}", name.display()))
                 .hint("if you trust the image, pass --paths local, or --paths allow=DIR for its folder")

@@ -19,7 +19,6 @@ use crate::verbs::{compare, completions, convert, create, formats, info, inspect
 #[command(
     name = "cowhand",
     version,
-    propagate_version = true,
     arg_required_else_help = true,
     disable_help_subcommand = true,
     after_help = "\
@@ -117,7 +116,7 @@ fn parse(words: &[OsString]) -> Result<Parsed, Failure> {
     };
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            return Ok(Parsed::Text(error.render().to_string()));
+            return Ok(Parsed::Text(format!("{}\n", error.render().to_string().trim_end())));
         }
         _ => {}
     }
@@ -141,9 +140,11 @@ fn one_line(error: &clap::Error) -> String {
     let mut line = String::new();
     for part in text.lines().map(str::trim).take_while(|part| !part.starts_with("Usage:")) {
         let part = part.strip_prefix("error: ").unwrap_or(part);
-        if part.is_empty() || part.starts_with("For more information") {
+        // How to pass a word that looks like a flag is no help to who mistyped a flag.
+        if part.is_empty() || part.starts_with("For more information") || part.contains("as a value, use") {
             continue;
         }
+        let part = part.strip_prefix("tip: ").unwrap_or(part);
         if !line.is_empty() {
             line.push_str(if line.ends_with(':') || part.starts_with('[') { " " } else { ", " });
         }

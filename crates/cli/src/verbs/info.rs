@@ -148,11 +148,9 @@ fn local_time(seconds: u32) -> String {
     at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// `key: value`, and what has parts beneath its key. An empty list or object is left out.
+/// `key: value`, and what has parts beneath its key.
 fn nested(out: &mut Output, key: &str, value: &Value, indent: usize) -> Result<()> {
     match value {
-        Value::Object(fields) if fields.is_empty() => Ok(()),
-        Value::Array(items) if items.is_empty() => Ok(()),
         Value::Object(fields) => {
             writeln!(out, "{:indent$}{}:", "", Printable(key))?;
             fields.iter().try_for_each(|(key, value)| nested(out, &key.replace('-', " "), value, indent + 4))

@@ -1,0 +1,172 @@
+//! Making an image: header, refcount table, refcount block and L1 table in the first clusters, where other programs
+//! look for them.
+
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+use cowhand_core::{CreateOptions, Error, Prealloc, Resolver, Result, Storage};
+
+use crate::alloc::{Allocator, Refused};
+use crate::compress::Deflater;
+use crate::entry::Plain;
+use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header, MAX_L1_BYTES};
+use crate::layer::Qcow2Layer;
+use crate::options::Chosen;
+use crate::view::{Shared, View};
+use crate::writer::Writer;
+
+/// Clusters laid out in one step.
+const BATCH: u64 = 4096;
+
+pub(crate) fn create(file: Arc<dyn Storage>, files: &dyn Resolver, how: &CreateOptions) -> Result<Qcow2Layer> {
+    let chosen = Chosen::from(how)?;
+    let geometry = chosen.geometry;
+    let bits = geometry.cluster_bits();
+    // As QEMU: a disk is whole sectors.
+    let size = how.size.checked_next_multiple_of(512).filter(|size| i64::try_from(*size).is_ok());
+    let size = size.filter(|size| geometry.l1_entries(*size) * 8 <= MAX_L1_BYTES).ok_or_else(|| {
+        Error::invalid("The image size is too large for file format 'qcow2' (try using a larger cluster size)")
+    })?;
+    let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
+    header.lazy_refcounts = chosen.lazy_refcounts;
+    name_parent(&mut header, how)?;
+    if let Some(name) = &chosen.data_file {
+        header.has_data_file = true;
+        header.extensions.data_file = Some(name.clone().into_bytes());
+        if chosen.data_file_raw {
+            header.autoclear |= AUTOCLEAR_DATA_FILE_RAW;
+        }
+    }
+    // Whatever does not fit is found before a file is touched.
+    header.encode()?;
+    let failed = |error| Error::io("cannot make the image", error);
+    let data = match &chosen.data_file {
+        None => file.clone(),
+        Some(name) => {
+            let data = files.create(Path::new(name))?;
+            data.set_len(size).map_err(failed)?;
+            data
+        }
+    };
+    if !file.is_empty().map_err(failed)? {
+        file.set_len(0).map_err(failed)?;
+    }
+
+    let entries = geometry.cluster_size() as usize / 8;
+    let mut alloc = Allocator::fresh(file.clone(), geometry, 1 << bits, entries)?;
+    let refused = |refused| match refused {
+        Refused::Failed(error) => error,
+        Refused::TableFull(_) => Error::invalid("the image's tables do not fit: try using a larger cluster size"),
+    };
+    // The header and the refcount table; the first refcount block comes behind them.
+    alloc.reserve(2).map_err(refused)?;
+    header.refcount_table_offset = 1 << bits;
+    header.refcount_table_clusters = 1;
+    header.l1_entries = geometry.l1_entries(size) as u32;
+    let l1_bytes = u64::from(header.l1_entries) * 8;
+    let l1_clusters = l1_bytes.div_ceil(geometry.cluster_size());
+    let mut late_l1 = false;
+    if l1_clusters > 0 {
+        match alloc.reserve(l1_clusters) {
+            Ok((run, _)) => header.l1_offset = run.start << bits,
+            Err(Refused::TableFull(_)) => late_l1 = true,
+            Err(Refused::Failed(error)) => return Err(error),
+        }
+    }
+    if late_l1 {
+        // Tiny clusters: the first refcount table does not even cover the L1 table.
+        file.write_at(0, &header.encode()?).map_err(failed)?;
+        alloc.grow(l1_clusters, &|| Ok(()))?;
+        header.l1_offset = alloc.reserve(l1_clusters).map_err(refused)?.0.start << bits;
+        header.refcount_table_offset = alloc.table_at();
+        let table = alloc.table_run();
+        header.refcount_table_clusters = (table.end - table.start) as u32;
+    }
+    let l1_end = (header.l1_offset + l1_bytes).max(3 << bits);
+    if file.len().map_err(failed)? < l1_end {
+        file.set_len(l1_end).map_err(failed)?;
+    }
+    if file.len().map_err(failed)? > l1_end && !late_l1 {
+        // A device keeps what it had.
+        zero_out(file.as_ref(), header.l1_offset, l1_bytes)?;
+    }
+    file.write_at(0, &header.encode()?).map_err(failed)?;
+    if !late_l1 {
+        zero_out(file.as_ref(), header.refcount_table_offset, geometry.cluster_size())?;
+    }
+
+    let l1 = vec![0; header.l1_entries as usize];
+    let (l1_offset, codec) = (header.l1_offset, header.codec);
+    let shared = Arc::new(Shared::new(file, data, header, 0));
+    let view = View::new(shared, size, l1_offset, RwLock::new(l1));
+    let writer = Writer::new(alloc, Deflater::new(codec, chosen.level), how.fresh, true);
+    let layer = Qcow2Layer { view, snapshots: Vec::new(), writer: Some(writer) };
+    layer.preallocate(chosen.prealloc, how.parent.is_some())?;
+    layer.write_first()?;
+    Ok(layer)
+}
+
+fn name_parent(header: &mut Header, how: &CreateOptions) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(parent) = &how.parent else { return Ok(()) };
+    let name = parent.candidates.first().ok_or_else(|| Error::invalid("the backing file has no name"))?;
+    let name = name.as_os_str().as_bytes();
+    if name.is_empty() || name.len() > 1023 || name.contains(&0) {
+        return Err(Error::invalid("the backing file's name must have 1 to 1023 bytes, and no NUL"));
+    }
+    header.backing = Some(name.to_vec());
+    header.extensions.backing_format = parent.format.clone();
+    Ok(())
+}
+
+fn zero_out(file: &dyn Storage, at: u64, len: u64) -> Result<()> {
+    let zeros = vec![0; len.min(1 << 20) as usize];
+    let mut done = 0;
+    while done < len {
+        let n = (len - done).min(zeros.len() as u64);
+        let piece = zeros.get(..n as usize).unwrap_or_default();
+        file.write_at(at + done, piece).map_err(|error| Error::io("cannot make the image", error).at(at + done))?;
+        done += n;
+    }
+    Ok(())
+}
+
+impl Qcow2Layer {
+    /// Maps the whole disk, and gives it its space where that is asked for. `holes`: a parent shows through.
+    fn preallocate(&self, prealloc: Prealloc, holes: bool) -> Result<()> {
+        let Some(writer) = self.writer.as_ref().filter(|_| prealloc != Prealloc::Off) else { return Ok(()) };
+        let shared = &self.view.shared;
+        let rules = shared.rules;
+        let bits = rules.geometry.cluster_bits();
+        let failed = |error| Error::io("cannot reserve the space", error);
+        let all = if holes { 0 } else { rules.geometry.all_subclusters() };
+        let clusters = self.view.size.div_ceil(1 << bits);
+        let mut first = 0;
+        while first < clusters {
+            let count = (clusters - first).min(BATCH).min(rules.geometry.l2_entries() - first % rules.geometry.l2_entries());
+            self.own_tables(writer, first, first + count - 1)?;
+            let host = if rules.data_file { first } else { self.reserve(writer, count)?.0.start };
+            self.publish(writer, first, count, Vec::new(), |index, _| {
+                rules.encode(Plain { host: Some((host + index) << bits), copied: true, data: all, zero: 0 })
+            })?;
+            let (at, len) = (host << bits, count << bits);
+            let len = if rules.data_file { len.min(self.view.size - at) } else { len };
+            match prealloc {
+                Prealloc::Full => zero_out(shared.data.as_ref(), at, len)?,
+                Prealloc::Falloc => {
+                    if !shared.data.allocate(at, len).map_err(failed)? {
+                        return Err(Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off"));
+                    }
+                }
+                Prealloc::Metadata | Prealloc::Off => {
+                    if shared.data.len().map_err(failed)? < at + len {
+                        shared.data.set_len(at + len).map_err(failed)?;
+                    }
+                }
+            }
+            first += count;
+            self.begin()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,388 @@
+//! The header: what stands in the first bytes of the file, and the same once it is known to make sense.
+
+use cowhand_core::{Error, Result, Storage};
+use zerocopy::byteorder::big_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::compress::Codec;
+use crate::extensions::{Extensions, Feature, FeatureKind};
+use crate::geometry::Geometry;
+
+/// `QFI\xfb`.
+pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
+
+const V2_LENGTH: u32 = 72;
+const V3_LENGTH: u32 = 104;
+/// What QEMU writes today: the compression type and its padding are in.
+const NEW_LENGTH: u32 = 112;
+
+pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
+pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
+const MAX_BACKING_NAME: u32 = 1023;
+
+pub(crate) const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
+pub(crate) const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
+pub(crate) const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+pub(crate) const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
+pub(crate) const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+const INCOMPATIBLE_KNOWN: u64 = (1 << 5) - 1;
+pub(crate) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
+pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
+pub(crate) const AUTOCLEAR_DATA_FILE_RAW: u64 = 1 << 1;
+
+/// Offset in the file of the fields that change while an image is used.
+pub(crate) const AT_REFCOUNT_TABLE: u64 = 48;
+pub(crate) const AT_AUTOCLEAR: u64 = 88;
+
+/// The fields as they stand in the file, version 3 (version 2 has the first 72 bytes).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct OnDisk {
+    magic: [u8; 4],
+    version: U32,
+    backing_file_offset: U64,
+    backing_file_size: U32,
+    cluster_bits: U32,
+    size: U64,
+    crypt_method: U32,
+    l1_size: U32,
+    l1_table_offset: U64,
+    refcount_table_offset: U64,
+    refcount_table_clusters: U32,
+    nb_snapshots: U32,
+    snapshots_offset: U64,
+    incompatible_features: U64,
+    compatible_features: U64,
+    autoclear_features: U64,
+    refcount_order: U32,
+    header_length: U32,
+}
+
+/// A header that makes sense.
+#[derive(Clone, Debug)]
+pub(crate) struct Header {
+    /// 2 or 3.
+    pub(crate) version: u32,
+    pub(crate) geometry: Geometry,
+    /// Guest bytes.
+    pub(crate) size: u64,
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    pub(crate) refcount_table_offset: u64,
+    pub(crate) refcount_table_clusters: u32,
+    pub(crate) snapshots: u32,
+    pub(crate) snapshots_offset: u64,
+    pub(crate) dirty: bool,
+    pub(crate) corrupt: bool,
+    pub(crate) lazy_refcounts: bool,
+    pub(crate) has_data_file: bool,
+    pub(crate) autoclear: u64,
+    pub(crate) codec: Codec,
+    /// The backing file's name as it stands.
+    pub(crate) backing: Option<Vec<u8>>,
+    pub(crate) extensions: Extensions,
+}
+
+impl Header {
+    /// The data file is a valid raw image of the disk.
+    pub(crate) fn data_file_raw(&self) -> bool {
+        self.has_data_file && self.autoclear & AUTOCLEAR_DATA_FILE_RAW != 0
+    }
+
+    /// Reads and judges the header. Reads the first cluster and nothing else.
+    pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
+        let failed = |error| Error::io("cannot read the header", error).at(0);
+        let len = file.len().map_err(failed)?;
+        // The smallest first cluster; a longer one is read once its size is known.
+        let mut first = vec![0; len.min(512) as usize];
+        file.read_at(0, &mut first).map_err(failed)?;
+        let version = first.get(4..8).and_then(|bytes| U32::read_from_bytes(bytes).ok()).map(U32::get);
+        if first.get(..4) != Some(&MAGIC[..]) {
+            return Err(Error::corrupt("magic", "is not QFI\\xfb: this is no qcow2 image").at(0));
+        }
+        match version {
+            Some(2 | 3) => {}
+            Some(1) => return Err(Error::unsupported("qcow version 1 cannot be read").at(4).hint("convert it with qemu-img")),
+            Some(other) => return Err(Error::unsupported(format!("unknown version {other} of qcow2")).at(4)),
+            None => return Err(short(len)),
+        }
+        let needed = if version == Some(2) { V2_LENGTH } else { V3_LENGTH };
+        if first.len() < needed as usize {
+            return Err(short(len));
+        }
+        first.resize(512, 0);
+        let (raw, _) = OnDisk::ref_from_prefix(&first).map_err(|_| short(len))?;
+        let mut raw = *raw;
+        if version == Some(2) {
+            raw.incompatible_features = 0.into();
+            raw.compatible_features = 0.into();
+            raw.autoclear_features = 0.into();
+            raw.refcount_order = 4.into();
+            raw.header_length = V2_LENGTH.into();
+        }
+        let bits = raw.cluster_bits.get();
+        if !(9..=21).contains(&bits) {
+            return Err(Error::corrupt("cluster_bits", format!("is {bits}; it must be 9 to 21 (512 bytes to 2 MiB)")).at(20));
+        }
+        let cluster = 1u64 << bits;
+        let mut whole = vec![0; cluster as usize];
+        let there = len.min(cluster) as usize;
+        file.read_at(0, whole.get_mut(..there).unwrap_or_default()).map_err(failed)?;
+        raw.judge(&whole, len)
+    }
+
+    /// The first cluster's bytes, as QEMU lays them out.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        let cluster = self.geometry.cluster_size() as usize;
+        let v3 = self.version == 3;
+        let header_length = if v3 { NEW_LENGTH } else { V2_LENGTH };
+        let mut raw = OnDisk {
+            magic: MAGIC,
+            version: self.version.into(),
+            backing_file_offset: 0.into(),
+            backing_file_size: 0.into(),
+            cluster_bits: self.geometry.cluster_bits().into(),
+            size: self.size.into(),
+            crypt_method: 0.into(),
+            l1_size: self.l1_entries.into(),
+            l1_table_offset: self.l1_offset.into(),
+            refcount_table_offset: self.refcount_table_offset.into(),
+            refcount_table_clusters: self.refcount_table_clusters.into(),
+            nb_snapshots: self.snapshots.into(),
+            snapshots_offset: self.snapshots_offset.into(),
+            incompatible_features: self.incompatible().into(),
+            compatible_features: if self.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 }.into(),
+            autoclear_features: self.autoclear.into(),
+            refcount_order: self.geometry.refcount_order().into(),
+            header_length: header_length.into(),
+        };
+        let extensions = self.extensions.encode(v3 && cluster > 4096);
+        let names_at = header_length as usize + extensions.len();
+        let backing = self.backing.as_deref().unwrap_or_default();
+        if names_at + backing.len() > cluster {
+            return Err(Error::invalid("the backing file's name does not fit into the first cluster")
+                .hint("use a shorter name or a larger cluster_size"));
+        }
+        if !backing.is_empty() {
+            raw.backing_file_offset = (names_at as u64).into();
+            raw.backing_file_size = (backing.len() as u32).into();
+        }
+        let mut bytes = raw.as_bytes()[..header_length.min(V3_LENGTH) as usize].to_vec();
+        if v3 {
+            bytes.push(self.codec.number());
+            bytes.resize(NEW_LENGTH as usize, 0);
+        }
+        bytes.extend_from_slice(&extensions);
+        bytes.extend_from_slice(backing);
+        bytes.resize(cluster, 0);
+        Ok(bytes)
+    }
+
+    fn incompatible(&self) -> u64 {
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        bit(self.dirty, INCOMPATIBLE_DIRTY)
+            | bit(self.corrupt, INCOMPATIBLE_CORRUPT)
+            | bit(self.has_data_file, INCOMPATIBLE_DATA_FILE)
+            | bit(self.codec != Codec::Zlib, INCOMPATIBLE_COMPRESSION)
+            | bit(self.geometry.extended(), INCOMPATIBLE_EXTENDED_L2)
+    }
+
+    /// The header of an image to be made; where its tables stand is filled in later.
+    pub(crate) fn new(size: u64, geometry: Geometry, version: u32, codec: Codec) -> Header {
+        Header {
+            version,
+            geometry,
+            size,
+            l1_offset: 0,
+            l1_entries: 0,
+            refcount_table_offset: 0,
+            refcount_table_clusters: 0,
+            snapshots: 0,
+            snapshots_offset: 0,
+            dirty: false,
+            corrupt: false,
+            lazy_refcounts: false,
+            has_data_file: false,
+            autoclear: 0,
+            codec,
+            backing: None,
+            extensions: Extensions::default(),
+        }
+    }
+}
+
+fn short(len: u64) -> Error {
+    Error::corrupt("header", format!("is cut off: the file has only {len} bytes")).at(0)
+}
+
+impl OnDisk {
+    /// `first` is the first cluster, zero-filled where the file is shorter; `len` the file's length.
+    fn judge(&self, first: &[u8], len: u64) -> Result<Header> {
+        let version = self.version.get();
+        let cluster = first.len() as u64;
+        let header_length = self.header_length.get();
+        if version == 3 {
+            let name = "header_length";
+            if header_length < V3_LENGTH {
+                return Err(Error::corrupt(name, format!("is {header_length}, below {V3_LENGTH}")).at(100));
+            }
+            if u64::from(header_length) > cluster {
+                return Err(Error::corrupt(name, format!("is {header_length}, more than a cluster of {cluster}")).at(100));
+            }
+            if header_length % 8 != 0 {
+                return Err(Error::corrupt(name, format!("is {header_length}, not a multiple of 8")).at(100));
+            }
+        }
+        let order = self.refcount_order.get();
+        if order > 6 {
+            return Err(Error::corrupt("refcount_order", format!("is {order}; at most 6 (64 bits) is allowed")).at(96));
+        }
+        let backing_offset = self.backing_file_offset.get();
+        let backing = self.backing(first)?;
+        // Extensions end where the backing file's name starts.
+        let extensions_end = if backing_offset > 0 { backing_offset.min(cluster) } else { cluster } as usize;
+        let area = first.get(header_length as usize..extensions_end).unwrap_or_default();
+        let extensions = Extensions::parse(area, u64::from(header_length))?;
+
+        let incompatible = self.incompatible_features.get();
+        let unknown = incompatible & !INCOMPATIBLE_KNOWN;
+        if unknown != 0 {
+            return Err(unknown_features(unknown, &extensions));
+        }
+        match self.crypt_method.get() {
+            0 => {}
+            1 => return Err(encrypted("AES (the old encryption of qcow2)")),
+            2 if extensions.has_crypto_header => return Err(encrypted("LUKS")),
+            2 => return Err(Error::corrupt("crypt_method", "says LUKS, and there is no full disk encryption header pointer").at(32)),
+            other => return Err(Error::corrupt("crypt_method", format!("{other} is unknown")).at(32)),
+        }
+        let codec = codec(first, header_length, incompatible)?;
+        let extended = incompatible & INCOMPATIBLE_EXTENDED_L2 != 0;
+        let geometry = Geometry::new(self.cluster_bits.get(), extended, order);
+        if extended && self.cluster_bits.get() < 14 {
+            return Err(Error::corrupt("extended L2", format!("needs clusters of at least 16384 bytes; these have {cluster}")).at(20));
+        }
+        self.judge_tables(geometry, len)?;
+        let has_data_file = incompatible & INCOMPATIBLE_DATA_FILE != 0;
+        Ok(Header {
+            version,
+            geometry,
+            size: self.size.get(),
+            l1_offset: self.l1_table_offset.get(),
+            l1_entries: self.l1_size.get(),
+            refcount_table_offset: self.refcount_table_offset.get(),
+            refcount_table_clusters: self.refcount_table_clusters.get(),
+            snapshots: self.nb_snapshots.get(),
+            snapshots_offset: self.snapshots_offset.get(),
+            dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
+            corrupt: incompatible & INCOMPATIBLE_CORRUPT != 0,
+            lazy_refcounts: self.compatible_features.get() & COMPATIBLE_LAZY_REFCOUNTS != 0,
+            has_data_file,
+            autoclear: self.autoclear_features.get(),
+            codec,
+            backing,
+            extensions,
+        })
+    }
+
+    fn backing(&self, first: &[u8]) -> Result<Option<Vec<u8>>> {
+        let (offset, size) = (self.backing_file_offset.get(), self.backing_file_size.get());
+        if offset == 0 || size == 0 {
+            return Ok(None);
+        }
+        if size > MAX_BACKING_NAME {
+            return Err(Error::corrupt("backing_file_size", format!("is {size}; a name has at most {MAX_BACKING_NAME} bytes")).at(16));
+        }
+        let range = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(size as usize)?));
+        let name = range
+            .and_then(|range| first.get(range))
+            .ok_or_else(|| Error::corrupt("backing_file_offset", format!("{offset}: the name lies outside the first cluster")).at(8))?;
+        if name.contains(&0) {
+            return Err(Error::corrupt("backing file name", "has a NUL byte in it").at(offset));
+        }
+        Ok(Some(name.to_vec()))
+    }
+
+    fn judge_tables(&self, geometry: Geometry, len: u64) -> Result<()> {
+        let size = self.size.get();
+        if size > i64::MAX as u64 {
+            return Err(Error::corrupt("size", format!("{size} is above 2^63 - 1")).at(24));
+        }
+        let entries = u64::from(self.l1_size.get());
+        if entries * 8 > MAX_L1_BYTES {
+            return Err(Error::corrupt("l1_size", format!("{entries} entries are more than 32 MiB")).at(36));
+        }
+        if entries < geometry.l1_entries(size) {
+            let needed = geometry.l1_entries(size);
+            return Err(Error::corrupt("l1_size", format!("{entries} entries do not cover the disk's {size} bytes, which need {needed}")).at(36));
+        }
+        table("L1 table", self.l1_table_offset.get(), entries * 8, geometry, len, 40)?;
+        let clusters = u64::from(self.refcount_table_clusters.get());
+        let bytes = clusters << geometry.cluster_bits();
+        if bytes > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::corrupt("refcount_table_clusters", format!("{clusters}: the table is larger than 8 MiB")).at(56));
+        }
+        if clusters == 0 {
+            return Err(Error::corrupt("refcount_table_clusters", "is 0: there is no refcount table").at(56));
+        }
+        // Only the start must be in the file: a file may end inside its last cluster.
+        table("refcount table", self.refcount_table_offset.get(), 1, geometry, len, 48)?;
+        if self.refcount_table_offset.get().checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) {
+            return Err(Error::corrupt("refcount table", "goes past 2^63").at(48));
+        }
+        let snapshots = self.nb_snapshots.get();
+        if snapshots > MAX_SNAPSHOTS {
+            return Err(Error::corrupt("nb_snapshots", format!("{snapshots} is more than {MAX_SNAPSHOTS}")).at(60));
+        }
+        // An entry has at least 40 bytes.
+        table("snapshot table", self.snapshots_offset.get(), u64::from(snapshots) * 40, geometry, len, 64)
+    }
+}
+
+fn table(name: &str, offset: u64, bytes: u64, geometry: Geometry, len: u64, at: u64) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    if geometry.in_cluster(offset) != 0 {
+        return Err(Error::corrupt(name, format!("starts at {offset}, which is no cluster's start")).at(at));
+    }
+    match offset.checked_add(bytes) {
+        Some(end) if end <= len && offset != 0 => Ok(()),
+        Some(_) if offset == 0 => Err(Error::corrupt(name, "is said to stand over the header").at(at)),
+        _ => Err(Error::corrupt(name, format!("{bytes} bytes at {offset} go past the end of the file ({len} bytes)")).at(at)),
+    }
+}
+
+fn codec(first: &[u8], header_length: u32, incompatible: u64) -> Result<Codec> {
+    let number = if header_length > V3_LENGTH { first.get(V3_LENGTH as usize).copied().unwrap_or(0) } else { 0 };
+    let stated = incompatible & INCOMPATIBLE_COMPRESSION != 0;
+    let codec = Codec::by_number(number)
+        .ok_or_else(|| Error::unsupported(format!("compression type {number} is unknown")).field("compression_type").at(104))?;
+    match (codec, stated) {
+        (Codec::Zlib, true) => Err(Error::corrupt("compression_type", "is zlib, and the feature bit says it is another").at(104)),
+        (Codec::Zstd, false) => Err(Error::corrupt("compression_type", "is not zlib, and the feature bit for that is missing").at(104)),
+        _ => Ok(codec),
+    }
+}
+
+fn encrypted(how: &str) -> Error {
+    Error::unsupported(format!("the image is encrypted with {how}, which cannot be read")).field("crypt_method").at(32)
+}
+
+fn unknown_features(bits: u64, extensions: &Extensions) -> Error {
+    let names: Vec<String> = (0..64u8)
+        .filter(|bit| bits & (1 << bit) != 0)
+        .map(|bit| {
+            let named = |feature: &&Feature| feature.kind == FeatureKind::Incompatible && feature.bit == bit;
+            match extensions.features.iter().find(named) {
+                Some(feature) => format!("'{}' (bit {bit})", feature.name),
+                None => format!("bit {bit}"),
+            }
+        })
+        .collect();
+    Error::unsupported(format!("the image uses features that are not known here: {}", names.join(", ")))
+        .field("incompatible_features")
+        .at(72)
+        .hint("read it with the program that wrote it")
+}

@@ -1,0 +1,183 @@
+//! The layer: one qcow2 file, open.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cowhand_core::{
+    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Resolver, Result, Snapshots, Storage,
+};
+
+use crate::alloc::Allocator;
+use crate::bitmaps;
+use crate::compress::{Codec, Deflater};
+use crate::header::Header;
+use crate::snapshot::{self, Snapshot};
+use crate::view::{Shared, View};
+use crate::writer::Writer;
+
+/// An open image.
+#[derive(Debug)]
+pub(crate) struct Qcow2Layer {
+    pub(crate) view: View,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) writer: Option<Writer>,
+}
+
+impl Qcow2Layer {
+    pub(crate) fn open(file: Arc<dyn Storage>, files: &dyn Resolver, how: &OpenOptions) -> Result<Qcow2Layer> {
+        let header = Header::read(file.as_ref())?;
+        if how.writable {
+            refuse_writing(&header)?;
+        }
+        let (snapshots, snapshot_table) = snapshot::read_table(file.as_ref(), &header)?;
+        let data = match (header.has_data_file, &header.extensions.data_file) {
+            (false, _) => file.clone(),
+            (true, Some(name)) => files.open(&path_of(name), how.writable)?,
+            (true, None) => {
+                return Err(Error::corrupt("external data file", "is used, and its name is not in the image").at(72));
+            }
+        };
+        let writer = how.writable.then(|| {
+            let alloc = Allocator::open(file.clone(), header.geometry, header.refcount_table_offset);
+            Writer::new(alloc, default_deflater(header.codec), false, false)
+        });
+        let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
+        let shared = Arc::new(Shared::new(file, data, header, snapshot_table));
+        Ok(Qcow2Layer { view: View::open(shared, size, l1_offset, l1_entries)?, snapshots, writer })
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.view.shared
+    }
+}
+
+pub(crate) fn default_deflater(codec: Codec) -> Deflater {
+    Deflater::new(codec, codec.levels().1)
+}
+
+fn refuse_writing(header: &Header) -> Result<()> {
+    if header.corrupt {
+        return Err(Error::corrupt("incompatible_features", "the image is marked corrupt, so it can only be read")
+            .at(72)
+            .hint("repair it with a check, or open it read-only"));
+    }
+    if header.dirty {
+        return Err(Error::unsupported("the image was not closed cleanly while it used lazy refcounts, so it can only be read")
+            .field("incompatible_features")
+            .at(72)
+            .hint("repair it with 'qemu-img check -r all', or open it read-only"));
+    }
+    Ok(())
+}
+
+/// A name from the file as a path: any bytes are one.
+pub(crate) fn path_of(name: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(name)).to_owned()
+}
+
+pub(crate) fn parent_of(header: &Header) -> Option<ParentRef> {
+    let name = header.backing.as_deref()?;
+    Some(ParentRef {
+        candidates: vec![path_of(name)],
+        format: header.extensions.backing_format.clone(),
+        expected: Vec::new(),
+    })
+}
+
+impl Layer for Qcow2Layer {
+    fn size(&self) -> u64 {
+        self.view.size
+    }
+
+    fn granule(&self) -> u64 {
+        self.shared().geometry().subcluster_size()
+    }
+
+    fn host(&self) -> &Arc<dyn Storage> {
+        &self.shared().data
+    }
+
+    fn extent(&self, at: u64, max: u64) -> Result<Extent> {
+        self.view.extent(at, max)
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
+        let _operation = self.writer.as_ref().map(|writer| writer.epochs.enter());
+        self.view.read(at, buf)
+    }
+
+    fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.write_at(at, buf)
+    }
+
+    fn write_from(&self, at: u64, src: &dyn Storage, src_at: u64, len: u64) -> Result<u64> {
+        self.clone_from(at, src, src_at, len)
+    }
+
+    fn write_compressed(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.write_packed(at, buf)
+    }
+
+    fn erase(&self, at: u64, len: u64, how: Erase) -> Result<u64> {
+        self.erase_at(at, len, how)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flush_all()
+    }
+
+    fn close(&self) -> Result<()> {
+        self.close_all()
+    }
+
+    fn details(&self) -> Details {
+        let header = &self.shared().header;
+        let mut details = Details {
+            cluster_size: Some(header.geometry.cluster_size()),
+            dirty: header.dirty,
+            ..Details::default()
+        };
+        let facts = &mut details.specific;
+        let mut put = |name: &str, value: serde_json::Value| facts.insert(name.to_owned(), value);
+        put("compat", if header.version == 2 { "0.10" } else { "1.1" }.into());
+        put("compression-type", header.codec.name().into());
+        if header.version > 2 {
+            put("lazy-refcounts", header.lazy_refcounts.into());
+        }
+        if let Some(list) = bitmaps::list(self.shared().file.as_ref(), header) {
+            put("bitmaps", list);
+        }
+                put("refcount-bits", (1u64 << header.geometry.refcount_order()).into());
+        if let Some(name) = header.extensions.data_file.as_deref().filter(|_| header.has_data_file) {
+            put("data-file", String::from_utf8_lossy(name).into());
+            put("data-file-raw", header.data_file_raw().into());
+        }
+        if header.version > 2 {
+            put("corrupt", header.corrupt.into());
+            put("extended-l2", header.geometry.extended().into());
+        }
+        details
+    }
+
+    fn parent(&self) -> Option<ParentRef> {
+        parent_of(&self.shared().header)
+    }
+
+    fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+}
+
+impl Qcow2Layer {
+    /// Refuses a range that is not on the disk.
+    pub(crate) fn check_range(&self, at: u64, len: u64) -> Result<()> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.view.size => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{len} bytes at {at} go past the end of the disk ({} bytes)", self.view.size),
+            )),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `-o` of qcow2: names, checks, and what QEMU says when they do not fit together.
+
+use cowhand_core::{CreateOptions, Error, OptionKind, OptionSpec, Prealloc, Result};
+
+use crate::compress::Codec;
+use crate::geometry::Geometry;
+
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec { name: "cluster_size", kind: OptionKind::Size, help: "qcow2 cluster size" },
+    OptionSpec {
+        name: "compat",
+        kind: OptionKind::Choice(&["0.10", "v2", "1.1", "v3"]),
+        help: "Compatibility level (v2 [0.10] or v3 [1.1])",
+    },
+    OptionSpec {
+        name: "compression_level",
+        kind: OptionKind::Number,
+        help: "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
+    },
+    OptionSpec {
+        name: "compression_type",
+        kind: OptionKind::Choice(&["zlib", "zstd"]),
+        help: "Compression method used for image cluster compression",
+    },
+    OptionSpec { name: "data_file", kind: OptionKind::Text, help: "File name of an external data file" },
+    OptionSpec {
+        name: "data_file_raw",
+        kind: OptionKind::Flag,
+        help: "The external data file must stay valid as a raw image",
+    },
+    OptionSpec { name: "extended_l2", kind: OptionKind::Flag, help: "Extended L2 tables" },
+    OptionSpec { name: "lazy_refcounts", kind: OptionKind::Flag, help: "Postpone refcount updates" },
+    OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Choice(&["off", "metadata", "falloc", "full"]),
+        help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    },
+    OptionSpec { name: "refcount_bits", kind: OptionKind::Number, help: "Width of a reference count entry in bits" },
+];
+
+/// Options that fit together.
+#[derive(Clone, Debug)]
+pub(crate) struct Chosen {
+    pub(crate) version: u32,
+    pub(crate) geometry: Geometry,
+    pub(crate) codec: Codec,
+    pub(crate) level: u32,
+    pub(crate) lazy_refcounts: bool,
+    pub(crate) data_file: Option<String>,
+    pub(crate) data_file_raw: bool,
+    pub(crate) prealloc: Prealloc,
+}
+
+impl Chosen {
+    pub(crate) fn from(how: &CreateOptions) -> Result<Chosen> {
+        let options = &how.options;
+        let version = if matches!(options.text("compat"), Some("0.10" | "v2")) { 2 } else { 3 };
+        let cluster = options.size("cluster_size").unwrap_or(65536);
+        if !cluster.is_power_of_two() || !(512..=2 << 20).contains(&cluster) {
+            return Err(Error::invalid("Cluster size must be a power of two between 512 and 2048k"));
+        }
+        let newer = |what: &str, on: bool| {
+            if on && version < 3 {
+                let level = "compatibility level 1.1 and above (use version=v3 or greater)";
+                return Err(Error::invalid(format!("{what} only supported with {level}")));
+            }
+            Ok(())
+        };
+        let extended = options.flag("extended_l2").unwrap_or(false);
+        newer("Extended L2 entries are", extended)?;
+        if extended && cluster < 16384 {
+            return Err(Error::invalid("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"));
+        }
+        let refcount_bits = options.number("refcount_bits").unwrap_or(16);
+        if !refcount_bits.is_power_of_two() || refcount_bits > 64 {
+            return Err(Error::invalid("Refcount width must be a power of two and may not exceed 64 bits"));
+        }
+        if version < 3 && refcount_bits != 16 {
+            return Err(Error::invalid(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+            ));
+        }
+        let lazy_refcounts = options.flag("lazy_refcounts").unwrap_or(false);
+        newer("Lazy refcounts", lazy_refcounts)?;
+        let codec = if options.text("compression_type") == Some("zstd") { Codec::Zstd } else { Codec::Zlib };
+        newer("Non-zlib compression type is", codec != Codec::Zlib)?;
+        let (levels, default) = codec.levels();
+        let level = options.number("compression_level").unwrap_or(default.into());
+        let level = u32::try_from(level).ok().filter(|level| levels.contains(level)).ok_or_else(|| {
+            Error::invalid(format!("compression_level of {} is {} to {}", codec.name(), levels.start(), levels.end()))
+        })?;
+        let data_file = options.text("data_file").filter(|name| !name.is_empty()).map(str::to_owned);
+        newer("External data files are", data_file.is_some())?;
+        let data_file_raw = options.flag("data_file_raw").unwrap_or(false);
+        if data_file_raw && data_file.is_none() {
+            return Err(Error::invalid("data-file-raw requires data-file"));
+        }
+        if data_file_raw && how.parent.is_some() {
+            return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
+        }
+        let prealloc = match how.prealloc() {
+            // A raw data file is read by others, so every cluster is mapped from the start.
+            Prealloc::Off if data_file_raw => Prealloc::Metadata,
+            other => other,
+        };
+        if prealloc != Prealloc::Off && how.parent.is_some() && !extended {
+            return Err(Error::invalid(
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+            ));
+        }
+        let geometry = Geometry::new(cluster.trailing_zeros(), extended, refcount_bits.trailing_zeros());
+        Ok(Chosen { version, geometry, codec, level, lazy_refcounts, data_file, data_file_raw, prealloc })
+    }
+}

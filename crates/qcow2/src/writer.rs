@@ -1,0 +1,375 @@
+//! What a writable layer has beside its view, and the order in which metadata reaches the disk.
+//!
+//! Locks, in the order they are taken: claims, `tables`, `order`, `publish`, then L1 or a slice or `alloc`, one at a
+//! time. Guest data is read and written under claims alone.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, RwLock};
+
+use cowhand_core::{Error, ErrorKind, Result};
+
+use crate::alloc::{Allocator, Layout, Refused, Run};
+use crate::cache::Copied;
+use crate::claims::Claims;
+use crate::compress::Deflater;
+use crate::entry::{COPIED, Words};
+use crate::epoch::Epochs;
+use crate::header::{AT_AUTOCLEAR, AUTOCLEAR_DATA_FILE_RAW};
+use crate::layer::Qcow2Layer;
+
+/// Freed runs that may wait for a flush.
+const MAX_FREED: usize = 1 << 16;
+
+/// Clusters that one L1 table no longer refers to.
+#[derive(Clone, Debug)]
+pub(crate) struct Freed {
+    pub(crate) run: Run,
+    /// Their space may go back to the file system.
+    pub(crate) punch: bool,
+}
+
+/// Freed clusters whose going is durable, and which an operation may still be reading.
+#[derive(Debug)]
+struct Waiting {
+    freed: Vec<Freed>,
+    epoch: u64,
+}
+
+/// What writing needs.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    /// Nobody sees the file before it is whole: no barriers but the last.
+    fresh: bool,
+    pub(crate) deflater: Deflater,
+    pub(crate) claims: Claims,
+    pub(crate) epochs: Epochs,
+    alloc: Mutex<Allocator>,
+    /// Held by who makes or copies an L2 table.
+    tables: Mutex<()>,
+    /// Held by who writes metadata to the file.
+    order: Mutex<Vec<Waiting>>,
+    /// Shared by who changes a mapping, held alone by who copies what is to be written.
+    publish: RwLock<()>,
+    freed: Mutex<Vec<Freed>>,
+    dirty_l1: Mutex<BTreeSet<usize>>,
+    ready: AtomicBool,
+    closed: AtomicBool,
+    /// A write failed after which the file's state is not known.
+    failed: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Writer {
+    /// `ready`: the image was made here and needs no look before the first write.
+    pub(crate) fn new(alloc: Allocator, deflater: Deflater, fresh: bool, ready: bool) -> Writer {
+        Writer {
+            fresh,
+            deflater,
+            claims: Claims::default(),
+            epochs: Epochs::default(),
+            alloc: Mutex::new(alloc),
+            tables: Mutex::default(),
+            order: Mutex::default(),
+            publish: RwLock::default(),
+            freed: Mutex::default(),
+            dirty_l1: Mutex::default(),
+            ready: AtomicBool::new(ready),
+            closed: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Qcow2Layer {
+    /// The writer, where this layer may be changed now. Looks at the image before the first change, and writes
+    /// metadata back where too much of it waits.
+    pub(crate) fn begin(&self) -> Result<&Writer> {
+        let writer = self.writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Denied, "is open read-only"))?;
+        if writer.closed.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Denied, "is closed"));
+        }
+        if writer.failed.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed").hint("close it and open it again"));
+        }
+        if !writer.ready.load(Ordering::Acquire) {
+            self.prepare(writer)?;
+        }
+        let full = lock(&writer.freed).len() > MAX_FREED;
+        if full || self.view.shared.slices.too_dirty() || lock(&writer.alloc).too_dirty() {
+            self.write_back(writer, false)?;
+        }
+        Ok(writer)
+    }
+
+    /// Before the first change: are the refcounts to be trusted? And what readers must know that somebody wrote.
+    fn prepare(&self, writer: &Writer) -> Result<()> {
+        let _order = lock(&writer.order);
+        if writer.ready.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let shared = &self.view.shared;
+        let header = &shared.header;
+        {
+            let mut alloc = lock(&writer.alloc);
+            alloc.load(header.refcount_table_clusters)?;
+            crate::audit::audit(self, &mut alloc)?;
+        }
+        let kept = header.autoclear & if header.has_data_file { AUTOCLEAR_DATA_FILE_RAW } else { 0 };
+        if kept != header.autoclear {
+            // Bitmaps, and whatever else is kept in step with the data, are not from here on.
+            let failed = |error| Error::io("cannot write the header", error).at(AT_AUTOCLEAR);
+            shared.file.write_at(AT_AUTOCLEAR, &kept.to_be_bytes()).map_err(failed)?;
+            shared.file.sync().map_err(failed)?;
+        }
+        writer.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        let shared = &self.view.shared;
+        let failed = |error| Error::io("cannot make what was written durable", error);
+        if shared.rules.data_file {
+            shared.data.sync().map_err(failed)?;
+        }
+        shared.file.sync().map_err(failed)
+    }
+
+    fn barrier(&self, writer: &Writer) -> Result<()> {
+        if writer.fresh { Ok(()) } else { self.sync() }
+    }
+
+    fn grow(&self, writer: &Writer, n: u64, covered: u64) -> Result<()> {
+        let _order = lock(&writer.order);
+        let mut alloc = lock(&writer.alloc);
+        if alloc.covered() > covered {
+            return Ok(());
+        }
+        let grown = alloc.grow(n, &|| self.barrier(writer));
+        if alloc.is_broken() {
+            writer.failed.store(true, Ordering::Relaxed);
+        }
+        grown
+    }
+
+    fn reserving<T>(&self, writer: &Writer, n: u64, mut how: impl FnMut(&mut Allocator) -> Result<T, Refused>) -> Result<T> {
+        loop {
+            let tried = how(&mut lock(&writer.alloc));
+            match tried {
+                Ok(done) => return Ok(done),
+                Err(Refused::Failed(error)) => return Err(error),
+                Err(Refused::TableFull(covered)) => self.grow(writer, n, covered)?,
+            }
+        }
+    }
+
+    /// `n` host clusters that stand together. The second: they read zero.
+    pub(crate) fn reserve(&self, writer: &Writer, n: u64) -> Result<(Run, bool)> {
+        self.reserving(writer, n, |alloc| alloc.reserve(n))
+    }
+
+    /// Room for pieces of compressed data.
+    pub(crate) fn reserve_packed(&self, writer: &Writer, sizes: &[u64]) -> Result<Layout> {
+        self.reserving(writer, sizes.len() as u64 + 1, |alloc| alloc.reserve_packed(sizes))
+    }
+
+    /// Gives back what was reserved and never published.
+    pub(crate) fn release(&self, writer: &Writer, run: Run) {
+        // At worst a cluster is lost until the next check; the error that led here is the one to tell.
+        let _ = lock(&writer.alloc).release(run);
+    }
+
+    /// Sees to it that the L2 tables for guest clusters `first..=last` are there, and this image's own.
+    pub(crate) fn own_tables(&self, writer: &Writer, first: u64, last: u64) -> Result<()> {
+        let per_table = self.view.shared.geometry().l2_entries();
+        for index in first / per_table..=last / per_table {
+            if self.view.l1_entry(index as usize) & COPIED == 0 {
+                self.own_table(writer, index as usize)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn own_table(&self, writer: &Writer, index: usize) -> Result<()> {
+        let _tables = lock(&writer.tables);
+        let shared = &self.view.shared;
+        let geometry = shared.geometry();
+        let entry = self.view.l1_entry(index);
+        if entry & COPIED != 0 {
+            return Ok(());
+        }
+        let old = shared.l2_table(entry, self.view.l1_entry_at(index))?;
+        let step = geometry.slice_bytes();
+        let offsets = (0..geometry.cluster_size()).step_by(step as usize);
+        let content = |offset| match old {
+            Some(old) => shared.slices.words(shared.file.as_ref(), old + offset),
+            None => Ok(vec![0; step as usize / 8].into()),
+        };
+        let slices = offsets.clone().map(content).collect::<Result<Vec<_>>>()?;
+        let (run, _) = self.reserve(writer, 1)?;
+        let table = run.start << geometry.cluster_bits();
+        shared.made(table + geometry.cluster_size());
+        let _publish = writer.publish.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for (offset, words) in offsets.zip(slices) {
+            shared.slices.put_new(table + offset, words);
+        }
+        let mut l1 = self.view.l1.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(place) = l1.get_mut(index) {
+            *place = table | COPIED;
+        }
+        drop(l1);
+        lock(&writer.dirty_l1).insert(index);
+        if let Some(old) = old {
+            let cluster = old >> geometry.cluster_bits();
+            lock(&writer.freed).push(Freed { run: cluster..cluster + 1, punch: false });
+        }
+        Ok(())
+    }
+
+    /// Changes the entries of guest clusters `first..first + count`, whose tables are this image's own: puts what
+    /// `change` answers for the number of each (from 0) and its old words.
+    pub(crate) fn publish(
+        &self,
+        writer: &Writer,
+        first: u64,
+        count: u64,
+        freed: Vec<Freed>,
+        mut change: impl FnMut(u64, Words) -> Words,
+    ) -> Result<()> {
+        let shared = &self.view.shared;
+        let geometry = shared.geometry();
+        let _publish = writer.publish.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut done = 0;
+        while done < count {
+            let at = (first + done) << geometry.cluster_bits();
+            let found = self.view.slice_of(at)?;
+            let (slice, index) = found.ok_or_else(|| Error::corrupt("L1 table", "has no table where one was made"))?;
+            let n = (count - done).min(geometry.slice_entries() - index as u64);
+            let range = index..index + n as usize;
+            shared.slices.change(shared.file.as_ref(), slice, range, |at, words| change(done + (at - index) as u64, words))?;
+            done += n;
+        }
+        if !freed.is_empty() {
+            lock(&writer.freed).extend(freed);
+        }
+        Ok(())
+    }
+
+    /// Brings metadata to the file in the order that a power cut cannot harm. `last`: the caller wants to know it
+    /// durable, barriers or not.
+    pub(crate) fn write_back(&self, writer: &Writer, last: bool) -> Result<()> {
+        let shared = &self.view.shared;
+        let mut order = lock(&writer.order);
+        if writer.failed.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed").hint("close it and open it again"));
+        }
+        let (copies, l1, freed) = {
+            let _alone = writer.publish.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let copies = shared.slices.copy_dirty();
+            let l1: Vec<usize> = std::mem::take(&mut *lock(&writer.dirty_l1)).into_iter().collect();
+            let l1: Vec<(usize, u64)> = l1.into_iter().map(|index| (index, self.view.l1_entry(index))).collect();
+            (copies, l1, std::mem::take(&mut *lock(&writer.freed)))
+        };
+        let epoch = writer.epochs.now();
+        let done = self.write_metadata(writer, &copies, &l1, last);
+        if let Err(error) = done {
+            shared.slices.restore(&copies);
+            lock(&writer.dirty_l1).extend(l1.iter().map(|(index, _)| *index));
+            lock(&writer.freed).extend(freed);
+            return Err(error);
+        }
+        if !freed.is_empty() {
+            order.push(Waiting { freed, epoch });
+        }
+        self.reclaim(writer, &mut order)
+    }
+
+    fn write_metadata(&self, writer: &Writer, copies: &[Copied], l1: &[(usize, u64)], last: bool) -> Result<()> {
+        let file = self.view.shared.file.as_ref();
+        // What the copies refer to was counted before it was published, so these counts cover it.
+        self.write_counts(writer)?;
+        if !copies.is_empty() || !l1.is_empty() {
+            self.barrier(writer)?;
+            copies.iter().try_for_each(|copy| copy.write(file))?;
+        }
+        if !l1.is_empty() {
+            self.barrier(writer)?;
+            for run in l1.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
+                let at = self.view.l1_entry_at(run.first().map_or(0, |(index, _)| *index));
+                let bytes: Vec<u8> = run.iter().flat_map(|(_, entry)| entry.to_be_bytes()).collect();
+                file.write_at(at, &bytes).map_err(|error| Error::io("cannot write the L1 table", error).at(at))?;
+            }
+        }
+        if last { self.sync() } else { self.barrier(writer) }
+    }
+
+    fn write_counts(&self, writer: &Writer) -> Result<()> {
+        let dirty = lock(&writer.alloc).copy_dirty();
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        let done = dirty.write(self.view.shared.file.as_ref(), &|| self.barrier(writer));
+        lock(&writer.alloc).written(&dirty, done.is_ok());
+        done
+    }
+
+    /// Gives out again what nothing on the disk and no operation refers to.
+    fn reclaim(&self, writer: &Writer, waiting: &mut Vec<Waiting>) -> Result<()> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        writer.epochs.advance();
+        writer.epochs.advance();
+        let shared = &self.view.shared;
+        let bits = shared.geometry().cluster_bits();
+        let (over, rest): (Vec<_>, Vec<_>) = std::mem::take(waiting).into_iter().partition(|batch| writer.epochs.is_over(batch.epoch));
+        *waiting = rest;
+        if over.is_empty() {
+            return Ok(());
+        }
+        shared.unpacked.clear();
+        for Freed { run, punch } in over.into_iter().flat_map(|batch| batch.freed) {
+            let sole = punch && !writer.fresh && {
+                let mut alloc = lock(&writer.alloc);
+                run.clone().all(|cluster| alloc.count(cluster).is_ok_and(|count| count == 1))
+            };
+            if sole {
+                // Only a wish. Nobody is given these clusters before their count goes down, below.
+                let _ = shared.file.punch(run.start << bits, (run.end - run.start) << bits);
+            }
+            lock(&writer.alloc).release(run)?;
+        }
+        self.write_counts(writer)
+    }
+
+    /// See `Layer::flush`.
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        match &self.writer {
+            Some(writer) if !writer.closed.load(Ordering::Relaxed) => self.write_back(writer, true),
+            _ => Ok(()),
+        }
+    }
+
+    /// See `Layer::close`.
+    pub(crate) fn close_all(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        if writer.closed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.write_back(writer, true)?;
+        let rest = self.reclaim(writer, &mut lock(&writer.order));
+        writer.closed.store(true, Ordering::Relaxed);
+        rest
+    }
+
+    /// Brings a new image's tables to the file, so that it can be opened from here on.
+    pub(crate) fn write_first(&self) -> Result<()> {
+        match &self.writer {
+            Some(writer) => self.write_back(writer, false),
+            None => Ok(()),
+        }
+    }
+}

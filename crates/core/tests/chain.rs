@@ -184,7 +184,7 @@ fn model(granule: u64, parent: Option<Arc<dyn Layer>>, seed: u64) {
 #[test]
 fn a_disk_over_any_parent_is_a_flat_vector() {
     for granule in [512, 4096, 65536] {
-        for seed in 0..4 {
+        for seed in 0..3 {
             model(granule, None, seed);
             for size in [SIZE / 3 / 512 * 512, SIZE, SIZE * 2] {
                 model(granule, Some(stamped(size)), seed);

@@ -6,10 +6,15 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cowhand_core::{Access, Cache, DirFolder, ErrorKind, FileStorage, Folder, Lock, Result, Storage};
+use cowhand_core::raw::{Raw, RawLayer};
+use cowhand_core::testing::{ModelTest, RaceTest, Shape};
+use cowhand_core::{
+    Access, Cache, CreateOptions, DirFolder, ErrorKind, FileStorage, Folder, Format, Layer, Lock, NoFiles,
+    Options, Result, Storage,
+};
 use tempfile::TempDir;
 
 /// An empty folder, for one test at a time: a process that another test starts holds for a moment, between fork and
@@ -348,4 +353,69 @@ fn a_file_that_is_open_already_can_be_taken_over() {
     assert!(!storage.is_device());
     assert_eq!(storage.len().unwrap(), MIB);
     assert_eq!(open(&path, Access::Read).unwrap_err().kind(), ErrorKind::Locked);
+}
+
+// Raw on a real file, under the benches.
+
+fn raw(file: FileStorage) -> Result<Arc<dyn Layer>> {
+    Ok(Arc::new(RawLayer::over(Arc::new(file), true)?))
+}
+
+#[test]
+fn a_raw_file_is_a_flat_vector() {
+    let folder = folder();
+    // 1000 bytes past a sector's border: the guest sees zeros up to the next.
+    const LEN: u64 = 200 * 4096 + 1000;
+    for (seed, cache) in
+        [Cache::Unsafe, Cache::Writeback, Cache::None, Cache::Writeback].into_iter().enumerate()
+    {
+        let path = folder.path().join("raw");
+        let fresh = || {
+            // A failing script is made shorter, and so runs many times.
+            let _ = std::fs::remove_file(&path);
+            let file = FileStorage::open(&path, Access::CreateNew, Lock::Default, cache)?;
+            file.set_len(LEN).unwrap();
+            raw(file)
+        };
+        let again = || raw(FileStorage::open(&path, Access::Write, Lock::Default, cache)?);
+        let shape = Shape { resize: true, ..Shape::new(LEN.next_multiple_of(512), 4096) };
+        ModelTest::in_folder(|_| fresh(), |_| again()).shape(shape).seed(seed as u64).run().unwrap();
+    }
+}
+
+#[test]
+fn threads_on_a_raw_file_keep_apart() {
+    let folder = folder();
+    let path = folder.path().join("raw");
+    let fresh = || {
+        let _ = std::fs::remove_file(&path);
+        let file = open(&path, Access::CreateNew)?;
+        file.set_len(MIB).unwrap();
+        raw(file)
+    };
+    RaceTest::in_folder(|_| fresh(), |_| raw(open(&path, Access::Write)?))
+        .unit(4096)
+        .time(Duration::from_millis(300))
+        .run()
+        .unwrap();
+}
+
+#[test]
+fn a_raw_disk_is_laid_out_as_asked() {
+    let folder = folder();
+    for (how, space) in [("off", 0), ("falloc", MIB), ("full", MIB)] {
+        let path = folder.path().join(how);
+        let file = Arc::new(open(&path, Access::CreateNew).unwrap());
+        let options = Options::check(Raw.options(), &[("preallocation".into(), how.into())]).unwrap();
+        let how = CreateOptions { size: MIB - 100, options, ..Default::default() };
+        let layer = match Raw.create(file.clone(), &NoFiles, &how) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => continue,
+            made => made.unwrap(),
+        };
+        assert_eq!((layer.size(), file.len().unwrap()), (MIB, MIB));
+        assert!(file.physical_size().unwrap() >= space && (space > 0 || file.physical_size().unwrap() < MIB));
+        let mut buf = vec![1; MIB as usize];
+        assert_eq!(layer.read(0, &mut buf).unwrap().len, MIB);
+        assert!(buf.iter().all(|byte| *byte == 0));
+    }
 }

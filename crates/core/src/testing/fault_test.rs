@@ -85,6 +85,7 @@ pub struct FaultTest<'a> {
     seed: u64,
     every: u64,
     tolerated: &'static [Io],
+    fresh: bool,
 }
 
 type Check<'a> = Box<dyn Fn(&Arc<dyn Layer>) -> Result<(), Failure> + 'a>;
@@ -108,7 +109,17 @@ impl<'a> FaultTest<'a> {
 
     fn boxed(make: Opener<'a>, reopen: Opener<'a>) -> Self {
         let shape = Shape { ops: 25, ..Shape::new(1 << 20, 65536) };
-        FaultTest { make, reopen, parent: None, check: None, shape, seed: 1, every: 1, tolerated: TOLERATED }
+        FaultTest {
+            make,
+            reopen,
+            parent: None,
+            check: None,
+            shape,
+            seed: 1,
+            every: 1,
+            tolerated: TOLERATED,
+            fresh: false,
+        }
     }
 
     /// Puts the layer over this one.
@@ -146,6 +157,15 @@ impl<'a> FaultTest<'a> {
         self
     }
 
+    /// Runs the script on the layer that `make` answers, with faults in the making too: for a format that is only
+    /// written fresh. Such a file has no barriers before the one in `close`: what a flush before it promised counts
+    /// for nothing, and after an error it is never opened again. `reopen` may open read-only.
+    #[must_use]
+    pub fn fresh(mut self) -> Self {
+        self.fresh = true;
+        self
+    }
+
     /// What may fail without an error (unless told: `Punch`, `Allocate`).
     #[must_use]
     pub fn tolerate(mut self, tolerated: &'static [Io]) -> Self {
@@ -155,9 +175,12 @@ impl<'a> FaultTest<'a> {
 
     /// Runs it. The failure says which fault, and what came of it.
     pub fn run(&self) -> Result<FaultCounts, Failure> {
-        let script = Shape { align: 512, resize: false, ..self.shape }.script(self.seed);
+        let reopen = self.shape.reopen && !self.fresh;
+        let script = Shape { align: 512, resize: false, reopen, ..self.shape }.script(self.seed);
         let folder = Arc::new(MemoryFolder::new());
-        (self.make)(&(folder.clone() as Arc<dyn Folder>))?.close()?;
+        if !self.fresh {
+            (self.make)(&(folder.clone() as Arc<dyn Folder>))?.close()?;
+        }
         let mut counts = FaultCounts::default();
         let torn = Fault::EIO.only(&[Io::Write]).torn();
         for fault in [
@@ -200,7 +223,8 @@ impl<'a> FaultTest<'a> {
         let parent = self.parent.as_ref();
         // Where it does not even open, nothing was written.
         let mut history = None;
-        let (errors, mark) = match Run::open(faults.folder(inner.clone()), &self.reopen, parent) {
+        let open = if self.fresh { &self.make } else { &self.reopen };
+        let (errors, mark) = match Run::open(faults.folder(inner.clone()), open, parent) {
             Err(error) => {
                 expect_error(&faults.fired(), Some(&error), self.tolerated)?;
                 (1, 0)
@@ -213,6 +237,9 @@ impl<'a> FaultTest<'a> {
             }
         };
         faults.disarm();
+        if self.fresh && errors > 0 {
+            return Ok(errors);
+        }
         let folder: Arc<dyn Folder> = inner;
         let run = Run::open(folder, &self.reopen, parent)
             .map_err(|error| Failure::from(error).during("opened again"))?;

@@ -41,6 +41,8 @@
 //!   under whatever name it was made.
 //! - `CrashTest::check` is called for every state: put the format's own `check` there. `CrashTest::view` opens
 //!   read-only and must see the same bytes and change nothing.
+//! - A format that is only written fresh: `.fresh()` on `FaultTest` and `RaceTest`, `reopen: false` in `Shape`;
+//!   `reopen` may then open read-only.
 //! - `Shape` turns on what the format can: `compressed`, `resize`, and off what it cannot.
 //! - For another operation than a layer's (convert, commit, create and rename) use the parts: [`Journal`],
 //!   [`CrashFolder`], [`Faults`], [`FaultFolder`] and [`fault_test`].
@@ -57,6 +59,7 @@ mod history;
 mod model;
 mod race;
 mod script;
+mod slow;
 mod states;
 
 #[cfg(test)]

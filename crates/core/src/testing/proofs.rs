@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::paged::{Mistake, PAGE, Paged};
 use super::*;
 use crate::raw::{Raw, RawLayer};
-use crate::{Error, Folder, Format, Layer, MemoryStorage, NoFiles, OpenOptions, Result, Storage};
+use crate::{
+    CreateOptions, Error, Folder, Format, Layer, MemoryStorage, NoFiles, OpenOptions, Result, Storage,
+};
 
 const SIZE: u64 = 24 * PAGE + 1024;
 
@@ -73,10 +75,16 @@ fn crash(mistake: Mistake, seeds: u64) -> Result<CrashCounts, Failure> {
 fn fault(mistake: Mistake) -> Result<FaultCounts, Failure> {
     let mut counts = FaultCounts::default();
     for seed in 0..3 {
-        let (make, open) = paged(mistake);
-        let more = FaultTest::new(make, open).shape(shape()).seed(seed).run()?;
-        counts.faults += more.faults;
-        counts.errors += more.errors;
+        for size in [None, Some(SIZE / 2)] {
+            let (make, open) = paged(mistake);
+            let mut test = FaultTest::new(make, open).shape(shape()).seed(seed);
+            if let Some(size) = size {
+                test = test.parent(parent(size));
+            }
+            let more = test.run()?;
+            counts.faults += more.faults;
+            counts.errors += more.errors;
+        }
     }
     Ok(counts)
 }
@@ -218,6 +226,21 @@ fn raw_passes_them_all() {
     }
     FaultTest::new(make, open_raw).shape(shape()).run().unwrap();
     RaceTest::new(make, open_raw).unit(PAGE).run().unwrap();
+}
+
+#[test]
+fn a_fresh_layer_is_tested_without_opening_it_for_writing() {
+    let read_only = |file| Raw.open(file, &NoFiles, &OpenOptions::default());
+    let make = |file: Arc<dyn Storage>| {
+        Raw.create(file, &NoFiles, &CreateOptions { size: SIZE, ..Default::default() })
+    };
+    ModelTest::new(make, read_only).shape(Shape { reopen: false, ..shape() }).run().unwrap();
+    RaceTest::new(make, read_only).unit(PAGE).fresh().run().unwrap();
+    let counts = FaultTest::new(make, read_only).shape(shape()).fresh().run().unwrap();
+    assert!(counts.faults > 50 && counts.errors >= counts.faults, "{counts:?}");
+    let careless = |file| Paged::create(file, SIZE, Mistake::WriteErrorDropped);
+    let test = FaultTest::new(careless, |file| Paged::open(file, Mistake::None)).shape(shape()).fresh();
+    caught(test.run(), "success, though something failed");
 }
 
 fn open_raw(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {

@@ -2,21 +2,22 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use super::bench::{Failure, Opener, Rng, image, makes, no_panic, opens};
 use super::history::read_all;
 use super::script::{SECTOR, describe, fill, stamp_of};
-use crate::{Erase, Folder, Identity, Image, Layer, MemoryFolder, Result, Storage};
+use super::slow::Chance;
+use crate::{Erase, Folder, Image, Layer, MemoryFolder, Result, Storage};
 
 /// Threads on one disk, in rounds of a fresh image each.
 ///
 /// Most sectors belong to one thread each, in turn or in odd runs, so that neighbours share allocation units: what
 /// their owner reads is always what it wrote (or erased) last, or what the image began with. The others belong to
 /// all: each holds what somebody wrote to it, whole. In the end everything is read again, flushed, opened again and
-/// read once more. The storage hesitates at random, so that what can overlap does.
+/// read once more. Storages and layers hesitate at random, so that what can overlap does.
 pub struct RaceTest<'a> {
     make: Opener<'a>,
     reopen: Opener<'a>,
@@ -26,6 +27,7 @@ pub struct RaceTest<'a> {
     threads: u64,
     time: Duration,
     erase: bool,
+    fresh: bool,
 }
 
 impl<'a> RaceTest<'a> {
@@ -34,9 +36,30 @@ impl<'a> RaceTest<'a> {
         make: impl Fn(Arc<dyn Storage>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
         reopen: impl Fn(Arc<dyn Storage>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
     ) -> Self {
-        let (make, reopen) = (makes(make), opens(reopen));
+        Self::boxed(makes(make), opens(reopen))
+    }
+
+    /// Tests a format of several files, which it makes and opens in a folder.
+    pub fn in_folder(
+        make: impl Fn(&Arc<dyn Folder>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+        reopen: impl Fn(&Arc<dyn Folder>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+    ) -> Self {
+        Self::boxed(Box::new(make), Box::new(reopen))
+    }
+
+    fn boxed(make: Opener<'a>, reopen: Opener<'a>) -> Self {
         let time = Duration::from_millis(700);
-        RaceTest { make, reopen, parent: None, unit: 65536, seed: 1, threads: 4, time, erase: true }
+        RaceTest {
+            make,
+            reopen,
+            parent: None,
+            unit: 65536,
+            seed: 1,
+            threads: 4,
+            time,
+            erase: true,
+            fresh: false,
+        }
     }
 
     /// Puts the layer over this one.
@@ -81,6 +104,13 @@ impl<'a> RaceTest<'a> {
         self
     }
 
+    /// Uses the layer that `make` answers: for a format that is only written fresh. `reopen` may open read-only.
+    #[must_use]
+    pub fn fresh(mut self) -> Self {
+        self.fresh = true;
+        self
+    }
+
     /// Runs it.
     pub fn run(&self) -> Result<(), Failure> {
         let since = Instant::now();
@@ -96,10 +126,16 @@ impl<'a> RaceTest<'a> {
 
     fn round(&self, seed: u64) -> Result<(), Failure> {
         let memory: Arc<dyn Folder> = Arc::new(MemoryFolder::new());
-        (self.make)(&memory)?.close()?;
-        let slow: Arc<dyn Folder> =
-            Arc::new(SlowFolder { inner: memory.clone(), chance: Arc::new(AtomicU64::new(seed)) });
-        let disk = image((self.reopen)(&slow)?, self.parent.as_ref())?;
+        let chance = Chance::new(seed);
+        let slow = chance.folder(memory.clone());
+        let layer = if self.fresh {
+            (self.make)(&slow)?
+        } else {
+            (self.make)(&memory)?.close()?;
+            (self.reopen)(&slow)?
+        };
+        let disk =
+            image(chance.layer(layer), self.parent.clone().map(|parent| chance.layer(parent)).as_ref())?;
         let sectors = (disk.size().min(4 * self.unit) / SECTOR).max(1);
         let start = match &self.parent {
             Some(parent) => read_all(parent, sectors * SECTOR)?,
@@ -124,18 +160,15 @@ impl<'a> RaceTest<'a> {
             thread.check(0..sectors).map_err(|failure| failure.during("when all had ended"))?;
         }
         disk.close()?;
+        let known: Vec<_> = ends.into_iter().map(|thread| (thread.number, thread.own)).collect();
+        let Field { start, owners, .. } = field;
+        drop(disk);
         let again = image((self.reopen)(&memory)?, self.parent.as_ref())?;
-        let field = Field {
-            disk: &again,
-            start: field.start.clone(),
-            owners: field.owners.clone(),
-            stop: AtomicBool::new(false),
-        };
-        for thread in ends {
-            let mut thread = Thread { field: &field, ..thread };
+        let field = Field { disk: &again, start, owners, stop: AtomicBool::new(false) };
+        for (number, own) in known {
+            let mut thread = Thread { own, ..Thread::new(&field, number, self.threads, seed) };
             thread.check(0..sectors).map_err(|failure| failure.during("closed and opened again"))?;
         }
-        again.close()?;
         Ok(())
     }
 
@@ -257,104 +290,5 @@ impl<'a> Thread<'a> {
             )));
         }
         Ok(())
-    }
-}
-
-/// A folder whose files hesitate.
-#[derive(Debug)]
-struct SlowFolder {
-    inner: Arc<dyn Folder>,
-    chance: Arc<AtomicU64>,
-}
-
-impl Folder for SlowFolder {
-    fn open(&self, name: &str, write: bool) -> Result<Arc<dyn Storage>> {
-        Ok(Arc::new(Slow { inner: self.inner.open(name, write)?, chance: self.chance.clone() }))
-    }
-
-    fn create_new(&self, name: &str) -> Result<Arc<dyn Storage>> {
-        Ok(Arc::new(Slow { inner: self.inner.create_new(name)?, chance: self.chance.clone() }))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> Result<()> {
-        self.inner.rename(from, to)
-    }
-
-    fn remove(&self, name: &str) -> Result<()> {
-        self.inner.remove(name)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
-    }
-}
-
-/// A storage that now and then lets another thread go first.
-#[derive(Debug)]
-struct Slow {
-    inner: Arc<dyn Storage>,
-    chance: Arc<AtomicU64>,
-}
-
-impl Slow {
-    fn hesitate(&self) {
-        let mut rng = Rng::new(self.chance.fetch_add(0x1234_5679, Ordering::Relaxed));
-        match rng.below(8) {
-            0..=2 => thread::yield_now(),
-            3 => thread::sleep(Duration::from_micros(rng.below(200))),
-            _ => {}
-        }
-    }
-}
-
-impl Storage for Slow {
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.hesitate();
-        let done = self.inner.read_at(at, buf);
-        self.hesitate();
-        done
-    }
-
-    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
-        self.hesitate();
-        let done = self.inner.write_at(at, buf);
-        self.hesitate();
-        done
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.hesitate();
-        self.inner.set_len(len)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.hesitate();
-        self.inner.sync()
-    }
-
-    fn punch(&self, at: u64, len: u64) -> io::Result<bool> {
-        self.hesitate();
-        self.inner.punch(at, len)
-    }
-
-    fn zero(&self, at: u64, len: u64) -> io::Result<bool> {
-        self.hesitate();
-        self.inner.zero(at, len)
-    }
-
-    fn data_at(&self, at: u64) -> io::Result<Option<Range<u64>>> {
-        self.inner.data_at(at)
-    }
-
-    fn physical_size(&self) -> io::Result<u64> {
-        self.inner.physical_size()
-    }
-
-    fn identity(&self) -> io::Result<Identity> {
-        self.inner.identity()
     }
 }

@@ -1,0 +1,94 @@
+//! What must hold whatever bytes an image is made of. Each fuzz target calls one function here, and an ordinary test
+//! replays the corpus through the same ones. They panic where something does not hold.
+//!
+//! An input is an image in the coding of [`sparse`].
+
+mod layer;
+pub mod mend;
+pub mod mutate;
+pub mod sparse;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cowhand::inspect::{Inspection, inspect_storage};
+use cowhand::{Compat, MemoryStorage, Storage};
+
+use mutate::Random;
+
+/// What may be opened and looked through in this time, however slow the machine: a guard against endless work.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The parser of qcow2.
+pub fn qcow2(input: &[u8]) {
+    format("qcow2", input);
+}
+
+/// The parser of VHD.
+pub fn vhd(input: &[u8]) {
+    format("vpc", input);
+}
+
+/// The parser of VHDX, its log included.
+pub fn vhdx(input: &[u8]) {
+    format("vhdx", input);
+}
+
+/// The safety gate: the report depends on the content alone, not on the pieces it comes in, and little is held.
+pub fn inspect(input: &[u8]) {
+    const LONGEST: u64 = 8 << 20;
+    const HELD: usize = 3 << 19;
+    let began = Instant::now();
+    let storage = sparse::unpack(input, LONGEST);
+    let bytes = storage.to_vec();
+    let random = &mut Random::new(input);
+    for compat in [Compat::Strict, Compat::Oslo] {
+        let mut whole = Inspection::new();
+        whole.feed(&bytes);
+        let whole = whole.finish(compat);
+
+        let mut pieces = Inspection::new();
+        let mut rest = bytes.as_slice();
+        // Mostly pieces of some size, so that 8 MiB do not take millions of them; now and then tiny ones.
+        while !rest.is_empty() {
+            let most = if random.one_in(4) { 9 } else { 1 + rest.len() as u64 / 8 };
+            let (piece, after) = rest.split_at(random.below(most.max(600)) as usize % (rest.len() + 1));
+            pieces.feed(piece);
+            assert!(pieces.held() <= HELD, "{} bytes are held", pieces.held());
+            rest = after;
+        }
+        assert_eq!(pieces.finish(compat), whole, "the report depends on the pieces");
+
+        let stored = inspect_storage(&storage, compat).expect("memory can be read");
+        assert_eq!(stored, whole, "a storage and a stream are judged differently");
+        assert!(!whole.formats.is_empty(), "every content is something, raw at least");
+        assert_eq!(whole.exit_status() == 0, whole.failed.is_empty(), "a failed check and a safe verdict");
+        printable(&whole.to_string().replace('\n', ""));
+    }
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+}
+
+fn format(name: &str, input: &[u8]) {
+    let began = Instant::now();
+    let storage = Arc::new(sparse::unpack(input, u64::MAX));
+    let before = storage.identity().expect("memory has an identity");
+    let format = cowhand::format(name).expect("the format is registered");
+    layer::examine(format, &(Arc::clone(&storage) as Arc<dyn Storage>), &mut Random::new(input));
+    assert_eq!(storage.identity().expect("memory has an identity"), before, "reading has written");
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+}
+
+/// What is shown to a person holds nothing that could steer a terminal.
+fn printable(text: &str) {
+    assert!(!text.trim().is_empty(), "an error says nothing");
+    assert!(!text.chars().any(char::is_control), "a control character is printed: {text:?}");
+}
+
+/// The targets by name, as the corpus' folders are called.
+pub const TARGETS: [(&str, fn(&[u8])); 4] =
+    [("qcow2", qcow2), ("vhd", vhd), ("vhdx", vhdx), ("inspect", inspect)];
+
+/// The storage of an input, for programs that write it to a file.
+pub fn storage_of(input: &[u8]) -> MemoryStorage {
+    sparse::unpack(input, u64::MAX)
+}

@@ -1,0 +1,113 @@
+//! Makes checksums right, so that a change behind one is not refused at the door. What is mended is found by its
+//! signature in the places where the formats keep it.
+
+use cowhand::{MemoryStorage, Storage};
+
+/// The most log that is looked through, in bytes.
+const LOG: u64 = 4 << 20;
+
+/// Mends VHD footers and headers, and VHDX headers, region tables and log entries.
+pub fn checksums(storage: &MemoryStorage) {
+    vhd(storage);
+    vhdx(storage);
+}
+
+fn vhd(storage: &MemoryStorage) {
+    let len = storage.len().unwrap_or(0);
+    let mut headers = Vec::new();
+    for at in [0, len.saturating_sub(512), len.saturating_sub(511)] {
+        if let Some(mut footer) = read::<512>(storage, at).filter(|footer| footer.starts_with(b"conectix")) {
+            mend_sum(&mut footer, 64);
+            headers.push(u64_be(&footer, 16));
+            write(storage, at, &footer);
+        }
+    }
+    for at in headers {
+        if let Some(mut header) = read::<1024>(storage, at).filter(|header| header.starts_with(b"cxsparse")) {
+            mend_sum(&mut header, 36);
+            write(storage, at, &header);
+        }
+    }
+}
+
+/// VHD's checksum: the complement of the sum of all other bytes.
+fn mend_sum(bytes: &mut [u8], field: usize) {
+    bytes[field..field + 4].fill(0);
+    let sum = bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+    bytes[field..field + 4].copy_from_slice(&(!sum).to_be_bytes());
+}
+
+fn vhdx(storage: &MemoryStorage) {
+    for at in [64 << 10, 128 << 10] {
+        if let Some(mut header) = read::<4096>(storage, at).filter(|header| header.starts_with(b"head")) {
+            mend_crc(&mut header);
+            write(storage, at, &header);
+            log(storage, u64_le(&header, 72), u64::from(u32_le(&header, 68)));
+        }
+    }
+    for at in [192 << 10, 256 << 10] {
+        if let Some(mut table) = read::<65536>(storage, at).filter(|table| table.starts_with(b"regi")) {
+            mend_crc(&mut table);
+            write(storage, at, &table);
+        }
+    }
+}
+
+fn log(storage: &MemoryStorage, start: u64, len: u64) {
+    let mut at = 0;
+    while at + 4096 <= len.min(LOG) {
+        let place = start.saturating_add(at);
+        let Some(head) = read::<4096>(storage, place) else { return };
+        let entry_len = u64::from(u32_le(&head, 8));
+        let mut step = 4096;
+        if head.starts_with(b"loge")
+            && entry_len.is_multiple_of(4096)
+            && (4096..=LOG).contains(&entry_len)
+            && at + entry_len <= len
+        {
+            let mut entry = vec![0; entry_len as usize];
+            if storage.read_at(place, &mut entry).is_ok() {
+                mend_crc(&mut entry);
+                write(storage, place, &entry);
+                step = entry_len;
+            }
+        }
+        at += step;
+    }
+}
+
+/// VHDX's checksum, a CRC-32C over the structure with the field as zero.
+fn mend_crc(bytes: &mut [u8]) {
+    bytes[4..8].fill(0);
+    let crc = crc32c::crc32c(bytes);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn read<const N: usize>(storage: &MemoryStorage, at: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; N];
+    storage.read_at(at, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Writes what was read there before; only bytes that changed, so that zeros stay unallocated.
+fn write(storage: &MemoryStorage, at: u64, bytes: &[u8]) {
+    for (index, sector) in bytes.chunks(512).enumerate() {
+        let mut old = vec![0; sector.len()];
+        let here = at + index as u64 * 512;
+        if storage.read_at(here, &mut old).is_ok() && old != sector {
+            storage.write_at(here, sector).expect("memory takes it");
+        }
+    }
+}
+
+fn u64_be(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn u64_le(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn u32_le(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}

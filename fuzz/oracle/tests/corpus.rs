@@ -1,0 +1,78 @@
+//! Replays the fuzzers' corpus, and a number of small changes to each of its inputs that is the same in every run.
+//! `MUTATIONS=100000` tries more of them; an input that fails is written to the folder for temporary files.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+
+use cowhand_fuzz_oracle::TARGETS;
+use cowhand_fuzz_oracle::mutate::{Random, mutate};
+
+/// Peak memory of this test in MiB, at most: 256 for the images and what is around them.
+const MEMORY: u64 = 320;
+
+#[test]
+fn qcow2() {
+    replay("qcow2", 400);
+}
+
+#[test]
+fn vhd() {
+    replay("vhd", 800);
+}
+
+#[test]
+fn vhdx() {
+    replay("vhdx", 400);
+}
+
+#[test]
+fn inspect() {
+    replay("inspect", 4);
+}
+
+fn replay(target: &str, mutations: u64) {
+    let (_, oracle) = TARGETS.into_iter().find(|(name, _)| *name == target).unwrap();
+    let mutations = std::env::var("MUTATIONS").map_or(mutations, |text| text.parse().unwrap());
+    let seeds = corpus(target);
+    assert!(seeds.len() >= 5, "the corpus of {target} has {} inputs", seeds.len());
+    for seed in &seeds {
+        let original = fs::read(seed).unwrap();
+        try_input(seed, 0, &original, oracle);
+        for number in 1..=mutations {
+            let mut input = original.clone();
+            mutate(&mut input, &mut Random::new(format!("{}/{number}", name(seed)).as_bytes()));
+            try_input(seed, number, &input, oracle);
+        }
+    }
+    let peak = peak_memory();
+    assert!(peak <= MEMORY, "{peak} MiB of memory were used");
+    println!("{target}: {} inputs, {mutations} changes of each, {peak} MiB", seeds.len());
+}
+
+fn try_input(seed: &Path, number: u64, input: &[u8], oracle: fn(&[u8])) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| oracle(input))) {
+        let file = std::env::temp_dir().join(format!("cowhand-{}-{number}.input", name(seed)));
+        fs::write(&file, input).unwrap();
+        eprintln!("change {number} of {} fails; the input is {}", seed.display(), file.display());
+        resume_unwind(panic);
+    }
+}
+
+fn corpus(target: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(target);
+    let mut seeds: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    seeds.sort();
+    seeds
+}
+
+fn name(seed: &Path) -> String {
+    seed.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// The most memory this process has had, in MiB.
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}

@@ -1,5 +1,6 @@
 //! `convert`: the content of any disk into a new image of any format, whole or not at all.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -130,8 +131,8 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
         ))));
     }
     let backing = base.open(&how.target, &how.open)?;
+    refuse_own_source(how, sources, backing.as_ref())?;
     let target = Target::begin(&how.target, how.cache, how.keep_partial)?;
-    refuse_own_source(how, &target, sources, backing.as_ref())?;
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial);
     let layer = base.make(format, target.storage().clone(), &files, size).map_err(named)?;
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
@@ -167,6 +168,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
         policy: how.open.policy.clone(),
         ..Open::default()
     };
+    refuse_own_source(how, sources, None)?;
     let target = open(&how.target, &target_how)?;
     let content: u64 = sources.iter().map(|source| source.size()).sum();
     if target.size() < content {
@@ -198,16 +200,13 @@ fn chain(path: &Path, layer: Arc<dyn Layer>, format: &dyn Format, below: &[Link]
     Image::new(std::iter::once(top).chain(below.iter().cloned()).collect())
 }
 
-/// A target that is one of the source's files would replace what is being read.
-fn refuse_own_source(
-    how: &Convert,
-    target: &Target,
-    sources: &[Opened],
-    backing: Option<&Opened>,
-) -> Result<()> {
+/// A target that is one of the source's files would replace what is being read. To be asked before the target is
+/// opened: its lock and the source's exclude each other, and would only say that somebody uses it.
+fn refuse_own_source(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> Result<()> {
+    let Ok(target) = std::fs::metadata(&how.target) else { return Ok(()) };
     let files = sources.iter().chain(backing).flat_map(|source| source.watched());
     for file in files {
-        if target.replaces(file.storage.as_ref()) {
+        if (file.identity.device, file.identity.inode) == (target.dev(), target.ino()) {
             return Err(Error::invalid(format!("is part of what is read here ('{}')", file.name))
                 .image(how.target.display())
                 .hint("choose another name for the target"));

@@ -69,19 +69,6 @@ impl Target {
         self.partial.is_none()
     }
 
-    /// True if `storage` is the file that would be replaced.
-    pub(crate) fn replaces(&self, storage: &dyn Storage) -> bool {
-        let old: &dyn Storage = match &self.partial {
-            Some(Partial { old: Some(old), .. }) => old,
-            Some(_) => return false,
-            None => self.storage.as_ref(),
-        };
-        match (old.identity(), storage.identity()) {
-            (Ok(a), Ok(b)) => (a.device, a.inode) == (b.device, b.inode),
-            _ => false,
-        }
-    }
-
     /// Syncs, gives it its name, syncs the folder.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.storage.sync().map_err(|error| Error::io("cannot sync", error).image(self.path.display()))?;

@@ -222,7 +222,7 @@ fn run_of_bits(bytes: &[u8], first: u64, bits: u64) -> (u64, bool) {
     let whole = if present { 0xff } else { 0 };
     let mut n = first;
     while n < first + bits {
-        if n % 8 == 0 && bytes.get((n / 8) as usize) == Some(&whole) {
+        if n.is_multiple_of(8) && bytes.get((n / 8) as usize) == Some(&whole) {
             n += 8;
         } else if bit(n) == present {
             n += 1;

@@ -1,5 +1,7 @@
 //! Differencing images built by hand, alone and in chains: every payload state, sector bitmaps, both sector sizes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
 mod common;
 
 use std::path::PathBuf;

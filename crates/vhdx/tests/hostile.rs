@@ -1,5 +1,7 @@
 //! Files that break one rule each: a clear error, at once, and never other bytes than the guest's.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
 mod common;
 
 use std::sync::Arc;
@@ -136,7 +138,7 @@ fn entries_are_judged_when_they_are_used() {
         (4, "state 4"),
         (BLOCKS_AT | PARTIAL, "no parent"),
         (BLOCKS_AT | FULL | 8, "reserved"),
-        (64 * MIB | FULL, "end of the file"),
+        ((64 * MIB) | FULL, "end of the file"),
         (u64::MAX << 20 | FULL, "end of the file"),
         (FULL, "the header section"),
         (MIB | FULL, "the log"),
@@ -177,7 +179,7 @@ fn sector_bitmaps() {
         (0, "names no bitmap"),
         (BLOCKS_AT | PARTIAL, "cannot have"),
         (BLOCKS_AT | FULL | 8, "reserved"),
-        (64 * MIB | FULL, "end of the file"),
+        ((64 * MIB) | FULL, "end of the file"),
         (BAT_AT | FULL, "the BAT region"),
     ] {
         let mut build = Build::new(MIB, MIB, 512, Some(PARENT));

@@ -14,7 +14,7 @@ const OURS: Guid = Guid::of(1);
 #[derive(Clone, Debug)]
 enum Do {
     Zero(u64, u64),
-    Sector(u64, [u8; 4096]),
+    Sector(u64, Box<[u8; 4096]>),
 }
 
 fn sector(byte: u8) -> [u8; 4096] {
@@ -62,7 +62,7 @@ impl Logger {
                 Do::Zero(at, length) => put(b"zero", &[0; 4], &length.to_le_bytes(), *at),
                 Do::Sector(at, bytes) => {
                     put(b"desc", &bytes[4092..], &bytes[..8], *at);
-                    let mut sector = *bytes;
+                    let mut sector = **bytes;
                     sector[..4].copy_from_slice(b"data");
                     sector[4..8].copy_from_slice(&((self.sequence >> 32) as u32).to_le_bytes());
                     sector[4092..].copy_from_slice(&(self.sequence as u32).to_le_bytes());
@@ -130,7 +130,7 @@ fn seal(sectors: &mut [[u8; 4096]]) {
 }
 
 fn page(n: u64, byte: u8) -> Do {
-    Do::Sector(DATA + n * 4096, sector(byte))
+    Do::Sector(DATA + n * 4096, Box::new(sector(byte)))
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn entries_of_an_older_log_do_not_count() {
 #[test]
 fn the_file_grows_as_the_log_says() {
     let mut log = Logger::new(1, 0);
-    log.entry(&[Do::Sector(LEN + 8 * 4096, sector(7))]);
+    log.entry(&[Do::Sector(LEN + 8 * 4096, Box::new(sector(7)))]);
     assert_eq!(log.replay().unwrap().len().unwrap(), LEN + 9 * 4096);
     log.last = LEN + 3 * MIB;
     log.entry(&[Do::Zero(DATA, 4096)]);
@@ -292,7 +292,7 @@ fn logs_that_cannot_be_replayed_are_refused() {
         Do::Zero(DATA + 512, 4096),
         Do::Zero(DATA, 512),
         Do::Zero(u64::MAX - 4095, 8192),
-        Do::Sector(DATA + 1, sector(0)),
+        Do::Sector(DATA + 1, Box::new(sector(0))),
     ] {
         let mut odd = Logger::new(1, 0);
         odd.entry(&[change]);

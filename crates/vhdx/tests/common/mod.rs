@@ -1,5 +1,5 @@
 //! Builds VHDX files byte by byte from the specification, apart from the code that is tested.
-#![allow(dead_code, unreachable_pub)] // Each test file uses its own part.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // Each test file uses its own part.
 
 use std::sync::Arc;
 

@@ -91,7 +91,12 @@ impl Allocator {
     }
 
     /// The allocator of a new image whose table stands at `table_at` and has `entries` entries.
-    pub(crate) fn fresh(file: Arc<dyn Storage>, geometry: Geometry, table_at: u64, entries: usize) -> Result<Allocator> {
+    pub(crate) fn fresh(
+        file: Arc<dyn Storage>,
+        geometry: Geometry,
+        table_at: u64,
+        entries: usize,
+    ) -> Result<Allocator> {
         let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
         let mut allocator = Allocator::empty(file, geometry, table_at, vec![0; entries]);
         allocator.virgin = len.div_ceil(geometry.cluster_size());
@@ -153,10 +158,18 @@ impl Allocator {
             let len = self.file.len().map_err(|error| Error::io("cannot find the size", error))?;
             let at = self.table_at + 8 * index as u64;
             if self.geometry.in_cluster(offset) != 0 {
-                return Err(Error::corrupt("refcount table entry", format!("{offset} is no cluster's start")).at(at));
+                return Err(Error::corrupt(
+                    "refcount table entry",
+                    format!("{offset} is no cluster's start"),
+                )
+                .at(at));
             }
             if offset >= len {
-                return Err(Error::corrupt("refcount table entry", format!("{offset} is past the end of the file ({len} bytes)")).at(at));
+                return Err(Error::corrupt(
+                    "refcount table entry",
+                    format!("{offset} is past the end of the file ({len} bytes)"),
+                )
+                .at(at));
             }
             let mut bytes = vec![0; self.geometry.cluster_size() as usize];
             read_to_end(self.file.as_ref(), offset, &mut bytes)
@@ -165,10 +178,9 @@ impl Allocator {
             self.blocks.insert(index, Block { bytes, dirty: 0..0, writing: false, used: 0 });
         }
         let clock = self.clock;
-        Ok(self.blocks.get_mut(&index).map(|block| {
-            block.used = clock;
-            block
-        }))
+        let Some(block) = self.blocks.get_mut(&index) else { return Ok(None) };
+        block.used = clock;
+        Ok(Some(block))
     }
 
     fn make_room(&mut self) {
@@ -177,8 +189,12 @@ impl Allocator {
             return;
         }
         let idle = |block: &Block| block.dirty.is_empty() && !block.writing;
-        let mut old: Vec<(u64, usize)> =
-            self.blocks.iter().filter(|(_, block)| idle(block)).map(|(index, block)| (block.used, *index)).collect();
+        let mut old: Vec<(u64, usize)> = self
+            .blocks
+            .iter()
+            .filter(|(_, block)| idle(block))
+            .map(|(index, block)| (block.used, *index))
+            .collect();
         old.sort_unstable();
         for (_, index) in old.iter().take(old.len().div_ceil(2)) {
             self.blocks.remove(index);
@@ -200,14 +216,17 @@ impl Allocator {
         while at < run.end {
             let (number, first) = self.place(at);
             let count = (run.end - at).min(per_block - first as u64);
-            let block = self.block(number)?.ok_or_else(|| Error::corrupt("refcount table", "has no block for a cluster in use"))?;
+            let block = self
+                .block(number)?
+                .ok_or_else(|| Error::corrupt("refcount table", "has no block for a cluster in use"))?;
             for index in first..first + count as usize {
                 width.set(&mut block.bytes, index, value);
             }
             let (start, end) = (width.byte(first), width.byte(first + count as usize - 1) + 8);
             let clean = block.dirty.is_empty();
             let end = end.min(block.bytes.len());
-            block.dirty = if clean { start..end } else { block.dirty.start.min(start)..block.dirty.end.max(end) };
+            block.dirty =
+                if clean { start..end } else { block.dirty.start.min(start)..block.dirty.end.max(end) };
             if clean {
                 self.dirty_blocks += 1;
             }
@@ -366,7 +385,9 @@ impl Allocator {
         for cluster in run {
             let count = self.count(cluster)?;
             let left = count.checked_sub(1).ok_or_else(|| {
-                Error::corrupt("refcount", "a cluster that was in use has a count of 0").at(cluster << bits).hint("run a check that repairs")
+                Error::corrupt("refcount", "a cluster that was in use has a count of 0")
+                    .at(cluster << bits)
+                    .hint("run a check that repairs")
             })?;
             self.set(cluster..cluster + 1, left)?;
             if left == 0 {
@@ -394,7 +415,8 @@ impl Allocator {
         let mut clusters = (wanted.div_ceil(self.geometry.block_entries()) * 3 / 2).div_ceil(per_cluster);
         clusters = clusters.max(old.end - old.start + 1).min(MAX_REFCOUNT_TABLE_BYTES >> bits);
         if clusters <= old.end - old.start {
-            return Err(Error::new(ErrorKind::NoSpace, "the refcount table cannot grow beyond 8 MiB").hint("use larger clusters"));
+            return Err(Error::new(ErrorKind::NoSpace, "the refcount table cannot grow beyond 8 MiB")
+                .hint("use larger clusters"));
         }
         let old_at = self.table_at;
         let old_len = self.table.len();
@@ -406,7 +428,8 @@ impl Allocator {
             }
             Err(Refused::Failed(error)) => Err(error),
             Err(Refused::TableFull(_)) => {
-                Err(Error::new(ErrorKind::NoSpace, "the refcount table cannot grow any further").hint("use larger clusters"))
+                Err(Error::new(ErrorKind::NoSpace, "the refcount table cannot grow any further")
+                    .hint("use larger clusters"))
             }
         };
         if let Err(error) = done {
@@ -432,12 +455,15 @@ impl Allocator {
         self.written(&copies, done.is_ok());
         done?;
         let bytes: Vec<u8> = self.table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        self.file.write_at(self.table_at, &bytes).map_err(|error| Error::io("cannot write the refcount table", error).at(self.table_at))?;
+        self.file
+            .write_at(self.table_at, &bytes)
+            .map_err(|error| Error::io("cannot write the refcount table", error).at(self.table_at))?;
         barrier()?;
         let mut fields = self.table_at.to_be_bytes().to_vec();
         fields.extend_from_slice(&(clusters as u32).to_be_bytes());
         let written = self.file.write_at(AT_REFCOUNT_TABLE, &fields);
-        let written = written.map_err(|error| Error::io("cannot write the header", error).at(AT_REFCOUNT_TABLE));
+        let written =
+            written.map_err(|error| Error::io("cannot write the header", error).at(AT_REFCOUNT_TABLE));
         let durable = written.and_then(|()| barrier());
         self.broken = durable.is_err();
         self.dirty_entries.clear();
@@ -453,7 +479,8 @@ impl Allocator {
                 if block.dirty.is_empty() || offset == 0 {
                     continue;
                 }
-                let range = block.dirty.start / 512 * 512..block.dirty.end.next_multiple_of(512).min(block.bytes.len());
+                let range = block.dirty.start / 512 * 512
+                    ..block.dirty.end.next_multiple_of(512).min(block.bytes.len());
                 let bytes = block.bytes.get(range.clone()).unwrap_or_default().to_vec();
                 block.dirty = 0..0;
                 block.writing = true;
@@ -476,7 +503,11 @@ impl Allocator {
             block.writing = false;
             if !done {
                 let clean = block.dirty.is_empty();
-                block.dirty = if clean { range.clone() } else { block.dirty.start.min(range.start)..block.dirty.end.max(range.end) };
+                block.dirty = if clean {
+                    range.clone()
+                } else {
+                    block.dirty.start.min(range.start)..block.dirty.end.max(range.end)
+                };
                 self.dirty_blocks += usize::from(clean);
             }
         }
@@ -503,7 +534,8 @@ impl Dirty {
 
     fn write_blocks(&self, file: &dyn Storage) -> Result<()> {
         self.blocks.iter().try_for_each(|(at, bytes)| {
-            file.write_at(*at, bytes).map_err(|error| Error::io("cannot write a refcount block", error).at(*at))
+            file.write_at(*at, bytes)
+                .map_err(|error| Error::io("cannot write a refcount block", error).at(*at))
         })
     }
 
@@ -518,10 +550,12 @@ impl Dirty {
         }
         let mut rest = self.entries.as_slice();
         while let Some((at, _, _)) = rest.first() {
-            let together = rest.iter().zip(0u64..).take_while(|((here, _, _), i)| *here == at + 8 * i).count();
+            let together =
+                rest.iter().zip(0u64..).take_while(|((here, _, _), i)| *here == at + 8 * i).count();
             let (now, later) = rest.split_at(together);
             let bytes: Vec<u8> = now.iter().flat_map(|(_, entry, _)| entry.to_be_bytes()).collect();
-            file.write_at(*at, &bytes).map_err(|error| Error::io("cannot write the refcount table", error).at(*at))?;
+            file.write_at(*at, &bytes)
+                .map_err(|error| Error::io("cannot write the refcount table", error).at(*at))?;
             rest = later;
         }
         Ok(())

@@ -29,7 +29,9 @@ pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
     let len = shared.file.len().map_err(|error| Error::io("cannot find the size", error))?;
     let clusters = len.div_ceil(1 << bits);
     if clusters > MAX_CLUSTERS {
-        return Err(Error::unsupported(format!("an image file of {clusters} clusters is too large to be checked before writing")));
+        return Err(Error::unsupported(format!(
+            "an image file of {clusters} clusters is too large to be checked before writing"
+        )));
     }
     let mut audit = Audit { layer, alloc, seen: vec![0; clusters.div_ceil(64) as usize], bits };
     let span = |start: u64, bytes: u64| start >> bits..start.saturating_add(bytes).div_ceil(1 << bits);
@@ -44,7 +46,8 @@ pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
     }
     for snapshot in &layer.snapshots {
         snapshot.check(header, len)?;
-        audit.metadata("snapshot's L1 table", span(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8))?;
+        audit
+            .metadata("snapshot's L1 table", span(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8))?;
     }
     let mut tables = HashSet::new();
     let own: Vec<u64> = layer.view.l1.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
@@ -60,7 +63,9 @@ pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
 }
 
 fn refuse(what: &str, at: u64, message: String) -> Error {
-    Error::corrupt(what, message).at(at).hint("the image can be read, but not written before a check has repaired it")
+    Error::corrupt(what, message)
+        .at(at)
+        .hint("the image can be read, but not written before a check has repaired it")
 }
 
 impl Audit<'_> {
@@ -78,7 +83,11 @@ impl Audit<'_> {
         for cluster in run {
             self.count(what, cluster)?;
             if self.mark(cluster) {
-                return Err(refuse(what, cluster << self.bits, "stands where another structure stands".to_owned()));
+                return Err(refuse(
+                    what,
+                    cluster << self.bits,
+                    "stands where another structure stands".to_owned(),
+                ));
             }
         }
         Ok(())
@@ -86,7 +95,9 @@ impl Audit<'_> {
 
     fn count(&mut self, what: &str, cluster: u64) -> Result<u64> {
         match self.alloc.count(cluster)? {
-            0 => Err(refuse(what, cluster << self.bits, "stands in a cluster whose refcount is 0".to_owned())),
+            0 => {
+                Err(refuse(what, cluster << self.bits, "stands in a cluster whose refcount is 0".to_owned()))
+            }
             count => Ok(count),
         }
     }
@@ -100,10 +111,18 @@ impl Audit<'_> {
             return Err(refuse(what, at, format!("refers to the cluster at {host}, whose refcount is 0")));
         }
         if copied && count != 1 {
-            return Err(refuse(what, at, format!("says that the cluster at {host} is its own, and the refcount is {count}")));
+            return Err(refuse(
+                what,
+                at,
+                format!("says that the cluster at {host} is its own, and the refcount is {count}"),
+            ));
         }
         if seen && count == 1 {
-            return Err(refuse(what, at, format!("refers to the cluster at {host}, which something else uses, and the refcount is 1")));
+            return Err(refuse(
+                what,
+                at,
+                format!("refers to the cluster at {host}, which something else uses, and the refcount is 1"),
+            ));
         }
         Ok(())
     }
@@ -118,7 +137,13 @@ impl Audit<'_> {
             if known {
                 // A table that two refer to was looked at; it must be counted as such.
                 if self.alloc.count(table >> self.bits)? < 2 {
-                    return Err(refuse("L1 entry", at, format!("refers to the L2 table at {table}, as another does, and its refcount is below 2")));
+                    return Err(refuse(
+                        "L1 entry",
+                        at,
+                        format!(
+                            "refers to the L2 table at {table}, as another does, and its refcount is below 2"
+                        ),
+                    ));
                 }
                 continue;
             }
@@ -132,11 +157,14 @@ impl Audit<'_> {
         let shared = &self.layer.view.shared;
         let geometry = shared.geometry();
         let mut bytes = vec![0; geometry.cluster_size() as usize];
-        read_to_end(shared.file.as_ref(), table, &mut bytes).map_err(|error| Error::io("cannot read an L2 table", error).at(table))?;
+        read_to_end(shared.file.as_ref(), table, &mut bytes)
+            .map_err(|error| Error::io("cannot read an L2 table", error).at(table))?;
         let step = geometry.entry_words() * 8;
         let mut last_packed = u64::MAX;
         for (index, raw) in bytes.chunks_exact(step).enumerate() {
-            let word = |at: usize| raw.get(at..at + 8).and_then(|raw| raw.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let word = |at: usize| {
+                raw.get(at..at + 8).and_then(|raw| raw.try_into().ok()).map_or(0, u64::from_be_bytes)
+            };
             let words = Words(word(0), word(8));
             if words == Words(0, 0) {
                 continue;

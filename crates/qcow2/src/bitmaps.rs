@@ -25,8 +25,15 @@ pub(crate) fn list(file: &dyn Storage, header: &Header) -> Option<Value> {
     let mut found = Vec::new();
     for _ in 0..at.count {
         let entry = rest.get(..ENTRY)?;
-        let number = |at: usize, len: usize| entry.get(at..at + len).unwrap_or_default().iter().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
-        let (flags, granularity, name_len, extra_len) = (number(12, 4), number(17, 1), number(18, 2), number(20, 4));
+        let number = |at: usize, len: usize| {
+            entry
+                .get(at..at + len)
+                .unwrap_or_default()
+                .iter()
+                .fold(0u64, |all, byte| all << 8 | u64::from(*byte))
+        };
+        let (flags, granularity, name_len, extra_len) =
+            (number(12, 4), number(17, 1), number(18, 2), number(20, 4));
         let name_at = ENTRY.checked_add(extra_len as usize)?;
         let name_end = name_at.checked_add(name_len as usize)?;
         let name = String::from_utf8_lossy(rest.get(name_at..name_end)?).into_owned();

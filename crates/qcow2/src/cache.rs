@@ -48,8 +48,11 @@ impl Body {
     }
 
     fn soil(&mut self, range: Range<usize>) {
-        self.dirty =
-            if self.dirty.is_empty() { range } else { self.dirty.start.min(range.start)..self.dirty.end.max(range.end) };
+        self.dirty = if self.dirty.is_empty() {
+            range
+        } else {
+            self.dirty.start.min(range.start)..self.dirty.end.max(range.end)
+        };
     }
 }
 
@@ -129,7 +132,8 @@ impl Slices {
     fn fill<'a>(&self, body: &'a mut Option<Body>, file: &dyn Storage, at: u64) -> Result<&'a mut Body> {
         if body.is_none() {
             let mut bytes = vec![0; self.geometry.slice_bytes() as usize];
-            read_to_end(file, at, &mut bytes).map_err(|error| Error::io("cannot read an L2 table", error).at(at))?;
+            read_to_end(file, at, &mut bytes)
+                .map_err(|error| Error::io("cannot read an L2 table", error).at(at))?;
             let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
             *body = Some(Body { words, dirty: 0..0 });
         }

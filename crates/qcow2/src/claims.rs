@@ -40,7 +40,9 @@ impl Claims {
     pub(crate) fn take(&self, clusters: RangeInclusive<u64>, alone: bool) -> Claim<'_> {
         let mut state = self.state();
         let in_the_way = |held: &Claimed| {
-            (held.alone || alone) && held.clusters.start() <= clusters.end() && clusters.start() <= held.clusters.end()
+            (held.alone || alone)
+                && held.clusters.start() <= clusters.end()
+                && clusters.start() <= held.clusters.end()
         };
         while state.held.iter().any(in_the_way) {
             state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());

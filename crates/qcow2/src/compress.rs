@@ -85,7 +85,8 @@ impl std::fmt::Debug for Inflater {
 }
 
 fn bad(why: &str) -> Error {
-    Error::corrupt("compressed cluster", why.to_owned()).hint("the image is damaged there; restore that part from a copy")
+    Error::corrupt("compressed cluster", why.to_owned())
+        .hint("the image is damaged there; restore that part from a copy")
 }
 
 impl Inflater {
@@ -118,7 +119,9 @@ impl Inflater {
         use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
         let mut inflater = match self.zstd.take() {
             Some(inflater) => inflater,
-            None => zstd::stream::raw::Decoder::new().map_err(|error| Error::io("cannot start zstd", error))?,
+            None => {
+                zstd::stream::raw::Decoder::new().map_err(|error| Error::io("cannot start zstd", error))?
+            }
         };
         inflater.reinit().map_err(|error| Error::io("cannot start zstd", error))?;
         let whole = cluster.len();
@@ -151,7 +154,10 @@ pub(crate) struct Deflater {
 
 impl std::fmt::Debug for Deflater {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deflater").field("codec", &self.codec).field("level", &self.level).finish_non_exhaustive()
+        f.debug_struct("Deflater")
+            .field("codec", &self.codec)
+            .field("level", &self.level)
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,7 +190,11 @@ impl Deflater {
                 deflater.reset();
                 deflater
             }
-            None => flate2::Compress::new_with_window_bits(flate2::Compression::new(self.level), false, WINDOW_BITS),
+            None => flate2::Compress::new_with_window_bits(
+                flate2::Compression::new(self.level),
+                false,
+                WINDOW_BITS,
+            ),
         };
         // Room for what does not shrink: a stream that could not end leaves a compressor that must not be used again.
         out.resize(start + 2 * cluster.len() + 64, 0);
@@ -263,7 +273,7 @@ mod tests {
             let mut packed = Vec::new();
             deflater.deflate(&text(4096), &mut packed).unwrap();
             packed.resize(packed.len() + 20, 0);
-            let mut said = |len: usize| inflater.inflate(&packed, &mut vec![0; len]).unwrap_err().to_string();
+            let said = |len: usize| inflater.inflate(&packed, &mut vec![0; len]).unwrap_err().to_string();
             assert!(said(4095).contains("more"), "{}", said(4095));
             assert!(said(4097).contains("less") || said(4097).contains("not valid"), "{}", said(4097));
             assert!(inflater.inflate(&[0xff; 600], &mut [0; 4096]).is_err());

@@ -18,14 +18,20 @@ use crate::writer::Writer;
 /// Clusters laid out in one step.
 const BATCH: u64 = 4096;
 
-pub(crate) fn create(file: Arc<dyn Storage>, files: &dyn Resolver, how: &CreateOptions) -> Result<Qcow2Layer> {
+pub(crate) fn create(
+    file: Arc<dyn Storage>,
+    files: &dyn Resolver,
+    how: &CreateOptions,
+) -> Result<Qcow2Layer> {
     let chosen = Chosen::from(how)?;
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
     // As QEMU: a disk is whole sectors.
     let size = how.size.checked_next_multiple_of(512).filter(|size| i64::try_from(*size).is_ok());
     let size = size.filter(|size| geometry.l1_entries(*size) * 8 <= MAX_L1_BYTES).ok_or_else(|| {
-        Error::invalid("The image size is too large for file format 'qcow2' (try using a larger cluster size)")
+        Error::invalid(
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+        )
     })?;
     let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
     header.lazy_refcounts = chosen.lazy_refcounts;
@@ -56,7 +62,9 @@ pub(crate) fn create(file: Arc<dyn Storage>, files: &dyn Resolver, how: &CreateO
     let mut alloc = Allocator::fresh(file.clone(), geometry, 1 << bits, entries)?;
     let refused = |refused| match refused {
         Refused::Failed(error) => error,
-        Refused::TableFull(_) => Error::invalid("the image's tables do not fit: try using a larger cluster size"),
+        Refused::TableFull(_) => {
+            Error::invalid("the image's tables do not fit: try using a larger cluster size")
+        }
     };
     // The header and the refcount table; the first refcount block comes behind them.
     alloc.reserve(2).map_err(refused)?;
@@ -125,7 +133,8 @@ fn zero_out(file: &dyn Storage, at: u64, len: u64) -> Result<()> {
     while done < len {
         let n = (len - done).min(zeros.len() as u64);
         let piece = zeros.get(..n as usize).unwrap_or_default();
-        file.write_at(at + done, piece).map_err(|error| Error::io("cannot make the image", error).at(at + done))?;
+        file.write_at(at + done, piece)
+            .map_err(|error| Error::io("cannot make the image", error).at(at + done))?;
         done += n;
     }
     Ok(())
@@ -143,7 +152,9 @@ impl Qcow2Layer {
         let clusters = self.view.size.div_ceil(1 << bits);
         let mut first = 0;
         while first < clusters {
-            let count = (clusters - first).min(BATCH).min(rules.geometry.l2_entries() - first % rules.geometry.l2_entries());
+            let count = (clusters - first)
+                .min(BATCH)
+                .min(rules.geometry.l2_entries() - first % rules.geometry.l2_entries());
             self.own_tables(writer, first, first + count - 1)?;
             let host = if rules.data_file { first } else { self.reserve(writer, count)?.0.start };
             self.publish(writer, first, count, Vec::new(), |index, _| {
@@ -155,7 +166,8 @@ impl Qcow2Layer {
                 Prealloc::Full => zero_out(shared.data.as_ref(), at, len)?,
                 Prealloc::Falloc => {
                     if !shared.data.allocate(at, len).map_err(failed)? {
-                        return Err(Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off"));
+                        return Err(Error::unsupported("this file system cannot reserve space")
+                            .hint("use preallocation=full or off"));
                     }
                 }
                 Prealloc::Metadata | Prealloc::Off => {

@@ -22,13 +22,18 @@ impl Qcow2Layer {
         // Version 2 cannot say zero: it can only say nothing, which is zero where there is no parent.
         let no_zero = shared.header.version < 3 && shared.header.backing.is_some();
         let raw = shared.header.data_file_raw();
-        if at % unit != 0 || at >= end || (how != Erase::Reveal && no_zero) || (how == Erase::Reveal && raw) {
+        if !at.is_multiple_of(unit)
+            || at >= end
+            || (how != Erase::Reveal && no_zero)
+            || (how == Erase::Reveal && raw)
+        {
             return Ok(0);
         }
         let mut here = at;
         while here < end {
             // Guest bytes that one claim covers; where there is no table, and none is needed, more.
-            let batch_end = end.min((here >> geometry.cluster_bits()).saturating_add(BATCH) << geometry.cluster_bits());
+            let batch_end =
+                end.min((here >> geometry.cluster_bits()).saturating_add(BATCH) << geometry.cluster_bits());
             let done = self.erase_batch(writer, here, batch_end, end, how)?;
             if done == 0 {
                 break;
@@ -79,7 +84,9 @@ impl Qcow2Layer {
             new.push(shared.rules.encode(entry));
             done = to;
         }
-        self.publish(writer, first, new.len() as u64, freed, |index, old| new.get(index as usize).copied().unwrap_or(old))?;
+        self.publish(writer, first, new.len() as u64, freed, |index, old| {
+            new.get(index as usize).copied().unwrap_or(old)
+        })?;
         Ok(done - at)
     }
 
@@ -99,7 +106,9 @@ impl Qcow2Layer {
         let says_zero = how != Erase::Reveal && shared.header.version >= 3;
         let old = match old {
             Entry::Compressed(_) if !whole => return None,
-            Entry::Compressed(_) => return Some((Plain { zero: if says_zero { all } else { 0 }, ..Plain::default() }, true)),
+            Entry::Compressed(_) => {
+                return Some((Plain { zero: if says_zero { all } else { 0 }, ..Plain::default() }, true));
+            }
             Entry::Plain(plain) => plain,
         };
         let mut new = Plain { data: old.data & !bits, zero: old.zero & !bits, ..old };

@@ -78,7 +78,11 @@ impl Extensions {
             let start = at + 8;
             let end = start.checked_add(len as usize).filter(|end| *end <= area.len());
             let data = end.and_then(|end| area.get(start..end)).ok_or_else(|| {
-                Error::corrupt("header extension", format!("type {kind:#010x} is said to have {len} bytes, and does not fit")).at(here)
+                Error::corrupt(
+                    "header extension",
+                    format!("type {kind:#010x} is said to have {len} bytes, and does not fit"),
+                )
+                .at(here)
             })?;
             found.take(kind, data, here)?;
             at = start + (len as usize).next_multiple_of(8);
@@ -89,7 +93,8 @@ impl Extensions {
     fn take(&mut self, kind: u32, data: &[u8], at: u64) -> Result<()> {
         match kind {
             BACKING_FORMAT => {
-                let name = String::from_utf8(data.to_vec()).map_err(|_| Error::corrupt("backing format", "is not text").at(at))?;
+                let name = String::from_utf8(data.to_vec())
+                    .map_err(|_| Error::corrupt("backing format", "is not text").at(at))?;
                 self.backing_format = Some(name);
             }
             DATA_FILE => {
@@ -105,7 +110,13 @@ impl Extensions {
             }
             BITMAPS => {
                 let parsed = (data.len() == 24)
-                    .then(|| Some(BitmapsAt { count: be32(data, 0)?, size: be64(data, 8)?, offset: be64(data, 16)? }))
+                    .then(|| {
+                        Some(BitmapsAt {
+                            count: be32(data, 0)?,
+                            size: be64(data, 8)?,
+                            offset: be64(data, 16)?,
+                        })
+                    })
                     .flatten();
                 // A directory that cannot be found only means that the bitmaps are lost, not the disk.
                 self.bitmaps = parsed;

@@ -103,7 +103,11 @@ impl Header {
         }
         match version {
             Some(2 | 3) => {}
-            Some(1) => return Err(Error::unsupported("qcow version 1 cannot be read").at(4).hint("convert it with qemu-img")),
+            Some(1) => {
+                return Err(Error::unsupported("qcow version 1 cannot be read")
+                    .at(4)
+                    .hint("convert it with qemu-img"));
+            }
             Some(other) => return Err(Error::unsupported(format!("unknown version {other} of qcow2")).at(4)),
             None => return Err(short(len)),
         }
@@ -123,7 +127,11 @@ impl Header {
         }
         let bits = raw.cluster_bits.get();
         if !(9..=21).contains(&bits) {
-            return Err(Error::corrupt("cluster_bits", format!("is {bits}; it must be 9 to 21 (512 bytes to 2 MiB)")).at(20));
+            return Err(Error::corrupt(
+                "cluster_bits",
+                format!("is {bits}; it must be 9 to 21 (512 bytes to 2 MiB)"),
+            )
+            .at(20));
         }
         let cluster = 1u64 << bits;
         let mut whole = vec![0; cluster as usize];
@@ -228,15 +236,23 @@ impl OnDisk {
                 return Err(Error::corrupt(name, format!("is {header_length}, below {V3_LENGTH}")).at(100));
             }
             if u64::from(header_length) > cluster {
-                return Err(Error::corrupt(name, format!("is {header_length}, more than a cluster of {cluster}")).at(100));
+                return Err(Error::corrupt(
+                    name,
+                    format!("is {header_length}, more than a cluster of {cluster}"),
+                )
+                .at(100));
             }
-            if header_length % 8 != 0 {
+            if !header_length.is_multiple_of(8) {
                 return Err(Error::corrupt(name, format!("is {header_length}, not a multiple of 8")).at(100));
             }
         }
         let order = self.refcount_order.get();
         if order > 6 {
-            return Err(Error::corrupt("refcount_order", format!("is {order}; at most 6 (64 bits) is allowed")).at(96));
+            return Err(Error::corrupt(
+                "refcount_order",
+                format!("is {order}; at most 6 (64 bits) is allowed"),
+            )
+            .at(96));
         }
         let backing_offset = self.backing_file_offset.get();
         let backing = self.backing(first)?;
@@ -254,14 +270,24 @@ impl OnDisk {
             0 => {}
             1 => return Err(encrypted("AES (the old encryption of qcow2)")),
             2 if extensions.has_crypto_header => return Err(encrypted("LUKS")),
-            2 => return Err(Error::corrupt("crypt_method", "says LUKS, and there is no full disk encryption header pointer").at(32)),
+            2 => {
+                return Err(Error::corrupt(
+                    "crypt_method",
+                    "says LUKS, and there is no full disk encryption header pointer",
+                )
+                .at(32));
+            }
             other => return Err(Error::corrupt("crypt_method", format!("{other} is unknown")).at(32)),
         }
         let codec = codec(first, header_length, incompatible)?;
         let extended = incompatible & INCOMPATIBLE_EXTENDED_L2 != 0;
         let geometry = Geometry::new(self.cluster_bits.get(), extended, order);
         if extended && self.cluster_bits.get() < 14 {
-            return Err(Error::corrupt("extended L2", format!("needs clusters of at least 16384 bytes; these have {cluster}")).at(20));
+            return Err(Error::corrupt(
+                "extended L2",
+                format!("needs clusters of at least 16384 bytes; these have {cluster}"),
+            )
+            .at(20));
         }
         self.judge_tables(geometry, len)?;
         let has_data_file = incompatible & INCOMPATIBLE_DATA_FILE != 0;
@@ -292,12 +318,21 @@ impl OnDisk {
             return Ok(None);
         }
         if size > MAX_BACKING_NAME {
-            return Err(Error::corrupt("backing_file_size", format!("is {size}; a name has at most {MAX_BACKING_NAME} bytes")).at(16));
+            return Err(Error::corrupt(
+                "backing_file_size",
+                format!("is {size}; a name has at most {MAX_BACKING_NAME} bytes"),
+            )
+            .at(16));
         }
-        let range = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(size as usize)?));
-        let name = range
-            .and_then(|range| first.get(range))
-            .ok_or_else(|| Error::corrupt("backing_file_offset", format!("{offset}: the name lies outside the first cluster")).at(8))?;
+        let range =
+            usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(size as usize)?));
+        let name = range.and_then(|range| first.get(range)).ok_or_else(|| {
+            Error::corrupt(
+                "backing_file_offset",
+                format!("{offset}: the name lies outside the first cluster"),
+            )
+            .at(8)
+        })?;
         if name.contains(&0) {
             return Err(Error::corrupt("backing file name", "has a NUL byte in it").at(offset));
         }
@@ -315,13 +350,21 @@ impl OnDisk {
         }
         if entries < geometry.l1_entries(size) {
             let needed = geometry.l1_entries(size);
-            return Err(Error::corrupt("l1_size", format!("{entries} entries do not cover the disk's {size} bytes, which need {needed}")).at(36));
+            return Err(Error::corrupt(
+                "l1_size",
+                format!("{entries} entries do not cover the disk's {size} bytes, which need {needed}"),
+            )
+            .at(36));
         }
         table("L1 table", self.l1_table_offset.get(), entries * 8, geometry, len, 40)?;
         let clusters = u64::from(self.refcount_table_clusters.get());
         let bytes = clusters << geometry.cluster_bits();
         if bytes > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::corrupt("refcount_table_clusters", format!("{clusters}: the table is larger than 8 MiB")).at(56));
+            return Err(Error::corrupt(
+                "refcount_table_clusters",
+                format!("{clusters}: the table is larger than 8 MiB"),
+            )
+            .at(56));
         }
         if clusters == 0 {
             return Err(Error::corrupt("refcount_table_clusters", "is 0: there is no refcount table").at(56));
@@ -333,7 +376,9 @@ impl OnDisk {
         }
         let snapshots = self.nb_snapshots.get();
         if snapshots > MAX_SNAPSHOTS {
-            return Err(Error::corrupt("nb_snapshots", format!("{snapshots} is more than {MAX_SNAPSHOTS}")).at(60));
+            return Err(
+                Error::corrupt("nb_snapshots", format!("{snapshots} is more than {MAX_SNAPSHOTS}")).at(60)
+            );
         }
         // An entry has at least 40 bytes.
         table("snapshot table", self.snapshots_offset.get(), u64::from(snapshots) * 40, geometry, len, 64)
@@ -350,24 +395,37 @@ fn table(name: &str, offset: u64, bytes: u64, geometry: Geometry, len: u64, at: 
     match offset.checked_add(bytes) {
         Some(end) if end <= len && offset != 0 => Ok(()),
         Some(_) if offset == 0 => Err(Error::corrupt(name, "is said to stand over the header").at(at)),
-        _ => Err(Error::corrupt(name, format!("{bytes} bytes at {offset} go past the end of the file ({len} bytes)")).at(at)),
+        _ => Err(Error::corrupt(
+            name,
+            format!("{bytes} bytes at {offset} go past the end of the file ({len} bytes)"),
+        )
+        .at(at)),
     }
 }
 
 fn codec(first: &[u8], header_length: u32, incompatible: u64) -> Result<Codec> {
-    let number = if header_length > V3_LENGTH { first.get(V3_LENGTH as usize).copied().unwrap_or(0) } else { 0 };
+    let number =
+        if header_length > V3_LENGTH { first.get(V3_LENGTH as usize).copied().unwrap_or(0) } else { 0 };
     let stated = incompatible & INCOMPATIBLE_COMPRESSION != 0;
-    let codec = Codec::by_number(number)
-        .ok_or_else(|| Error::unsupported(format!("compression type {number} is unknown")).field("compression_type").at(104))?;
+    let codec = Codec::by_number(number).ok_or_else(|| {
+        Error::unsupported(format!("compression type {number} is unknown")).field("compression_type").at(104)
+    })?;
     match (codec, stated) {
-        (Codec::Zlib, true) => Err(Error::corrupt("compression_type", "is zlib, and the feature bit says it is another").at(104)),
-        (Codec::Zstd, false) => Err(Error::corrupt("compression_type", "is not zlib, and the feature bit for that is missing").at(104)),
+        (Codec::Zlib, true) => {
+            Err(Error::corrupt("compression_type", "is zlib, and the feature bit says it is another").at(104))
+        }
+        (Codec::Zstd, false) => {
+            Err(Error::corrupt("compression_type", "is not zlib, and the feature bit for that is missing")
+                .at(104))
+        }
         _ => Ok(codec),
     }
 }
 
 fn encrypted(how: &str) -> Error {
-    Error::unsupported(format!("the image is encrypted with {how}, which cannot be read")).field("crypt_method").at(32)
+    Error::unsupported(format!("the image is encrypted with {how}, which cannot be read"))
+        .field("crypt_method")
+        .at(32)
 }
 
 fn unknown_features(bits: u64, extensions: &Extensions) -> Error {

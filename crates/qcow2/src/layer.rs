@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Resolver, Result, Snapshots, Storage,
+    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Resolver, Result, Snapshots,
+    Storage,
 };
 
 use crate::alloc::Allocator;
@@ -24,7 +25,11 @@ pub(crate) struct Qcow2Layer {
 }
 
 impl Qcow2Layer {
-    pub(crate) fn open(file: Arc<dyn Storage>, files: &dyn Resolver, how: &OpenOptions) -> Result<Qcow2Layer> {
+    pub(crate) fn open(
+        file: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        how: &OpenOptions,
+    ) -> Result<Qcow2Layer> {
         let header = Header::read(file.as_ref())?;
         if how.writable {
             refuse_writing(&header)?;
@@ -34,7 +39,11 @@ impl Qcow2Layer {
             (false, _) => file.clone(),
             (true, Some(name)) => files.open(&path_of(name), how.writable)?,
             (true, None) => {
-                return Err(Error::corrupt("external data file", "is used, and its name is not in the image").at(72));
+                return Err(Error::corrupt(
+                    "external data file",
+                    "is used, and its name is not in the image",
+                )
+                .at(72));
             }
         };
         let writer = how.writable.then(|| {
@@ -57,15 +66,20 @@ pub(crate) fn default_deflater(codec: Codec) -> Deflater {
 
 fn refuse_writing(header: &Header) -> Result<()> {
     if header.corrupt {
-        return Err(Error::corrupt("incompatible_features", "the image is marked corrupt, so it can only be read")
-            .at(72)
-            .hint("repair it with a check, or open it read-only"));
+        return Err(Error::corrupt(
+            "incompatible_features",
+            "the image is marked corrupt, so it can only be read",
+        )
+        .at(72)
+        .hint("repair it with a check, or open it read-only"));
     }
     if header.dirty {
-        return Err(Error::unsupported("the image was not closed cleanly while it used lazy refcounts, so it can only be read")
-            .field("incompatible_features")
-            .at(72)
-            .hint("repair it with 'qemu-img check -r all', or open it read-only"));
+        return Err(Error::unsupported(
+            "the image was not closed cleanly while it used lazy refcounts, so it can only be read",
+        )
+        .field("incompatible_features")
+        .at(72)
+        .hint("repair it with 'qemu-img check -r all', or open it read-only"));
     }
     Ok(())
 }
@@ -148,7 +162,7 @@ impl Layer for Qcow2Layer {
         if let Some(list) = bitmaps::list(self.shared().file.as_ref(), header) {
             put("bitmaps", list);
         }
-                put("refcount-bits", (1u64 << header.geometry.refcount_order()).into());
+        put("refcount-bits", (1u64 << header.geometry.refcount_order()).into());
         if let Some(name) = header.extensions.data_file.as_deref().filter(|_| header.has_data_file) {
             put("data-file", String::from_utf8_lossy(name).into());
             put("data-file-raw", header.data_file_raw().into());

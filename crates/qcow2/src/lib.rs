@@ -48,7 +48,9 @@ impl Format for Qcow2 {
     fn probe(&self, head: &[u8], _storage: &dyn Storage) -> Probe {
         // Version 1 has the same signature and is another format; an unknown version is this one's to refuse.
         match (head.get(..4), head.get(4..8)) {
-            (Some(magic), Some(version)) if *magic == header::MAGIC && *version != [0, 0, 0, 1] => Probe::Sure,
+            (Some(magic), Some(version)) if *magic == header::MAGIC && *version != [0, 0, 0, 1] => {
+                Probe::Sure
+            }
             _ => Probe::No,
         }
     }
@@ -57,11 +59,21 @@ impl Format for Qcow2 {
         options::OPTIONS
     }
 
-    fn open(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &OpenOptions) -> Result<Arc<dyn Layer>> {
+    fn open(
+        &self,
+        file: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        how: &OpenOptions,
+    ) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(layer::Qcow2Layer::open(file, files, how)?))
     }
 
-    fn create(&self, file: Arc<dyn Storage>, files: &dyn Resolver, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
+    fn create(
+        &self,
+        file: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        how: &CreateOptions,
+    ) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(create::create(file, files, how)?))
     }
 

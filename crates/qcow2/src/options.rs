@@ -35,7 +35,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         kind: OptionKind::Choice(&["off", "metadata", "falloc", "full"]),
         help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
     },
-    OptionSpec { name: "refcount_bits", kind: OptionKind::Number, help: "Width of a reference count entry in bits" },
+    OptionSpec {
+        name: "refcount_bits",
+        kind: OptionKind::Number,
+        help: "Width of a reference count entry in bits",
+    },
 ];
 
 /// Options that fit together.
@@ -69,7 +73,9 @@ impl Chosen {
         let extended = options.flag("extended_l2").unwrap_or(false);
         newer("Extended L2 entries are", extended)?;
         if extended && cluster < 16384 {
-            return Err(Error::invalid("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"));
+            return Err(Error::invalid(
+                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+            ));
         }
         let refcount_bits = options.number("refcount_bits").unwrap_or(16);
         if !refcount_bits.is_power_of_two() || refcount_bits > 64 {
@@ -87,7 +93,12 @@ impl Chosen {
         let (levels, default) = codec.levels();
         let level = options.number("compression_level").unwrap_or(default.into());
         let level = u32::try_from(level).ok().filter(|level| levels.contains(level)).ok_or_else(|| {
-            Error::invalid(format!("compression_level of {} is {} to {}", codec.name(), levels.start(), levels.end()))
+            Error::invalid(format!(
+                "compression_level of {} is {} to {}",
+                codec.name(),
+                levels.start(),
+                levels.end()
+            ))
         })?;
         let data_file = options.text("data_file").filter(|name| !name.is_empty()).map(str::to_owned);
         newer("External data files are", data_file.is_some())?;

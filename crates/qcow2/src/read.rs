@@ -14,7 +14,7 @@ impl View {
     /// See `Layer::extent`.
     pub(crate) fn extent(&self, at: u64, max: u64) -> Result<Extent> {
         let stretch = self.stretch(at, max)?;
-        Ok(extent(stretch))
+        self.within_file(extent(stretch))
     }
 
     /// See `Layer::read`.
@@ -27,7 +27,8 @@ impl View {
                     self.shared.read_data(host, buf.get_mut(..stretch.len as usize).unwrap_or_default())?;
                 }
                 Found::Compressed => {
-                    let len = self.read_compressed(at, buf.get_mut(..stretch.len as usize).unwrap_or_default())?;
+                    let len =
+                        self.read_compressed(at, buf.get_mut(..stretch.len as usize).unwrap_or_default())?;
                     if len == 0 {
                         // Somebody overwrote it between the two looks.
                         continue;
@@ -35,8 +36,19 @@ impl View {
                     return Ok(extent(Stretch { len, ..stretch }));
                 }
             }
-            return Ok(extent(stretch));
+            return self.within_file(extent(stretch));
         }
+    }
+
+    /// Names no host offset of bytes that the file does not have: it may end inside its last cluster.
+    fn within_file(&self, extent: Extent) -> Result<Extent> {
+        let Some(host) = extent.host else { return Ok(extent) };
+        let there = self.shared.data_there(host, extent.len)?;
+        Ok(match extent.kind {
+            _ if there == extent.len => extent,
+            Kind::Data if there > 0 => Extent { len: there, ..extent },
+            _ => Extent { host: None, ..extent },
+        })
     }
 
     /// Fills a prefix of `buf` from compressed clusters, and answers its length; 0 where none is compressed.

@@ -28,7 +28,13 @@ pub(crate) fn read_table(file: &dyn Storage, header: &Header) -> Result<(Vec<Sna
     }
     let failed = |error| Error::io("cannot read the snapshot table", error).at(header.snapshots_offset);
     let len = file.len().map_err(failed)?;
-    let mut table = Window { file, at: header.snapshots_offset, end: len.min(header.snapshots_offset + MAX_TABLE), bytes: Vec::new(), base: 0 };
+    let mut table = Window {
+        file,
+        at: header.snapshots_offset,
+        end: len.min(header.snapshots_offset + MAX_TABLE),
+        bytes: Vec::new(),
+        base: 0,
+    };
     let mut snapshots = Vec::with_capacity(header.snapshots as usize);
     let mut at = 0;
     for _ in 0..header.snapshots {
@@ -53,7 +59,10 @@ struct Window<'a> {
 impl Window<'_> {
     fn get(&mut self, at: u64, len: usize) -> Result<&[u8]> {
         let here = self.at + at;
-        let cut = || Error::corrupt("snapshot table", "goes past the end of the file or of what is allowed (64 MiB)").at(here);
+        let cut = || {
+            Error::corrupt("snapshot table", "goes past the end of the file or of what is allowed (64 MiB)")
+                .at(here)
+        };
         let inside = at >= self.base && at + len as u64 <= self.base + self.bytes.len() as u64;
         if !inside {
             if here + len as u64 > self.end {
@@ -62,7 +71,9 @@ impl Window<'_> {
             let piece = (self.end - here).min((len as u64).max(256 << 10));
             self.bytes.resize(piece as usize, 0);
             self.base = at;
-            self.file.read_at(here, &mut self.bytes).map_err(|error| Error::io("cannot read the snapshot table", error).at(here))?;
+            self.file
+                .read_at(here, &mut self.bytes)
+                .map_err(|error| Error::io("cannot read the snapshot table", error).at(here))?;
         }
         let start = (at - self.base) as usize;
         self.bytes.get(start..start + len).ok_or_else(cut)
@@ -89,7 +100,11 @@ impl Snapshot {
         };
         let extra_len = number(raw, 36, 4) as u32;
         if extra_len > MAX_EXTRA {
-            return Err(Error::corrupt("snapshot table", format!("an entry says {extra_len} bytes of extra data, above {MAX_EXTRA}")).at(here + 36));
+            return Err(Error::corrupt(
+                "snapshot table",
+                format!("an entry says {extra_len} bytes of extra data, above {MAX_EXTRA}"),
+            )
+            .at(here + 36));
         }
         let extra_len = extra_len as usize;
         let rest = table.get(at + ENTRY as u64, extra_len + id_len + name_len)?;
@@ -127,7 +142,10 @@ impl Snapshot {
             return wrong(format!("goes past the end of the file ({len} bytes)"));
         }
         if u64::from(self.l1_entries) < geometry.l1_entries(self.info.disk_size) {
-            return wrong(format!("{} entries do not cover its {} bytes", self.l1_entries, self.info.disk_size));
+            return wrong(format!(
+                "{} entries do not cover its {} bytes",
+                self.l1_entries, self.info.disk_size
+            ));
         }
         Ok(())
     }
@@ -142,12 +160,14 @@ impl Snapshots for Qcow2Layer {
         let by_id = self.snapshots.iter().find(|snapshot| snapshot.info.id == which);
         let found = by_id.or_else(|| self.snapshots.iter().find(|snapshot| snapshot.info.name == which));
         let snapshot = found.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no snapshot with the id or name '{which}'")).hint("list them first")
+            Error::new(ErrorKind::NotFound, format!("there is no snapshot with the id or name '{which}'"))
+                .hint("list them first")
         })?;
         let shared = &self.view.shared;
         let len = shared.file.len().map_err(|error| Error::io("cannot find the size", error))?;
         snapshot.check(&shared.header, len)?;
-        let view = View::open(shared.clone(), snapshot.info.disk_size, snapshot.l1_offset, snapshot.l1_entries)?;
+        let view =
+            View::open(shared.clone(), snapshot.info.disk_size, snapshot.l1_offset, snapshot.l1_entries)?;
         Ok(Arc::new(SnapshotLayer { view }))
     }
 }

@@ -58,8 +58,12 @@ impl Stretch {
     /// Adds what follows; false where it is not alike.
     fn join(&mut self, next: Stretch) -> bool {
         let alike = match (self.found, next.found) {
-            (Found::Hole, Found::Hole) | (Found::Compressed, Found::Compressed) | (Found::Zero(None), Found::Zero(None)) => true,
-            (Found::Data(a), Found::Data(b)) | (Found::Zero(Some(a)), Found::Zero(Some(b))) => a + self.len == b,
+            (Found::Hole, Found::Hole)
+            | (Found::Compressed, Found::Compressed)
+            | (Found::Zero(None), Found::Zero(None)) => true,
+            (Found::Data(a), Found::Data(b)) | (Found::Zero(Some(a)), Found::Zero(Some(b))) => {
+                a + self.len == b
+            }
             _ => false,
         };
         if alike {
@@ -90,9 +94,16 @@ pub(crate) struct View {
 }
 
 impl Shared {
-    pub(crate) fn new(file: Arc<dyn Storage>, data: Arc<dyn Storage>, header: Header, snapshot_table: u64) -> Shared {
+    pub(crate) fn new(
+        file: Arc<dyn Storage>,
+        data: Arc<dyn Storage>,
+        header: Header,
+        snapshot_table: u64,
+    ) -> Shared {
         let geometry = header.geometry;
-        let span = |start: u64, bytes: u64| start..start.saturating_add(bytes).next_multiple_of(geometry.cluster_size());
+        let span = |start: u64, bytes: u64| {
+            start..start.saturating_add(bytes).next_multiple_of(geometry.cluster_size())
+        };
         let refcounts = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
         let regions = [
             (span(0, 1), "the header"),
@@ -122,7 +133,9 @@ impl Shared {
 
     /// Errors where `offset` is past the end of `storage`; the length is asked again before it is believed.
     fn check_end(&self, what: &str, offset: u64, end: u64, in_data: bool, at: u64) -> Result<()> {
-        let (storage, known) = if in_data { (&self.data, &self.data_len) } else { (&self.file, &self.file_len) };
+        let (storage, known) =
+            if in_data { (&self.data, &self.data_len) } else { (&self.file, &self.file_len) };
+
         if end <= known.load(Ordering::Relaxed) || (!in_data && end <= self.made.load(Ordering::Relaxed)) {
             return Ok(());
         }
@@ -135,6 +148,16 @@ impl Shared {
             .at(at)
             .with_kind(ErrorKind::Corrupt)
             .hint("the image was cut short or damaged; restore it from a copy"))
+    }
+
+    /// How many of `len` bytes at `host` the data storage has.
+    pub(crate) fn data_there(&self, host: u64, len: u64) -> Result<u64> {
+        if host + len > self.data_len.load(Ordering::Relaxed) {
+            let now = self.data.len().map_err(|error| Error::io("cannot find the size", error))?;
+            self.data_len.store(now, Ordering::Relaxed);
+            return Ok(now.saturating_sub(host).min(len));
+        }
+        Ok(len)
     }
 
     /// A new L2 table ends at `end`.
@@ -156,7 +179,11 @@ impl Shared {
             return Ok(None);
         }
         if self.geometry().in_cluster(offset) != 0 {
-            return Err(Error::corrupt("L1 entry", format!("points at {offset}, which is no cluster's start")).at(at));
+            return Err(Error::corrupt(
+                "L1 entry",
+                format!("points at {offset}, which is no cluster's start"),
+            )
+            .at(at));
         }
         self.check_region("L1 entry", offset, at)?;
         self.check_end("L1 entry", offset, offset + self.geometry().cluster_size(), false, at)?;
@@ -169,8 +196,12 @@ impl Shared {
             let message = match wrong {
                 Wrong::Unaligned(offset) => format!("points at {offset}, which is no cluster's start"),
                 Wrong::ZeroInV2 => "says zero, which a version 2 image cannot".to_owned(),
-                Wrong::Bitmap => "says that a subcluster is allocated and zero, or allocated nowhere".to_owned(),
-                Wrong::CompressedInDataFile => "says compressed, in an image with an external data file".to_owned(),
+                Wrong::Bitmap => {
+                    "says that a subcluster is allocated and zero, or allocated nowhere".to_owned()
+                }
+                Wrong::CompressedInDataFile => {
+                    "says compressed, in an image with an external data file".to_owned()
+                }
             };
             Error::corrupt("L2 entry", message).at(at)
         })?;
@@ -215,7 +246,8 @@ impl Shared {
 
     /// Reads compressed bytes; the last sector may be cut by the end of the file.
     pub(crate) fn read_packed(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        read_to_end(self.file.as_ref(), at, buf).map_err(|error| Error::io("cannot read compressed data", error).at(at))
+        read_to_end(self.file.as_ref(), at, buf)
+            .map_err(|error| Error::io("cannot read compressed data", error).at(at))
     }
 
     /// Fills `cluster` from where it stands compressed.
@@ -230,7 +262,10 @@ impl View {
     /// Reads the L1 table of `entries` entries at `at`, whose bounds were checked.
     pub(crate) fn open(shared: Arc<Shared>, size: u64, at: u64, entries: u32) -> Result<View> {
         let mut bytes = vec![0; entries as usize * 8];
-        shared.file.read_at(at, &mut bytes).map_err(|error| Error::io("cannot read the L1 table", error).at(at))?;
+        shared
+            .file
+            .read_at(at, &mut bytes)
+            .map_err(|error| Error::io("cannot read the L1 table", error).at(at))?;
         let l1 = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
         Ok(View::new(shared, size, at, RwLock::new(l1)))
     }
@@ -281,7 +316,9 @@ impl View {
             }
             done += next.len;
         }
-        all.ok_or_else(|| Error::invalid(format!("offset {at} is past the end of the disk ({} bytes)", self.size)))
+        all.ok_or_else(|| {
+            Error::invalid(format!("offset {at} is past the end of the disk ({} bytes)", self.size))
+        })
     }
 
     /// One look: a run of L1 entries without a table, or one slice.
@@ -348,7 +385,13 @@ impl View {
 }
 
 /// Adds the subclusters of a cluster that `len` bytes from `skip` on touch; false where one is not alike.
-fn join_subclusters(all: &mut Option<Stretch>, geometry: Geometry, plain: Plain, skip: u64, len: u64) -> bool {
+fn join_subclusters(
+    all: &mut Option<Stretch>,
+    geometry: Geometry,
+    plain: Plain,
+    skip: u64,
+    len: u64,
+) -> bool {
     let every = geometry.all_subclusters();
     let found = |at: u64, data: bool, zero: bool| match (data, zero, plain.host) {
         (true, _, Some(host)) => Found::Data(host + at),
@@ -363,7 +406,8 @@ fn join_subclusters(all: &mut Option<Stretch>, geometry: Geometry, plain: Plain,
     while at < skip + len {
         let bit = 1u32 << (at / size).min(31);
         let piece = (size - at % size).min(skip + len - at);
-        if !join(all, Stretch { len: piece, found: found(at, plain.data & bit != 0, plain.zero & bit != 0) }) {
+        if !join(all, Stretch { len: piece, found: found(at, plain.data & bit != 0, plain.zero & bit != 0) })
+        {
             return false;
         }
         at += piece;

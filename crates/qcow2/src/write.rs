@@ -89,7 +89,9 @@ impl Qcow2Layer {
                     let n = left.min(geometry.slice_entries() as usize - index);
                     shared.slices.look(shared.file.as_ref(), slice, |body| {
                         for index in index..index + n {
-                            entries.push(shared.entry(body.get(index, words), slice + (index * words * 8) as u64)?);
+                            entries.push(
+                                shared.entry(body.get(index, words), slice + (index * words * 8) as u64)?,
+                            );
                         }
                         Ok::<_, Error>(())
                     })??;
@@ -109,7 +111,9 @@ impl Qcow2Layer {
             let start = cluster << bits;
             let (from, to) = (at.max(start) - start, (end - start).min(size));
             let place = match old {
-                Entry::Plain(Plain { host: Some(host), copied, data, .. }) if copied || self.view.shared.rules.data_file => {
+                Entry::Plain(Plain { host: Some(host), copied, data, .. })
+                    if copied || self.view.shared.rules.data_file =>
+                {
                     let touched = self.touched(from, to);
                     if data & touched == touched { Place::Over(host) } else { Place::Into(host) }
                 }
@@ -155,7 +159,9 @@ impl Qcow2Layer {
                 Place::New => {
                     let (clusters, zero) = self.reserve(writer, run.len() as u64)?;
                     let host = clusters.start << bits;
-                    let done = self.write_run(host, zero, run, bytes).and_then(|()| self.publish_run(writer, run, host));
+                    let done = self
+                        .write_run(host, zero, run, bytes)
+                        .and_then(|()| self.publish_run(writer, run, host));
                     if let Err(error) = done {
                         self.release(writer, clusters);
                         return Err(error);
@@ -167,7 +173,11 @@ impl Qcow2Layer {
     }
 
     fn put(&self, host: u64, bytes: &[u8]) -> Result<()> {
-        self.view.shared.data.write_at(host, bytes).map_err(|error| Error::io("cannot write data", error).at(host))
+        self.view
+            .shared
+            .data
+            .write_at(host, bytes)
+            .map_err(|error| Error::io("cannot write data", error).at(host))
     }
 
     /// Writes `bytes` of a run of clusters to the host clusters from `host` on, which read zero if `zero`; and around
@@ -243,7 +253,11 @@ impl Qcow2Layer {
         let Some(first) = run.first() else { return Ok(()) };
         let rules = self.view.shared.rules;
         let size = rules.geometry.cluster_size();
-        let freed = run.iter().filter(|part| part.place == Place::New).filter_map(|part| self.freed_by(part.old)).collect();
+        let freed = run
+            .iter()
+            .filter(|part| part.place == Place::New)
+            .filter_map(|part| self.freed_by(part.old))
+            .collect();
         self.publish(writer, first.cluster, run.len() as u64, freed, |index, words| {
             let Some(part) = run.get(index as usize) else { return words };
             let touched = self.touched(part.from, part.to);
@@ -260,7 +274,9 @@ impl Qcow2Layer {
         let bits = self.view.shared.geometry().cluster_bits();
         let run = match old {
             Entry::Compressed(Packed { at, len }) => at >> bits..((at + len - 1) >> bits) + 1,
-            Entry::Plain(Plain { host: Some(host), .. }) if !self.view.shared.rules.data_file => host >> bits..(host >> bits) + 1,
+            Entry::Plain(Plain { host: Some(host), .. }) if !self.view.shared.rules.data_file => {
+                host >> bits..(host >> bits) + 1
+            }
             Entry::Plain(_) => return None,
         };
         Some(Freed { run, punch: true })
@@ -274,7 +290,7 @@ impl Qcow2Layer {
         let geometry = shared.geometry();
         let (bits, size) = (geometry.cluster_bits(), geometry.cluster_size());
         let whole = if at + len == self.view.size { len } else { len - len % size };
-        if at % size != 0 || whole == 0 || shared.rules.data_file {
+        if !at.is_multiple_of(size) || whole == 0 || shared.rules.data_file {
             return Ok(0);
         }
         let (first, last) = (at >> bits, (at + whole - 1) >> bits);
@@ -284,7 +300,10 @@ impl Qcow2Layer {
         let old = self.entries(first, last)?;
         let (run, _) = self.reserve(writer, last - first + 1)?;
         let host = run.start << bits;
-        let cloned = shared.data.copy_from(host, src, src_at, whole).map_err(|error| Error::io("cannot share blocks", error).at(host));
+        let cloned = shared
+            .data
+            .copy_from(host, src, src_at, whole)
+            .map_err(|error| Error::io("cannot share blocks", error).at(host));
         let done = match cloned {
             Ok(done) => done.min(whole),
             Err(error) => {
@@ -323,13 +342,19 @@ impl Qcow2Layer {
         self.check_range(at, buf.len() as u64)?;
         let shared = &self.view.shared;
         if shared.rules.data_file {
-            return Err(Error::unsupported("an image with an external data file cannot hold compressed data").hint("leave out -c"));
+            return Err(Error::unsupported(
+                "an image with an external data file cannot hold compressed data",
+            )
+            .hint("leave out -c"));
         }
         let geometry = shared.geometry();
         let (bits, size) = (geometry.cluster_bits(), geometry.cluster_size());
         let end = at + buf.len() as u64;
-        if at % size != 0 || (end % size != 0 && end != self.view.size) {
-            return Err(Error::invalid(format!("{} bytes at {at} are not whole clusters of {size}, which compressing needs", buf.len())));
+        if !at.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.view.size) {
+            return Err(Error::invalid(format!(
+                "{} bytes at {at} are not whole clusters of {size}, which compressing needs",
+                buf.len()
+            )));
         }
         if buf.is_empty() {
             return Ok(());
@@ -346,14 +371,15 @@ impl Qcow2Layer {
                 padded.resize(size as usize, 0);
                 writer.deflater.deflate(&padded, &mut out)?
             };
-            pieces.push(smaller.then(|| start..out.len()));
+            pieces.push(smaller.then_some(start..out.len()));
         }
         let first = at >> bits;
         let last = (end - 1) >> bits;
         let _claim = writer.claims.take(first..=last, true);
         let _operation = writer.epochs.enter();
         self.own_tables(writer, first, last)?;
-        let packed: Vec<_> = (first..).zip(&pieces).filter_map(|(cluster, piece)| Some((cluster, piece.clone()?))).collect();
+        let packed: Vec<_> =
+            (first..).zip(&pieces).filter_map(|(cluster, piece)| Some((cluster, piece.clone()?))).collect();
         self.put_packed(writer, &packed, &out)?;
         let mut index = 0;
         for run in pieces.chunk_by(|a, b| a.is_none() == b.is_none()) {
@@ -368,7 +394,12 @@ impl Qcow2Layer {
     }
 
     /// Stores compressed clusters: `packed` says which guest cluster stands where in `bytes`.
-    fn put_packed(&self, writer: &Writer, packed: &[(u64, std::ops::Range<usize>)], bytes: &[u8]) -> Result<()> {
+    fn put_packed(
+        &self,
+        writer: &Writer,
+        packed: &[(u64, std::ops::Range<usize>)],
+        bytes: &[u8],
+    ) -> Result<()> {
         if packed.is_empty() {
             return Ok(());
         }
@@ -383,16 +414,28 @@ impl Qcow2Layer {
         };
         // Pieces stand without a gap, but where a counter is full: then a new cluster was begun.
         let all: Vec<_> = packed.iter().zip(&places).collect();
-        let joined = |((_, a), at): &(&(u64, std::ops::Range<usize>), &u64), (_, b): &(&(u64, std::ops::Range<usize>), &u64)| *at + a.len() as u64 == **b;
+        let joined =
+            |((_, a), at): &(&(u64, std::ops::Range<usize>), &u64),
+             (_, b): &(&(u64, std::ops::Range<usize>), &u64)| *at + a.len() as u64 == **b;
         let written = all.chunk_by(joined).try_for_each(|run| {
-            let (Some(((_, first), at)), Some(((_, last), _))) = (run.first(), run.last()) else { return Ok(()) };
+            let (Some(((_, first), at)), Some(((_, last), _))) = (run.first(), run.last()) else {
+                return Ok(());
+            };
             let bytes = bytes.get(first.start..last.end).unwrap_or_default();
-            shared.file.write_at(**at, bytes).map_err(|error| Error::io("cannot write compressed data", error).at(**at))
+            shared
+                .file
+                .write_at(**at, bytes)
+                .map_err(|error| Error::io("cannot write compressed data", error).at(**at))
         });
-        let entries: Option<Vec<Words>> =
-            places.iter().zip(&sizes).map(|(place, size)| shared.rules.encode_packed(*place, *size)).collect();
+        let entries: Option<Vec<Words>> = places
+            .iter()
+            .zip(&sizes)
+            .map(|(place, size)| shared.rules.encode_packed(*place, *size))
+            .collect();
         let entries = written.and_then(|()| {
-            entries.ok_or_else(|| Error::unsupported("the image file is too large for more compressed clusters of this size"))
+            entries.ok_or_else(|| {
+                Error::unsupported("the image file is too large for more compressed clusters of this size")
+            })
         });
         let entries = match entries {
             Ok(entries) => entries,
@@ -407,7 +450,9 @@ impl Qcow2Layer {
             let old = self.entries(first, first + count as u64 - 1)?;
             let freed = old.into_iter().filter_map(|old| self.freed_by(old)).collect();
             let words = entries.get(index..index + count).unwrap_or_default();
-            self.publish(writer, first, count as u64, freed, |at, old| words.get(at as usize).copied().unwrap_or(old))?;
+            self.publish(writer, first, count as u64, freed, |at, old| {
+                words.get(at as usize).copied().unwrap_or(old)
+            })?;
             index += count;
         }
         Ok(())

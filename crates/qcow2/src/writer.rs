@@ -88,12 +88,14 @@ impl Qcow2Layer {
     /// The writer, where this layer may be changed now. Looks at the image before the first change, and writes
     /// metadata back where too much of it waits.
     pub(crate) fn begin(&self) -> Result<&Writer> {
-        let writer = self.writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Denied, "is open read-only"))?;
+        let writer =
+            self.writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Denied, "is open read-only"))?;
         if writer.closed.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Denied, "is closed"));
         }
         if writer.failed.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed").hint("close it and open it again"));
+            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed")
+                .hint("close it and open it again"));
         }
         if !writer.ready.load(Ordering::Acquire) {
             self.prepare(writer)?;
@@ -155,7 +157,12 @@ impl Qcow2Layer {
         grown
     }
 
-    fn reserving<T>(&self, writer: &Writer, n: u64, mut how: impl FnMut(&mut Allocator) -> Result<T, Refused>) -> Result<T> {
+    fn reserving<T>(
+        &self,
+        writer: &Writer,
+        n: u64,
+        mut how: impl FnMut(&mut Allocator) -> Result<T, Refused>,
+    ) -> Result<T> {
         loop {
             let tried = how(&mut lock(&writer.alloc));
             match tried {
@@ -246,10 +253,13 @@ impl Qcow2Layer {
         while done < count {
             let at = (first + done) << geometry.cluster_bits();
             let found = self.view.slice_of(at)?;
-            let (slice, index) = found.ok_or_else(|| Error::corrupt("L1 table", "has no table where one was made"))?;
+            let (slice, index) =
+                found.ok_or_else(|| Error::corrupt("L1 table", "has no table where one was made"))?;
             let n = (count - done).min(geometry.slice_entries() - index as u64);
             let range = index..index + n as usize;
-            shared.slices.change(shared.file.as_ref(), slice, range, |at, words| change(done + (at - index) as u64, words))?;
+            shared.slices.change(shared.file.as_ref(), slice, range, |at, words| {
+                change(done + (at - index) as u64, words)
+            })?;
             done += n;
         }
         if !freed.is_empty() {
@@ -264,13 +274,15 @@ impl Qcow2Layer {
         let shared = &self.view.shared;
         let mut order = lock(&writer.order);
         if writer.failed.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed").hint("close it and open it again"));
+            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed")
+                .hint("close it and open it again"));
         }
         let (copies, l1, freed) = {
             let _alone = writer.publish.write().unwrap_or_else(|poisoned| poisoned.into_inner());
             let copies = shared.slices.copy_dirty();
             let l1: Vec<usize> = std::mem::take(&mut *lock(&writer.dirty_l1)).into_iter().collect();
-            let l1: Vec<(usize, u64)> = l1.into_iter().map(|index| (index, self.view.l1_entry(index))).collect();
+            let l1: Vec<(usize, u64)> =
+                l1.into_iter().map(|index| (index, self.view.l1_entry(index))).collect();
             (copies, l1, std::mem::take(&mut *lock(&writer.freed)))
         };
         let epoch = writer.epochs.now();
@@ -287,7 +299,13 @@ impl Qcow2Layer {
         self.reclaim(writer, &mut order)
     }
 
-    fn write_metadata(&self, writer: &Writer, copies: &[Copied], l1: &[(usize, u64)], last: bool) -> Result<()> {
+    fn write_metadata(
+        &self,
+        writer: &Writer,
+        copies: &[Copied],
+        l1: &[(usize, u64)],
+        last: bool,
+    ) -> Result<()> {
         let file = self.view.shared.file.as_ref();
         // What the copies refer to was counted before it was published, so these counts cover it.
         self.write_counts(writer)?;
@@ -300,7 +318,8 @@ impl Qcow2Layer {
             for run in l1.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
                 let at = self.view.l1_entry_at(run.first().map_or(0, |(index, _)| *index));
                 let bytes: Vec<u8> = run.iter().flat_map(|(_, entry)| entry.to_be_bytes()).collect();
-                file.write_at(at, &bytes).map_err(|error| Error::io("cannot write the L1 table", error).at(at))?;
+                file.write_at(at, &bytes)
+                    .map_err(|error| Error::io("cannot write the L1 table", error).at(at))?;
             }
         }
         if last { self.sync() } else { self.barrier(writer) }
@@ -325,7 +344,8 @@ impl Qcow2Layer {
         writer.epochs.advance();
         let shared = &self.view.shared;
         let bits = shared.geometry().cluster_bits();
-        let (over, rest): (Vec<_>, Vec<_>) = std::mem::take(waiting).into_iter().partition(|batch| writer.epochs.is_over(batch.epoch));
+        let (over, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(waiting).into_iter().partition(|batch| writer.epochs.is_over(batch.epoch));
         *waiting = rest;
         if over.is_empty() {
             return Ok(());

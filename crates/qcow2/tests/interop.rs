@@ -31,12 +31,20 @@ const SIZES: [(&str, &str); 13] = [
 fn fill(layer: &Arc<dyn Layer>, model: &mut [u8]) {
     let disk = disk(layer.clone());
     let size = layer.size();
-    for (at, len, seed) in [(0, 700_000, 1), (100_000, 4096, 2), (size - 300_000, 300_000, 3), (2_000_000, 1, 4), (1_000_000, 512, 5)] {
+    for (at, len, seed) in [
+        (0, 700_000, 1),
+        (100_000, 4096, 2),
+        (size - 300_000, 300_000, 3),
+        (2_000_000, 1, 4),
+        (1_000_000, 512, 5),
+    ] {
         let data = pattern(at, len, seed);
         disk.write(at, &data).unwrap();
         model[at as usize..at as usize + len].copy_from_slice(&data);
     }
-    for (at, len, how) in [(65536, 131_072, Erase::Free), (262_144, 65536, Erase::Zero), (393_216, 65536, Erase::Reveal)] {
+    for (at, len, how) in
+        [(65536, 131_072, Erase::Free), (262_144, 65536, Erase::Zero), (393_216, 65536, Erase::Reveal)]
+    {
         let done = layer.erase(at, len, how).unwrap();
         model[at as usize..(at + done) as usize].fill(0);
     }
@@ -110,7 +118,13 @@ fn qemu_reads_every_variant() {
         "preallocation=full,extended_l2=on",
         "lazy_refcounts=on",
     ] {
-        let cluster = if text.contains("16k") { 16384 } else if text.contains("2M") { 2 << 20 } else { 65536 };
+        let cluster = if text.contains("16k") {
+            16384
+        } else if text.contains("2M") {
+            2 << 20
+        } else {
+            65536
+        };
         written(folder.path(), "a.qcow2", text, cluster, text.len() % 2 == 0);
     }
     // A raw data file is the disk.
@@ -140,7 +154,10 @@ fn we_read_every_image_qemu_writes() {
     }
     content[3 * MIB as usize..3 * MIB as usize + 200_000].copy_from_slice(&noise(200_000, 4));
     std::fs::write(dir.join("content.raw"), &content).unwrap();
-    let mut variants: Vec<(String, bool)> = SIZES.iter().map(|(size, bits)| (format!("cluster_size={size},refcount_bits={bits}"), false)).collect();
+    let mut variants: Vec<(String, bool)> = SIZES
+        .iter()
+        .map(|(size, bits)| (format!("cluster_size={size},refcount_bits={bits}"), false))
+        .collect();
     variants.extend(SIZES.iter().map(|(size, _)| (format!("cluster_size={size}"), true)));
     variants.extend(
         [
@@ -222,7 +239,8 @@ fn snapshots_stay_while_the_disk_is_written() {
         for layer in [layer.clone(), open(&path, false).unwrap()] {
             let snapshots = layer.as_snapshots().unwrap();
             let list = snapshots.list().unwrap();
-            let names: Vec<_> = list.iter().map(|info| (info.id.as_str(), info.name.as_str(), info.disk_size)).collect();
+            let names: Vec<_> =
+                list.iter().map(|info| (info.id.as_str(), info.name.as_str(), info.disk_size)).collect();
             assert_eq!(names, [("1", "one", 4 << 20), ("2", "two", 6 << 20)]);
             assert!(bytes(&snapshots.open("one").unwrap()) == one, "{text}: snapshot one");
             assert!(bytes(&snapshots.open("2").unwrap()) == two, "{text}: snapshot two");
@@ -262,19 +280,28 @@ fn images_are_made_as_qemu_makes_them() {
         run(dir, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", text, "theirs.qcow2", &size.to_string()]);
         let ours = create(&dir.join("ours.qcow2"), &how(size, text));
         ours.close().unwrap();
-        let (theirs, ours) = (std::fs::read(dir.join("theirs.qcow2")).unwrap(), std::fs::read(dir.join("ours.qcow2")).unwrap());
+        let (theirs, ours) = (
+            std::fs::read(dir.join("theirs.qcow2")).unwrap(),
+            std::fs::read(dir.join("ours.qcow2")).unwrap(),
+        );
         let differs = theirs.iter().zip(&ours).position(|(a, b)| a != b);
         assert_eq!(differs, None, "{text} {size}: first difference");
         assert_eq!(theirs.len(), ours.len(), "{text} {size}: length");
     }
     std::fs::write(dir.join("base.raw"), vec![0; 1 << 20]).unwrap();
-    for text in ["cluster_size=64k", "compat=0.10", "cluster_size=512", "extended_l2=on,preallocation=metadata"] {
-        let arguments = ["create", "-q", "-f", "qcow2", "-o", text, "-b", "base.raw", "-F", "raw", "theirs.qcow2", "8M"];
+    for text in
+        ["cluster_size=64k", "compat=0.10", "cluster_size=512", "extended_l2=on,preallocation=metadata"]
+    {
+        let arguments =
+            ["create", "-q", "-f", "qcow2", "-o", text, "-b", "base.raw", "-F", "raw", "theirs.qcow2", "8M"];
         run(dir, "qemu-img", &arguments);
         let mut how = how(8 << 20, text);
         how.parent = named("base.raw", "raw");
         create(&dir.join("ours.qcow2"), &how).close().unwrap();
-        let (theirs, ours) = (std::fs::read(dir.join("theirs.qcow2")).unwrap(), std::fs::read(dir.join("ours.qcow2")).unwrap());
+        let (theirs, ours) = (
+            std::fs::read(dir.join("theirs.qcow2")).unwrap(),
+            std::fs::read(dir.join("ours.qcow2")).unwrap(),
+        );
         let length = theirs.len().min(ours.len());
         assert!(theirs[..length] == ours[..length], "{text}");
         let layer = open(&dir.join("theirs.qcow2"), false).unwrap();

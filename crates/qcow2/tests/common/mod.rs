@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Access, Cache, CreateOptions, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options, ParentRef, Resolver,
-    Result, Storage,
+    Access, Cache, CreateOptions, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
+    ParentRef, Resolver, Result, Storage,
 };
 use cowhand_qcow2::Qcow2;
 
@@ -70,7 +70,9 @@ pub(crate) fn bytes(layer: &Arc<dyn Layer>) -> Vec<u8> {
 
 /// Bytes that tell where they stand, and shrink.
 pub(crate) fn pattern(at: u64, len: usize, seed: u8) -> Vec<u8> {
-    (at..at + len as u64).map(|i| ((i / 512) as u8).wrapping_mul(31) ^ ((i % 512) as u8 & 0x0f) ^ seed).collect()
+    (at..at + len as u64)
+        .map(|i| ((i / 512) as u8).wrapping_mul(31) ^ ((i % 512) as u8 & 0x0f) ^ seed)
+        .collect()
 }
 
 /// Bytes that do not shrink.
@@ -111,7 +113,11 @@ pub(crate) fn check(path: &Path) {
 /// What QEMU reads from an image.
 pub(crate) fn qemu_bytes(path: &Path) -> Vec<u8> {
     let raw = path.with_extension("qemu-raw");
-    run(path.parent().unwrap(), "qemu-img", &["convert", "-f", "qcow2", "-O", "raw", path.to_str().unwrap(), raw.to_str().unwrap()]);
+    run(
+        path.parent().unwrap(),
+        "qemu-img",
+        &["convert", "-f", "qcow2", "-O", "raw", path.to_str().unwrap(), raw.to_str().unwrap()],
+    );
     let bytes = std::fs::read(&raw).unwrap();
     std::fs::remove_file(raw).unwrap();
     bytes

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use cowhand_core::{Compat, Ending, Finding, Format, Inspector, MAX_WINDOW, Place};
+use cowhand_core::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place};
 
 use super::report::{Failed, Report, Verdict};
 use super::{foreign, vmdk};
+use crate::registry;
 
 /// A judge, and what has been collected of the range it wants.
 pub(super) struct Slot {
@@ -17,13 +18,9 @@ pub(super) struct Slot {
     ended: bool,
 }
 
-/// Every judge, in the order in which formats are reported: containers first. The names are oslo.utils'.
+/// Every judge, in the order in which formats are reported: containers first. The names are oslo.utils', which are the
+/// last of each format's own.
 pub(super) fn all() -> Vec<Slot> {
-    let ours: [(&'static str, Option<Box<dyn Inspector>>); 3] = [
-        ("qcow2", cowhand_qcow2::Qcow2.inspector()),
-        ("vhd", cowhand_vhd::Vhd.inspector()),
-        ("vhdx", cowhand_vhdx::Vhdx.inspector()),
-    ];
     let foreign: [(&'static str, Box<dyn Inspector>); 6] = [
         ("qed", Box::new(foreign::Qed::default())),
         ("vmdk", Box::new(vmdk::Vmdk::default())),
@@ -32,7 +29,7 @@ pub(super) fn all() -> Vec<Slot> {
         ("iso", Box::new(foreign::Iso::default())),
         ("gpt", Box::new(foreign::Gpt::default())),
     ];
-    let ours = ours.into_iter().filter_map(|(name, judge)| Some((name, judge?)));
+    let ours = registry::formats().iter().filter_map(|format| Some((*format.names().last()?, format.inspector()?)));
     ours.chain(foreign).map(|(name, judge)| Slot::new(name, judge)).collect()
 }
 

@@ -13,8 +13,6 @@ use crate::header::{HEADER_LEN, bitmap_len};
 
 /// Payload stands on these boundaries, so that file systems can share it and disks need not read to write it.
 const ALIGNMENT: u64 = 4096;
-/// The file grows by more than a block at a time; closing cuts it.
-const GROWTH: u64 = 64 << 20;
 
 /// How a new dynamic disk lies in its file: footer copy, header, table, then blocks of one pitch, whatever order they
 /// are written in.
@@ -109,11 +107,9 @@ impl Allocator {
         let payload = layout.first_payload + layout.pitch * u64::from(self.handed_out);
         let end = payload + layout.block_size;
         if end > self.file_len {
-            let grow = |len: u64| file.set_len(len).map(|()| len);
-            // Ahead where that is possible, just enough where it is not.
-            let ahead = grow(end + GROWTH).or_else(|_| grow(end));
-            self.file_len =
-                ahead.map_err(|error| Error::io(format!("cannot make it {end} bytes long"), error))?;
+            file.set_len(end)
+                .map_err(|error| Error::io(format!("cannot make it {end} bytes long"), error))?;
+            self.file_len = end;
         }
         let sector = (payload - layout.bitmap_len()) / SECTOR;
         // Never fails: the layout was chosen so that the last block's sector fits.

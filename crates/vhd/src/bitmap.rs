@@ -24,7 +24,7 @@ pub(crate) fn run(bitmap: &[u8], order: BitOrder, from: u64, end: u64) -> (u64, 
         let alike =
             u64::from(if present { bits.leading_ones() } else { bits.leading_zeros() }).min(8 - at % 8);
         at += alike;
-        if alike == 0 || at % 8 != 0 {
+        if alike == 0 || !at.is_multiple_of(8) {
             break;
         }
     }

@@ -46,7 +46,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 fn size_and_geometry(asked: u64, force_size: bool, align: Option<u64>) -> Result<(u64, Geometry)> {
     let too_large = || Error::invalid(format!("a disk of {asked} bytes is too large"));
     let unit = align.unwrap_or(SECTOR);
-    if unit == 0 || unit % SECTOR != 0 {
+    if unit == 0 || !unit.is_multiple_of(SECTOR) {
         return Err(Error::invalid(format!("size_align={unit} is not a multiple of 512")));
     }
     let size = asked.checked_next_multiple_of(unit).ok_or_else(too_large)?;

@@ -53,23 +53,35 @@ impl Fresh {
         unseen: bool,
     ) -> Result<Fresh> {
         let layout = Layout::new(size, block_size)?;
-        let fresh = Fresh {
-            footer: Footer::new(size, geometry, Some(layout.header_at)),
-            header: Header::new(layout.header_at, layout.bat_at, layout.blocks, block_size),
-            size,
-            bat: (0..layout.blocks).map(|_| AtomicU32::new(FREE)).collect(),
-            allocator: Mutex::new(Allocator::new(0)),
-            unseen,
-            closed: AtomicBool::new(false),
-            layout,
-            file,
-        };
+        let footer = Footer::new(size, geometry, Some(layout.header_at));
+        let fresh = Fresh::without_blocks(file, footer, layout, 0, unseen);
         let failed = |error| Error::io("cannot write the headers", error);
         fresh.file.write_at(0, &fresh.footer.to_bytes()).map_err(failed)?;
         fresh.file.write_at(layout.header_at, &fresh.header.to_bytes()).map_err(failed)?;
         fresh.write_table(0..layout.blocks)?;
         fresh.lock().put_footer(fresh.file.as_ref(), &layout, &fresh.footer.to_bytes())?;
         Ok(fresh)
+    }
+
+    /// A disk with no block in it, whose file is `file_len` bytes long.
+    pub(crate) fn without_blocks(
+        file: Arc<dyn Storage>,
+        footer: Footer,
+        layout: Layout,
+        file_len: u64,
+        unseen: bool,
+    ) -> Fresh {
+        Fresh {
+            header: Header::new(layout.header_at, layout.bat_at, layout.blocks, layout.block_size),
+            size: footer.current_size,
+            bat: (0..layout.blocks).map(|_| AtomicU32::new(FREE)).collect(),
+            allocator: Mutex::new(Allocator::new(file_len)),
+            unseen,
+            closed: AtomicBool::new(false),
+            footer,
+            layout,
+            file,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Allocator> {

@@ -77,7 +77,7 @@ impl Format for Vhd {
             _ => SizeRule::Auto,
         };
         let size = found.footer.size(rule);
-        if size % SECTOR != 0 {
+        if !size.is_multiple_of(SECTOR) {
             return Err(Error::corrupt(
                 "footer current size",
                 format!("is {size} bytes, which is not a multiple of 512"),

@@ -9,7 +9,7 @@ use cowhand_core::{
 
 use crate::open::{Open, Opened, open};
 use crate::registry;
-use crate::resolve::{Policy, folder_of};
+use crate::resolve::{Policy, folder_of, in_folder};
 use crate::target::{Target, TargetFiles};
 
 /// What is to be made.
@@ -103,7 +103,7 @@ impl Base {
     /// Opens the backing file as the new image `path` will find it.
     pub(crate) fn open(&self, path: &Path, how: &Open) -> Result<Option<Opened>> {
         let Some(backing) = &self.backing else { return Ok(None) };
-        let found = folder_of(path).join(backing);
+        let found = in_folder(&folder_of(path), backing);
         let opened = open(
             &found,
             &Open {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::open::{Open, Opened, Parent, open};
 use crate::registry;
-use crate::resolve::{Policy, folder_of};
+use crate::resolve::{Policy, folder_of, in_folder};
 
 /// What is known of one image file.
 #[derive(Clone, Debug)]
@@ -95,8 +95,7 @@ impl Info {
         if has_protocol || name.is_absolute() {
             return Some(name.clone());
         }
-        let folder = folder_of(Path::new(&self.filename));
-        Some(if folder == Path::new(".") { name.clone() } else { folder.join(name) })
+        Some(in_folder(&folder_of(Path::new(&self.filename)), name))
     }
 
     /// As `qemu-img info --output=json` prints it.

@@ -31,7 +31,7 @@ pub fn format_for_target(path: &Path) -> Result<&'static dyn Format> {
     match extension.as_str() {
         "vmdk" | "vdi" | "qed" | "dmg" | "hdd" | "iso" | "ova" => {
             Err(Error::unsupported(format!("cannot write a .{extension} file"))
-                .hint("pass -O with one of raw, qcow2, vpc, vhdx")
+                .hint("name the format it shall have: raw, qcow2, vpc or vhdx")
                 .image(path.display()))
         }
         _ => Ok(&Raw),

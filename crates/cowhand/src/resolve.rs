@@ -95,8 +95,7 @@ impl Files {
     /// Opens a name that an image gave, if the policy allows it. The answer holds the path as it was found.
     pub(crate) fn named_by_image(&self, name: &Path, access: Access) -> Result<(PathBuf, Arc<dyn Storage>)> {
         let name = self.without_protocol(name)?;
-        // As QEMU names it: what lies in the current folder bears no "./".
-        let path = if self.folder == Path::new(".") { name.clone() } else { self.folder.join(&name) };
+        let path = in_folder(&self.folder, &name);
         let refused = |why: &str| {
             Error::new(ErrorKind::Denied, format!("the image names '{}', {why}", name.display()))
                 .hint("if you trust the image, pass --paths local, or --paths allow=DIR for its folder")
@@ -215,6 +214,11 @@ pub(crate) fn folder_of(path: &Path) -> PathBuf {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }
+}
+
+/// `name` as seen from where the caller stands. As QEMU spells it: what lies in the current folder bears no `./`.
+pub(crate) fn in_folder(folder: &Path, name: &Path) -> PathBuf {
+    if folder == Path::new(".") { name.to_owned() } else { folder.join(name) }
 }
 
 /// Opens `beneath` in `root`; the kernel makes sure that no link leads out, also when one is put there meanwhile.

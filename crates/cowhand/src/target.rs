@@ -53,7 +53,10 @@ impl Target {
         let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
             Error::invalid("is no name for a target").hint("name a file, in UTF-8").image(path.display())
         })?;
-        let folder = DirFolder::new(folder_of(&path), cache);
+        let folder = folder_of(&path);
+        // Said of the target's own name, before the partial's is tried.
+        std::fs::metadata(&folder).map_err(|error| Error::io("cannot create", error).image(path.display()))?;
+        let folder = DirFolder::new(folder, cache);
         let (partial, storage) = new_partial(&path, &name, cache)?;
         let partial = Partial { folder, partial, name, cache, old, keep, done: false };
         Ok(Target { path, storage, partial: Some(partial) })

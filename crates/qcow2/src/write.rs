@@ -159,13 +159,12 @@ impl Qcow2Layer {
                 Place::New => {
                     let (clusters, zero) = self.reserve(writer, run.len() as u64)?;
                     let host = clusters.start << bits;
-                    let done = self
-                        .write_run(host, zero, run, bytes)
-                        .and_then(|()| self.publish_run(writer, run, host));
-                    if let Err(error) = done {
+                    if let Err(error) = self.write_run(host, zero, run, bytes) {
                         self.release(writer, clusters);
                         return Err(error);
                     }
+                    // From here on an entry may refer to them: if this fails, they are lost rather than given out again.
+                    self.publish_run(writer, run, host)?;
                 }
             }
         }
@@ -327,13 +326,9 @@ impl Qcow2Layer {
         let count = run.end - run.start;
         let freed = old.iter().take(count as usize).filter_map(|old| self.freed_by(*old)).collect();
         let data = rules.geometry.all_subclusters();
-        let published = self.publish(writer, first, count, freed, |index, _| {
+        self.publish(writer, first, count, freed, |index, _| {
             rules.encode(Plain { host: Some((run.start + index) << bits), copied: true, data, zero: 0 })
-        });
-        if published.is_err() {
-            self.release(writer, run);
-        }
-        published
+        })
     }
 
     /// See `Layer::write_compressed`.

@@ -1,6 +1,6 @@
 //! The benches of truth on qcow2: model, race, crash and fault, over cluster sizes and variants.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 

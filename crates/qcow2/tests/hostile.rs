@@ -1,6 +1,6 @@
 //! Images made to do harm: each is refused with an error that says why, and nothing is read past its bounds.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -199,6 +199,9 @@ fn extended_entries_that_contradict_themselves_are_errors() {
     assert_eq!(layer.extent(0, 512).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
+/// Breaks an image.
+type Spoil = Box<dyn Fn(&mut Vec<u8>)>;
+
 #[test]
 fn writing_is_refused_where_refcounts_do_not_cover_what_is_used() {
     let good = image(16 << 20, "cluster_size=64k");
@@ -206,8 +209,8 @@ fn writing_is_refused_where_refcounts_do_not_cover_what_is_used() {
     let copied = 1u64 << 63;
     let block = get64(&good, 0x10000) as usize;
     let host = (get64(&good, table) & !copied) as usize / CLUSTER;
-    let sixteen = |cluster: usize| block + 2 * cluster;
-    let cases: Vec<(&str, Box<dyn Fn(&mut Vec<u8>)>)> = vec![
+    let sixteen = move |cluster: usize| block + 2 * cluster;
+    let cases: Vec<(&str, Spoil)> = vec![
         ("refcount is 0", Box::new(move |bytes| bytes[sixteen(host)..sixteen(host) + 2].fill(0))),
         ("refcount is 0", Box::new(move |bytes| bytes[sixteen(3)..sixteen(3) + 2].fill(0))),
         ("refcount is 2", Box::new(move |bytes| bytes[sixteen(host) + 1] = 2)),

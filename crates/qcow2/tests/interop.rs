@@ -308,3 +308,41 @@ fn images_are_made_as_qemu_makes_them() {
         assert_eq!(layer.parent(), how.parent);
     }
 }
+
+#[test]
+fn info_says_what_qemu_says() {
+    if !qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    for text in [
+        "cluster_size=64k",
+        "compat=0.10",
+        "lazy_refcounts=on,extended_l2=on,compression_type=zstd,refcount_bits=1",
+        "data_file=x.img,data_file_raw=on",
+        "data_file=x.img",
+        "bitmaps",
+    ] {
+        let options = if text == "bitmaps" { "compat=1.1" } else { text };
+        run(dir, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "8M"]);
+        if text == "bitmaps" {
+            run(dir, "qemu-img", &["bitmap", "--add", "-g", "128k", "a.qcow2", "first"]);
+            run(dir, "qemu-img", &["bitmap", "--add", "--disable", "a.qcow2", "second"]);
+        }
+        let said = |path: &str| -> serde_json::Value {
+            let text = run(dir, "qemu-img", &["info", "--output=json", path]);
+            let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+            all["format-specific"]["data"].clone()
+        };
+        let layer = open(&dir.join("a.qcow2"), true).unwrap();
+        let ours = serde_json::Value::Object(layer.details().specific);
+        assert_eq!(ours.to_string(), said("a.qcow2").to_string(), "{text}");
+        // Bitmaps are not kept in step with what is written here, and are no longer said to be.
+        layer.write(0, &[1; 512]).unwrap();
+        layer.close().unwrap();
+        check(&dir.join("a.qcow2"));
+        assert!(said("a.qcow2").get("bitmaps").is_none());
+        assert_eq!(said("a.qcow2").get("data-file-raw"), ours.get("data-file-raw"));
+    }
+}

@@ -1,6 +1,6 @@
 //! What the tests of this crate share: images on files and in memory, and QEMU's programs where they are.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)] // Each test file uses a part of it, and panics where it must.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // Each test file uses a part of it, and panics where it must.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

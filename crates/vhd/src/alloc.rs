@@ -173,7 +173,7 @@ mod tests {
         for shift in 19..=28 {
             let layout = Layout::new(MAX_DISK, 1 << shift).unwrap();
             assert!(layout.reach() / SECTOR < u64::from(u32::MAX), "{shift}");
-            assert_eq!(layout.pitch % 4096 == 0, shift > 19, "{shift}");
+            assert_eq!(layout.pitch.is_multiple_of(4096), shift > 19, "{shift}");
         }
         assert!(Layout::new(MAX_DISK, 512).is_err());
     }

@@ -68,6 +68,24 @@ fn each_failure_is_an_error() {
     FaultTest::new(make, open).shape(shape(64 << 10, 4096)).fresh().run().unwrap();
 }
 
+/// The caller may go on after a failure that passes: a block whose bitmap could not be written gets it from the flush.
+#[test]
+fn what_was_written_with_success_outlives_a_failure() {
+    let make = |file| small(file, 64 << 10, 4096, false);
+    let reopen = |file: Arc<dyn Storage>| {
+        if file.is_empty().unwrap() {
+            return make(file);
+        }
+        open(file.clone()).or_else(|_| {
+            // Making it failed: nothing was promised.
+            file.set_len(0).unwrap();
+            make(file)
+        })
+    };
+    let counts = FaultTest::new(nothing, reopen).shape(shape(64 << 10, 4096)).run().unwrap();
+    assert!(counts.errors > 100, "{counts:?}");
+}
+
 /// An image that others may see before it is whole: what was flushed is there after a power cut.
 #[test]
 fn a_power_cut_leaves_what_was_flushed() {

@@ -76,7 +76,7 @@ pub(crate) fn run(words: Vec<OsString>) -> u8 {
     signals::fail_at_the_file_size_limit();
     let mut out = Output::new();
     let outcome = parse(&words).and_then(|cli| match cli {
-        Parsed::Verb(verb) => perform(verb, &mut out),
+        Parsed::Verb(verb) => perform(*verb, &mut out),
         Parsed::Text(text) => Ok(write!(out, "{text}").map(|()| exit::DONE)?),
     });
     let outcome = match (outcome, out.flush()) {
@@ -104,14 +104,14 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
 }
 
 enum Parsed {
-    Verb(Verb),
+    Verb(Box<Verb>),
     /// Help or the version.
     Text(String),
 }
 
 fn parse(words: &[OsString]) -> Result<Parsed, Failure> {
     let error = match Cli::try_parse_from(words) {
-        Ok(cli) => return Ok(Parsed::Verb(cli.verb)),
+        Ok(cli) => return Ok(Parsed::Verb(Box::new(cli.verb))),
         Err(error) => error,
     };
     match error.kind() {

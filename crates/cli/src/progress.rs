@@ -30,9 +30,9 @@ enum Shown {
 
 /// What takes less is over before a bar could be read.
 const PATIENCE: Duration = Duration::from_secs(1);
-const WHOLE: u64 = 100_00;
+const WHOLE: u64 = 10_000;
 /// The percentage moves by at least so much.
-const STEP: u64 = 1_00;
+const STEP: u64 = 100;
 
 impl Meter {
     /// `percent`: QEMU's `-p`. `quiet`: no bar either.

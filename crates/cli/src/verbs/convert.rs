@@ -23,16 +23,19 @@ use crate::verbs::formats;
 /// The formats of the sources are known by their content, the target's by its extension. Several sources are put one
 /// behind the other. A target that is there already is replaced once the new one is whole, and not touched before.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "cowhand convert [OPTIONS] SOURCE... TARGET",
+    after_help = "\
 Examples:
   cowhand convert vm.vhdx vm.qcow2
   cowhand convert -c -o compression_type=zstd vm.img vm.qcow2
   cowhand convert --verify -O vpc -o subformat=fixed,force_size=on vm.qcow2 azure.vhd
   cowhand convert -l before-upgrade vm.qcow2 before.raw
-  cowhand convert -n -O raw vm.qcow2 /dev/vg/lv")]
+  cowhand convert -n -O raw vm.qcow2 /dev/vg/lv"
+)]
 pub(crate) struct Args {
     /// The sources, then the target
-    #[arg(required = true, num_args = 1.., value_name = "SOURCE... TARGET")]
+    #[arg(required_unless_present = "options", value_name = "IMAGE")]
     images: Vec<OsString>,
 
     /// The sources' format; by their content if not given
@@ -56,7 +59,7 @@ pub(crate) struct Args {
     no_create: bool,
 
     /// The target (with -n) reads zero everywhere already
-    #[arg(long, requires = "no_create")]
+    #[arg(long)]
     target_is_zero: bool,
 
     /// Zeros of at least so many bytes become holes, 4k if not given; 0: write everything
@@ -165,6 +168,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         return Err(Error::invalid("-o has no effect when skipping image creation")
             .hint("leave out -o or -n")
             .into());
+    }
+    if args.target_is_zero && !args.no_create {
+        return Err(Error::invalid("--target-is-zero requires use of -n flag").into());
     }
     let Some((target, sources)) = args.images.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Error::invalid("Must specify image file name").hint("name a source and a target").into());

@@ -72,8 +72,7 @@ fn line(entry: &MapEntry, out: &mut Output) -> cowhand::Result<()> {
         return Ok(());
     }
     let Some(offset) = entry.offset else {
-        return Err(Error::unsupported("File contains external, encrypted or compressed clusters.")
-            .hint("--output=json shows them"));
+        return Err(Error::unsupported("File contains external, encrypted or compressed clusters."));
     };
     let (start, length) = (entry.start, entry.length);
     writeln!(

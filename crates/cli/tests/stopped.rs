@@ -1,0 +1,116 @@
+//! What is left when the program is stopped, or has no room: the old target, untouched, and nothing else.
+#![allow(clippy::unwrap_used)] // These are tests, helpers included.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use common::{PROGRAM, bad, command, finish, good, names, noise, one_line, wait_until};
+
+const OLD: &[u8] = b"what was there before";
+
+/// A folder with a source of 4 MiB and an old target, and a conversion under way that would take a minute.
+fn under_way(words: &[&str]) -> (tempfile::TempDir, Child) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("source.raw"), noise(4 << 20)).unwrap();
+    fs::write(dir.path().join("target.qcow2"), OLD).unwrap();
+    let mut all = vec!["convert", "-r", "64k", "source.raw", "target.qcow2"];
+    all.extend(words);
+    let child = command(PROGRAM, dir.path(), &all).spawn().unwrap();
+    wait_until(|| partial(dir.path()).is_some_and(|name| size(&dir.path().join(name)) > 0));
+    assert!(partial(dir.path()).is_some(), "{:?}", names(dir.path()));
+    (dir, child)
+}
+
+fn partial(dir: &Path) -> Option<String> {
+    names(dir).into_iter().find(|name| name.starts_with(".target.qcow2.partial-"))
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.len())
+}
+
+fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
+#[test]
+fn an_interrupt_takes_the_partial_away() {
+    for name in ["INT", "TERM", "HUP"] {
+        let (dir, child) = under_way(&[]);
+        signal(&child, name);
+        let said = one_line(&finish(child), 130);
+        assert!(said.contains("stopped on request"), "{said}");
+        assert_eq!(names(dir.path()), ["source.raw", "target.qcow2"]);
+        assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
+    }
+}
+
+#[test]
+fn an_interrupt_leaves_the_partial_where_that_was_asked_for() {
+    let (dir, child) = under_way(&["--keep-partial"]);
+    signal(&child, "INT");
+    one_line(&finish(child), 130);
+    assert!(partial(dir.path()).is_some());
+    assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
+}
+
+#[test]
+fn a_kill_leaves_only_the_partial_name() {
+    let (dir, mut child) = under_way(&[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(names(dir.path()).len(), 3, "{:?}", names(dir.path()));
+    assert!(partial(dir.path()).is_some());
+    assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
+    // Nothing stands in the way of trying again.
+    good(dir.path(), &["convert", "--verify", "source.raw", "target.qcow2"]);
+}
+
+/// The limit of sizes stands for a full disk where no small file system can be mounted.
+#[test]
+fn at_the_file_size_limit_the_old_target_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("source.raw"), noise(4 << 20)).unwrap();
+    for target in ["target.raw", "target.qcow2", "target.vhd", "target.vhdx"] {
+        fs::write(dir.path().join(target), OLD).unwrap();
+        let script = format!("ulimit -f 2048; exec '{PROGRAM}' convert source.raw {target}");
+        let output = finish(command("sh", dir.path(), &["-c", &script]).spawn().unwrap());
+        let said = one_line(&output, 1);
+        assert!(said.contains("File too large"), "{said}");
+        assert_eq!(names(dir.path()), ["source.raw", target]);
+        assert_eq!(fs::read(dir.path().join(target)).unwrap(), OLD);
+        fs::remove_file(dir.path().join(target)).unwrap();
+    }
+}
+
+#[test]
+fn on_a_full_disk_the_old_target_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("source.raw"), noise(4 << 20)).unwrap();
+    let small = dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "none"]).arg(&small).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        println!("skipped: a small file system cannot be mounted here");
+        return;
+    }
+    let target = small.join("target.qcow2");
+    let name = target.to_str().unwrap();
+    fs::write(&target, OLD).unwrap();
+    let said = std::panic::catch_unwind(|| {
+        let said = bad(dir.path(), &["convert", "source.raw", name], 1);
+        let created = bad(dir.path(), &["create", "-f", "raw", "-o", "preallocation=full", name, "4M"], 1);
+        (said, created, names(&small), fs::read(&target).unwrap())
+    });
+    let gone = Command::new("umount").arg(&small).status().unwrap();
+    assert!(gone.success());
+    let (said, created, left, old) = said.unwrap();
+    assert!(said.contains("No space left on device"), "{said}");
+    assert!(created.contains("No space left on device"), "{created}");
+    assert_eq!(left, ["target.qcow2"]);
+    assert_eq!(old, OLD);
+}

@@ -22,7 +22,7 @@ pub struct Mapped {
     pub len: u64,
     /// `Hole` where no layer says anything (it reads zero).
     pub kind: Kind,
-    /// The layer that decides, 0 being the top; the last layer for a `Hole`.
+    /// The layer that decides, 0 being the top; for a `Hole` the last layer that is long enough to be asked.
     pub depth: usize,
     /// The bytes are stored compressed.
     pub compressed: bool,
@@ -108,6 +108,7 @@ impl Image {
         for (depth, link) in links.iter().enumerate() {
             let size = link.layer.size();
             if at >= size {
+                let depth = depth.saturating_sub(1);
                 return Ok(Mapped { len, kind: Kind::Hole, depth, compressed: false, host: None });
             }
             let found = link.layer.extent(at, len.min(size - at)).map_err(|error| error.image(&link.name))?;

@@ -48,7 +48,12 @@ impl<'a> Concat<'a> {
     pub(crate) fn extent(&self, at: u64, max: u64) -> Result<(Mapped, &'a Image)> {
         let (start, image) = self.part(at)?;
         let inside = at - start;
-        Ok((image.extent_above(inside, max.min(image.size() - inside), self.depth)?, image))
+        let mut mapped = image.extent_above(inside, max.min(image.size() - inside), self.depth)?;
+        if mapped.kind == Kind::Hole && mapped.depth + 1 < self.depth.min(image.links().len()) {
+            // A layer ended before the last one that counts: what lies below that one is hidden, and reads zero.
+            mapped.kind = Kind::Zero;
+        }
+        Ok((mapped, image))
     }
 
     pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -297,7 +302,12 @@ mod tests {
             for (len, kind) in &self.runs {
                 if at < start + len {
                     let host = (*kind == Kind::Data).then_some(at + 4096);
-                    return Ok(Extent { len: max.min(start + len - at), kind: *kind, compressed: false, host });
+                    return Ok(Extent {
+                        len: max.min(start + len - at),
+                        kind: *kind,
+                        compressed: false,
+                        host,
+                    });
                 }
                 start += len;
             }
@@ -346,7 +356,11 @@ mod tests {
                     match piece.what {
                         What::Data => {}
                         What::Verbatim { host, .. } => {
-                            assert_eq!((mapped.kind, mapped.host), (Kind::Data, Some(host + here - at)), "seed {seed}");
+                            assert_eq!(
+                                (mapped.kind, mapped.host),
+                                (Kind::Data, Some(host + here - at)),
+                                "seed {seed}"
+                            );
                         }
                         What::Zero => assert_eq!(mapped.kind, Kind::Zero, "seed {seed}"),
                         What::Hole => assert_eq!(mapped.kind, Kind::Hole, "seed {seed}"),

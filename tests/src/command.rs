@@ -1,11 +1,18 @@
 //! Foreign programs, each with a time limit and its output caught.
+//!
+//! They are not started by the test process itself: a process that forks while another of its threads has an image
+//! open hands the image's locks to the child for a moment, and who opens that image next finds it locked. So some
+//! helper processes (`probe serve`), started before any image is open, start what is to be run.
 
 use std::ffi::OsStr;
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -27,17 +34,170 @@ impl Ran {
     }
 }
 
-/// Runs a program to its end, for at most a minute.
+/// Runs a program to its end, for at most a minute. Of `command` the program and its arguments count.
 pub fn run(command: &mut Command) -> Ran {
-    let shown = format!("{command:?}");
-    let mut child = command
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot run {shown}: {error}"));
+    let answer = Helper::take().ask(&request(command, false));
+    if let Some(error) = answer["failed"].as_str() {
+        panic!("{command:?}: {error}");
+    }
+    let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+    let code = answer["code"].as_i64().and_then(|code| code.try_into().ok());
+    Ran { code, out: text("out"), err: text("err") }
+}
+
+/// A program that runs until this is dropped; then it is killed.
+#[derive(Debug)]
+pub struct Background {
+    helper: Helper,
+    id: u32,
+    /// The first line it printed.
+    pub line: String,
+}
+
+impl Background {
+    /// Starts it. With `line`, waits until it has printed one.
+    pub fn start(command: &mut Command, line: bool) -> Background {
+        let mut helper = Helper::take();
+        let mut request = request(command, true);
+        request["line"] = line.into();
+        let answer = helper.ask(&request);
+        let id = answer["id"].as_u64().unwrap_or_else(|| panic!("{command:?}: {answer}"));
+        let line = answer["line"].as_str().unwrap_or_default().to_owned();
+        Background { helper, id: id.try_into().unwrap(), line }
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.helper.ask(&Value::Null);
+    }
+}
+
+fn request(command: &Command, hold: bool) -> Value {
+    let text = |text: &OsStr| text.to_str().expect("arguments in UTF-8").to_owned();
+    let args: Vec<String> = command.get_args().map(text).collect();
+    json!({ "program": text(command.get_program()), "args": args, "hold": hold })
+}
+
+/// A helper process, given back when this is dropped.
+#[derive(Debug)]
+struct Helper(Option<Pipes>);
+
+#[derive(Debug)]
+struct Pipes {
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    idle: Mutex<Vec<Pipes>>,
+    given_back: Condvar,
+}
+
+/// Starts the helpers, once. To be called before an image is opened.
+pub(crate) fn start_helpers() {
+    pool();
+}
+
+fn pool() -> &'static Pool {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    POOL.get_or_init(|| {
+        let helpers = 2 * thread::available_parallelism().map_or(2, usize::from) + 6;
+        Pool { idle: Mutex::new((0..helpers).map(|_| Pipes::start()).collect()), given_back: Condvar::new() }
+    })
+}
+
+/// This package's program, which Cargo puts beside the folder of the test programs.
+pub fn probe_program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().find(|folder| folder.join("probe").is_file());
+    folder.expect("the program 'probe' of this package, built with its tests").join("probe")
+}
+
+impl Pipes {
+    fn start() -> Pipes {
+        let mut command = Command::new(probe_program());
+        command.arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped());
+        // It ends by itself when its input ends, which is when this process does.
+        let child = command.spawn().unwrap();
+        Pipes { to: child.stdin.unwrap(), from: BufReader::new(child.stdout.unwrap()) }
+    }
+}
+
+impl Helper {
+    fn take() -> Helper {
+        let pool = pool();
+        let mut idle = pool.idle.lock().unwrap();
+        loop {
+            match idle.pop() {
+                Some(pipes) => return Helper(Some(pipes)),
+                None => idle = pool.given_back.wait(idle).unwrap(),
+            }
+        }
+    }
+
+    fn ask(&mut self, request: &Value) -> Value {
+        let pipes = self.0.as_mut().unwrap();
+        writeln!(pipes.to, "{request}").unwrap();
+        let mut line = String::new();
+        pipes.from.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let pool = pool();
+        pool.idle.lock().unwrap().extend(self.0.take());
+        pool.given_back.notify_one();
+    }
+}
+
+/// The helper's side: runs what it is asked to, a line of JSON for each, until its input ends.
+pub fn serve() {
+    let mut held: Option<Child> = None;
+    for line in std::io::stdin().lines() {
+        let request: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let answer = if request.is_null() { Ok(json!({})) } else { obey(&request, &mut held) };
+        if request.is_null() {
+            end(&mut held);
+        }
+        let answer = answer.unwrap_or_else(|error| json!({ "failed": error.to_string() }));
+        let mut out = std::io::stdout();
+        writeln!(out, "{answer}").unwrap();
+        out.flush().unwrap();
+    }
+    end(&mut held);
+}
+
+fn end(held: &mut Option<Child>) {
+    if let Some(mut child) = held.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn obey(request: &Value, held: &mut Option<Child>) -> std::io::Result<Value> {
+    let mut command = Command::new(request["program"].as_str().unwrap());
+    command.args(request["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()));
+    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
     let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    if request["hold"] == true {
+        let mut line = String::new();
+        if request["line"] == true {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let id = child.id();
+        *held = Some(child);
+        return Ok(json!({ "id": id, "line": line }));
+    }
     let read_all = |pipe: &mut dyn Read| {
         let mut bytes = Vec::new();
         let _ = pipe.read_to_end(&mut bytes);
@@ -46,48 +206,25 @@ pub fn run(command: &mut Command) -> Ran {
     thread::scope(|scope| {
         let out = scope.spawn(move || read_all(&mut stdout));
         let err = scope.spawn(move || read_all(&mut stderr));
-        let code = wait(&mut child, &shown);
-        Ran { code, out: out.join().unwrap(), err: err.join().unwrap() }
+        let code = wait(&mut child)?;
+        Ok(json!({ "code": code, "out": out.join().unwrap(), "err": err.join().unwrap() }))
     })
 }
 
-fn wait(child: &mut Child, shown: &str) -> Option<i32> {
+fn wait(child: &mut Child) -> std::io::Result<Option<i32>> {
     let began = Instant::now();
     let mut pause = Duration::from_micros(500);
     loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code();
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code());
         }
         if began.elapsed() > LIMIT {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("still ran after {LIMIT:?}: {shown}");
+            return Err(std::io::Error::other(format!("still ran after {LIMIT:?}")));
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
-    }
-}
-
-/// A program that runs until this is dropped.
-#[derive(Debug)]
-pub struct Background(Child);
-
-impl Background {
-    /// Starts it.
-    pub fn start(command: &mut Command) -> Background {
-        Background(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    /// Its process.
-    pub fn id(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -63,6 +63,18 @@ impl Content {
         Content { name, size, runs: Vec::new() }
     }
 
+    /// Under another name.
+    #[must_use]
+    pub fn named(self, name: &'static str) -> Content {
+        Content { name, ..self }
+    }
+
+    /// With a hole behind it, up to `size` bytes.
+    #[must_use]
+    pub fn grown(self, size: u64) -> Content {
+        Content { size, ..self }
+    }
+
     /// With these bytes there.
     #[must_use]
     pub fn with(mut self, at: u64, bytes: Vec<u8>) -> Content {

@@ -119,7 +119,8 @@ pub fn assert_qemu_accepts(image: &Path, format: &str, raw: &Path) {
 ///
 /// Known differences, which are taken away before comparing:
 /// - how runs are cut: neighbours that are alike are joined in both;
-/// - `present` and `zero` of a run that no layer holds.
+/// - `qemu-img` looks for holes of the file below a qcow2's data clusters, and says both `data` and `zero` of them;
+/// - the `offset` of a subcluster that is not there, in a cluster that is.
 pub fn assert_map_agrees(image: &Image, path: &Path, format: &str) {
     let theirs = qemu_img(["map", "--output=json", "-f", format, path.to_str().unwrap()]);
     let theirs: Vec<serde_json::Value> = serde_json::from_str(&theirs).unwrap();
@@ -156,10 +157,10 @@ fn joined(entries: &[serde_json::Value]) -> Vec<Run> {
             length: number("length"),
             depth: number("depth"),
             present: flag("present", true),
-            zero: flag("zero", false),
+            zero: flag("zero", false) && !flag("data", false),
             data: flag("data", false),
             compressed: flag("compressed", false),
-            offset: entry.get("offset").and_then(serde_json::Value::as_u64),
+            offset: entry.get("offset").and_then(serde_json::Value::as_u64).filter(|_| flag("present", true)),
         };
         if let Some(last) = runs.last_mut() {
             let moved = |run: &Run, by: u64| run.offset.map(|offset| offset + by);

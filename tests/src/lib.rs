@@ -13,7 +13,7 @@ mod probe;
 mod samples;
 mod watch;
 
-pub use command::{Background, Ran, qemu_img, qemu_io, qemu_version, run, try_qemu_img};
+pub use command::{Background, Ran, probe_program, qemu_img, qemu_io, qemu_version, run, serve, try_qemu_img};
 pub use content::{Content, Rng, contents, fast_contents};
 pub use disk::{
     assert_holds, assert_map_agrees, assert_qemu_accepts, assert_same, file_sha256, guest_sha256, options,
@@ -24,8 +24,9 @@ pub use probe::{Probed, probe};
 pub use samples::{Sample, samples};
 pub use watch::Watch;
 
-/// A folder that goes away with the test.
+/// A folder that goes away with the test. Every test begins with it.
 pub fn temp() -> tempfile::TempDir {
+    command::start_helpers();
     tempfile::Builder::new().prefix("cowhand-tests-").tempdir().expect("a temporary folder")
 }
 

@@ -5,13 +5,15 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::command::run;
+use crate::command::{probe_program, run};
 
 /// What an operation in a process of its own came to.
 #[derive(Clone, Debug)]
 pub struct Probed {
     /// What it answered; `None`: it failed.
     pub ok: Option<Value>,
+    /// It could be opened; what failed came later.
+    pub opened: bool,
     /// The kind of error, as it is spelt in Rust; empty if there was none.
     pub kind: String,
     /// The error's text.
@@ -22,9 +24,9 @@ pub struct Probed {
     pub peak_kib: u64,
 }
 
-/// Runs the program `probe` at `exe`. Panics where it did not end by itself, or ended by a panic.
-pub fn probe<A: AsRef<OsStr>>(exe: &str, args: impl IntoIterator<Item = A>) -> Probed {
-    let mut command = Command::new(exe);
+/// Runs the program `probe`. Panics where it did not end by itself, or ended by a panic.
+pub fn probe<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Probed {
+    let mut command = Command::new(probe_program());
     command.args(args);
     let ran = run(&mut command);
     assert!(ran.ok() && ran.err.is_empty(), "{command:?} ended with {:?}:\n{}", ran.code, ran.err);
@@ -32,6 +34,7 @@ pub fn probe<A: AsRef<OsStr>>(exe: &str, args: impl IntoIterator<Item = A>) -> P
     let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
     Probed {
         ok: answer.get("ok").cloned(),
+        opened: answer["opened"] == true,
         kind: text("kind"),
         message: text("message"),
         ms: answer["ms"].as_u64().unwrap(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::command::run;
+use crate::command::{run, start_helpers};
 
 /// One line of the manifest, and where its file was unpacked.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,7 @@ pub struct Sample {
 
 /// All samples, unpacked once into `target`. Empty where they are not at hand, or cannot be unpacked: says so.
 pub fn samples() -> Vec<Sample> {
+    start_helpers();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace");
     let from = root.join("../shared/samples");
     let Ok(manifest) = std::fs::read_to_string(from.join("MANIFEST.tsv")) else {

@@ -1,1 +1,110 @@
-//! x
+//! What must hold of every hostile image: the right verdict, in little time and memory, with nothing changed.
+
+use std::path::{Path, PathBuf};
+
+use cowhand_tests::{Probed, file_sha256, for_all, probe};
+
+/// The most that one operation may take, in milliseconds and in KiB.
+const TIME: u64 = 2000;
+const MEMORY: u64 = 256 << 10;
+
+/// What opening and reading all of an image must come to.
+#[derive(Clone, Debug)]
+pub(crate) enum Verdict {
+    /// An error when it is opened; the text holds this.
+    AtOpen(&'static str),
+    /// It opens, and reading fails with an error whose text holds this.
+    OnRead(&'static str),
+    /// An error in either place: what cannot be told from the tables' heads alone.
+    Somewhere,
+    /// It opens and reads.
+    Fine,
+}
+
+/// What the gate must say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Gate {
+    /// It may say anything, as long as it says something: the damage lies where no stream can be judged by.
+    Any,
+    /// `unsafe`, `ambiguous` or `unreadable`.
+    Refuses,
+    /// `ambiguous`.
+    Ambiguous,
+    /// `safe`.
+    Safe,
+}
+
+/// An image and what must come of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) image: PathBuf,
+    /// Further words for `probe`.
+    pub(crate) how: Vec<String>,
+    pub(crate) verdict: Verdict,
+    pub(crate) gate: Gate,
+}
+
+/// Judges all.
+pub(crate) fn judge(cases: &[Case]) {
+    for_all(cases, |case| case.name.clone(), judge_one);
+}
+
+fn bounded(what: &str, probed: &Probed) {
+    // The limit is for a machine that does nothing else; tests share theirs.
+    assert!(probed.ms <= 2 * TIME, "{what} took {} ms", probed.ms);
+    assert!(probed.peak_kib <= MEMORY, "{what} took {} KiB", probed.peak_kib);
+    let text = &probed.message;
+    assert!(!text.chars().any(char::is_control), "{what}: control characters in {text:?}");
+}
+
+fn judge_one(case: &Case) {
+    let before = file_sha256(&case.image);
+    let words = |verb: &str| {
+        let image = case.image.to_str().unwrap().to_owned();
+        [vec![verb.to_owned(), image], case.how.clone()].concat()
+    };
+    let read = probe(words("read"));
+    bounded("reading", &read);
+    bounded("info", &probe(words("info")));
+    let seen = probe([Path::new("inspect"), &case.image]);
+    bounded("inspect", &seen);
+    assert_eq!(file_sha256(&case.image), before, "the image was changed");
+
+    let text = &read.message;
+    let failed = read.ok.is_none();
+    match &case.verdict {
+        Verdict::Fine => assert!(!failed, "{}: {text}", read.kind),
+        Verdict::AtOpen(part) => {
+            assert!(failed && !read.opened, "it opened: {:?} {text}", read.ok);
+            is_clear(case, &read, part);
+        }
+        Verdict::OnRead(part) => {
+            assert!(failed, "it was read: {:?}", read.ok);
+            assert!(read.opened, "it did not even open: {text}");
+            is_clear(case, &read, part);
+        }
+        Verdict::Somewhere => {
+            assert!(failed, "it was read: {:?}", read.ok);
+            is_clear(case, &read, "");
+        }
+    }
+    let verdict = seen.ok.as_ref().map_or("unreadable", |report| report["verdict"].as_str().unwrap());
+    let right = match case.gate {
+        Gate::Any => true,
+        Gate::Refuses => verdict != "safe",
+        Gate::Ambiguous => verdict == "ambiguous",
+        Gate::Safe => verdict == "safe",
+    };
+    assert!(right, "inspect says {:?}, and not {:?}", seen.ok, case.gate);
+}
+
+/// The error is of the image's making, and names image and part.
+fn is_clear(case: &Case, read: &Probed, part: &str) {
+    let text = &read.message;
+    let kinds = ["Corrupt", "Unsupported", "Ambiguous", "Changed"];
+    assert!(kinds.contains(&read.kind.as_str()), "{}: {text}", read.kind);
+    assert!(text.to_lowercase().contains(&part.to_lowercase()), "'{part}' is not in: {text}");
+    let name = case.image.file_name().unwrap().to_str().unwrap();
+    assert!(text.contains(name), "the image is not named: {text}");
+}

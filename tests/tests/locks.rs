@@ -14,7 +14,7 @@ fn held_by_qemu(image: &Path, format: &str, for_reading: bool) -> Background {
     if for_reading {
         command.arg("-r");
     }
-    let holder = Background::start(command.args(["-c", "sleep 50000"]).arg(image));
+    let holder = Background::start(command.args(["-c", "sleep 50000"]).arg(image), false);
     let began = Instant::now();
     let access = if for_reading { Access::Write } else { Access::Read };
     while FileStorage::open(image, access, Lock::Default, Cache::Writeback).is_ok() {

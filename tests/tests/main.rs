@@ -16,6 +16,3 @@ mod real_samples;
 mod theirs;
 mod verbs;
 mod whole_or_none;
-
-/// This package's program that does one operation in a process of its own.
-const PROBE: &str = env!("CARGO_BIN_EXE_probe");

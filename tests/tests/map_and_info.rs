@@ -66,6 +66,7 @@ fn map_of_a_part() {
 ///
 /// Known differences, which are taken away before comparing:
 /// - `actual-size`, which may change between the two looks;
+/// - `format-specific` of VHD and VHDX, of which `qemu-img` says nothing;
 /// - `children`, whose order of keys and file node only QEMU 8 and later print.
 fn assert_info_agrees(image: &Path, format: &str) {
     let theirs = qemu_img(["info", "--output=json", "-f", format, image.to_str().unwrap()]);
@@ -76,6 +77,9 @@ fn assert_info_agrees(image: &Path, format: &str) {
         let object = value.as_object_mut().unwrap();
         object.remove("actual-size");
         object.remove("children");
+        if format != "qcow2" {
+            object.remove("format-specific");
+        }
         value
     };
     let (theirs, ours) = (plain(theirs), plain(ours));

@@ -6,8 +6,22 @@ use cowhand_tests::{Sample, file_sha256, for_all, guest_sha256, samples, temp};
 /// Hashing more than this takes too long for every run.
 const LARGE: u64 = 8 << 30;
 
+/// Where the manifest has what one reader made of it, and that reader was wrong: its hash and the right one.
+///
+/// `fat-differential.vhd`: libvhdi takes sector 186 from the child (zeros), although its bit in the sector bitmap is 0
+/// (byte 23 is 0xcb). The parent's sector 186 holds the 12 bytes of WPSettings.dat, whose directory entry both have.
+const CORRECTIONS: &[(&str, &str)] = &[(
+    "79f1d5f809a97916a61cb0d6f0e6c42665cb92eb7cb410eeb5d599c06e46f177",
+    "f4b61a33ee2f7e8c19f737792a4107e46340026a9a829e4169b751901cc3ef02",
+)];
+
 fn disks() -> Vec<Sample> {
     let mut disks: Vec<Sample> = samples().into_iter().filter(|sample| !sample.sha256_guest.is_empty()).collect();
+    for disk in &mut disks {
+        if let Some((_, right)) = CORRECTIONS.iter().find(|(wrong, _)| *wrong == disk.sha256_guest) {
+            disk.sha256_guest = (*right).to_owned();
+        }
+    }
     // The longest first, so that none is waited for at the end.
     disks.sort_by_key(|sample| std::cmp::Reverse(sample.virtual_size));
     disks

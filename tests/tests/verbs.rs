@@ -48,7 +48,7 @@ fn into_an_existing_image() {
 #[test]
 fn into_an_existing_image_that_is_zero() {
     let folder = temp();
-    let new = Content::striped("new", 2 << 20, 32 << 10, 2).raw_in(folder.path());
+    let new = Content::striped("new", 2 << 20, 64 << 10, 2).raw_in(folder.path());
     let target = folder.path().join("target.qcow2");
     cowhand::create(&target, &Create::new("qcow2", 2 << 20)).unwrap();
     quietly(&Convert { no_create: true, target_is_zero: true, ..to("qcow2", &new, &target) });
@@ -233,11 +233,13 @@ fn an_external_data_file() {
     let raw = Content::striped("source", (2 << 20) + 512, 64 << 10, 1).raw_in(folder.path());
     for how in ["", ",data_file_raw=on", ",cluster_size=4k", ",extended_l2=on"] {
         let target = folder.path().join("target.qcow2");
-        let how = Convert { options: options(&format!("data_file=the.data{how}")), verify: true, ..to("qcow2", &raw, &target) };
+        // qemu-img takes a relative name from its own folder, and not the image's.
+        let how = format!("data_file={}{how}", folder.path().join("the.data").display());
+        let how = Convert { options: options(&how), verify: true, ..to("qcow2", &raw, &target) };
         quietly(&how);
         assert_holds(&open(&target), &raw);
         let ran = try_qemu_img(["info", target.to_str().unwrap()]);
-        assert!(ran.out.contains("data file: the.data"), "{}{}", ran.out, ran.err);
+        assert!(ran.out.contains("data file: ") && ran.out.contains("the.data"), "{}{}", ran.out, ran.err);
         assert_qemu_accepts(&target, "qcow2", &raw);
         if how.options.iter().any(|(name, _)| name == "data_file_raw") {
             let data = folder.path().join("the.data");
@@ -252,13 +254,13 @@ fn compare_says_what_qemu_img_compare_says() {
     let base = Content::striped("base", 2 << 20, 64 << 10, 1);
     let raw = base.raw_in(folder.path());
     let variants = [
-        (base.clone().with(1_234_567, vec![0x55]), Some(1_234_567 / 512 * 512)),
-        (Content { name: "same", ..base.clone() }, None),
-        (Content { name: "longer", size: 3 << 20, ..base.clone() }, None),
-        (Content { name: "longer and not zero", size: 3 << 20, ..base.clone() }.with((3 << 20) - 1, vec![1]), Some((3 << 20) - 512)),
+        (base.clone().named("changed").with(1_234_567, vec![0x55]), Some(1_234_567 / 512 * 512)),
+        (base.clone().named("same"), None),
+        (base.clone().named("longer").grown(3 << 20), None),
+        (base.named("more").grown(3 << 20).with((3 << 20) - 1, vec![1]), Some((3 << 20) - 512)),
     ];
-    for (n, (variant, wanted)) in variants.into_iter().enumerate() {
-        let other_raw = Content { name: ["v0", "v1", "v2", "v3"][n], ..variant }.raw_in(folder.path());
+    for (variant, wanted) in variants {
+        let other_raw = variant.raw_in(folder.path());
         for format in ["raw", "qcow2", "vhdx"] {
             let other = other_raw.with_extension(format);
             if format != "raw" {

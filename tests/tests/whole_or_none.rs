@@ -1,15 +1,14 @@
 //! A target is whole or not there; what bore its name before is untouched by any failure.
 
 use std::fs::{File, Permissions};
-use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowhand::{Convert, Create, ErrorKind, Open, Progress, Quiet};
-use cowhand_tests::{Content, assert_holds, assert_qemu_accepts, options, qemu_img, run, temp};
+use cowhand_tests::{Background, Content, assert_holds, assert_qemu_accepts, options, probe_program, qemu_img, run, temp};
 
 /// The formats that a target can have.
 const FORMATS: [&str; 4] = ["raw", "qcow2", "vpc", "vhdx"];
@@ -139,18 +138,10 @@ fn killed_it_leaves_the_partial_name_alone() {
         let source = source(elsewhere.path());
         let target = folder.path().join(format!("target.{format}"));
         std::fs::write(&target, b"what was there before").unwrap();
-        let mut child = Command::new(crate::PROBE)
-            .arg("convert")
-            .args([&source, &target])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(line, "half\n");
+        let mut command = Command::new(probe_program());
+        let killed = Background::start(command.arg("convert").args([&source, &target]), true);
+        assert_eq!(killed.line, "half\n");
+        drop(killed);
         let left = names(folder.path());
         let name = target.file_name().unwrap().to_str().unwrap();
         assert_eq!(left.len(), 2, "{left:?}");

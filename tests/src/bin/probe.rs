@@ -1,6 +1,7 @@
 //! One operation of the library in a process of its own, so that a test can limit its time, see its memory, and kill it.
 //!
-//! `probe read|info|inspect PATH [name=value ...]`, `probe convert SOURCE TARGET`; the answer is one line of JSON.
+//! `probe read|info PATH [name=value ...]`, `probe inspect PATH`, `probe convert SOURCE TARGET`: the answer is one line of
+//! JSON. `probe serve` runs other programs for a test.
 
 // Part of the tests.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -8,22 +9,32 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cowhand::{Convert, Kind, Open, Policy, Progress, Result};
+use cowhand::{
+    Access, Cache, Compat, Convert, FileStorage, Kind, Lock, Open, Policy, Progress, Result, inspect,
+};
 use serde_json::{Value, json};
+
+/// The disk could be opened; what failed was reading it.
+static OPENED: AtomicBool = AtomicBool::new(false);
 
 /// Data that is read of one image; a hostile one may claim more than there is time for.
 const MOST: u64 = 256 << 20;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args[0] == "serve" {
+        return cowhand_tests::serve();
+    }
     let path = Path::new(&args[1]);
     let began = Instant::now();
     let done = match args[0].as_str() {
         "read" => read(path, &how(&args[2..])),
         "info" => cowhand::info(path, &how(&args[2..]), true)
             .map(|infos| json!(infos.iter().map(cowhand::Info::to_json).collect::<Vec<_>>())),
+        "inspect" => inspect(path),
         "convert" => convert(path, Path::new(&args[2])),
         other => panic!("probe cannot '{other}'"),
     };
@@ -32,6 +43,7 @@ fn main() {
         Ok(value) => answer["ok"] = value,
         Err(error) => {
             answer["kind"] = format!("{:?}", error.kind()).into();
+            answer["opened"] = OPENED.load(Ordering::Relaxed).into();
             answer["message"] = error.to_string().into();
         }
     }
@@ -56,6 +68,7 @@ fn how(words: &[String]) -> Open {
 
 fn read(path: &Path, how: &Open) -> Result<Value> {
     let disk = cowhand::open(path, how)?;
+    OPENED.store(true, Ordering::Relaxed);
     let mut buf = vec![0; 1 << 20];
     let (mut at, mut done, mut extents) = (0, 0, 0_u64);
     while at < disk.size() {
@@ -86,6 +99,17 @@ impl Progress for Pause {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// The report on a file, seen as a stream and as a storage: they must be the same.
+fn inspect(path: &Path) -> Result<Value> {
+    let failed = |error| cowhand::Error::io("cannot open", error);
+    let mut stream = std::fs::File::open(path).map_err(failed)?;
+    let streamed = inspect::inspect(&mut stream, Compat::Strict)?.to_json();
+    let storage = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?;
+    let stored = inspect::inspect_storage(&storage, Compat::Strict)?.to_json();
+    assert_eq!(streamed, stored);
+    Ok(streamed)
 }
 
 fn convert(source: &Path, target: &Path) -> Result<Value> {

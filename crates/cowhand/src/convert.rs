@@ -1,6 +1,5 @@
 //! `convert`: the content of any disk into a new image of any format, whole or not at all.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +14,10 @@ use crate::compare::{Difference, compare_sources};
 use crate::create::Base;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, Piece, Plan, What};
-use crate::progress::{Progress, Quiet};
+use crate::progress::Progress;
 use crate::registry;
-use crate::target::{Target, TargetFiles};
+use crate::resolve::Watched;
+use crate::target::{Target, TargetFiles, refuse_one_of};
 
 /// What is to be converted, and how.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ pub struct Convert {
     pub target_is_zero: bool,
     /// Write compressed clusters.
     pub compress: bool,
-    /// Runs of zeros of at least so many bytes become holes; `Some(0)`: none do, everything is written. `None`: 4 KiB,
+    /// Runs of zeros of at least so many bytes (at most 16 MiB) become holes; `Some(0)`: none do, everything is written. `None`: 4 KiB,
     /// and data that can be shared with the source by the file system is, without being looked at.
     pub sparse: Option<u64>,
     /// Threads; `None`: as many as there are processors, at most 8.
@@ -99,12 +99,18 @@ pub(crate) const PIECE: u64 = 1 << 20;
 /// Most guest bytes that are shared by one call: the file system does it at once, but progress should still move.
 const CLONE: u64 = 64 << 20;
 const SPARSE: u64 = 4096;
+/// The longest run of zeros that can be asked for: so much is held in memory by each thread.
+const MAX_SPARSE: u64 = 16 << 20;
 
 /// Converts. Errors leave no target, and the one that was there before untouched; a device, and an image written with
 /// `no_create`, excepted.
 pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
     if how.sources.is_empty() {
         return Err(Error::invalid("nothing to convert").hint("name a source and a target"));
+    }
+    if how.sparse.is_some_and(|sparse| sparse > MAX_SPARSE) {
+        return Err(Error::invalid("runs of zeros are looked for up to 16 MiB")
+            .hint("choose a size up to 16M, or 0 to write everything"));
     }
     let sources: Vec<Opened> = how.sources.iter().map(|path| open(path, &how.open)).collect::<Result<_>>()?;
     let mut done = if how.no_create {
@@ -122,7 +128,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
         None => registry::format_for_target(&how.target)?,
     };
     let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
-    let content: u64 = sources.iter().map(|source| source.size()).sum();
+    let content = total(sources)?;
     let size = base.size().unwrap_or(content);
     let named = |error: Error| error.image(how.target.display());
     if size < content {
@@ -133,15 +139,19 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     let backing = base.open(&how.target, &how.open)?;
     refuse_own_source(how, sources, backing.as_ref())?;
     let target = Target::begin(&how.target, how.cache, how.keep_partial)?;
-    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial);
+    let read = read_by(sources, backing.as_ref());
+    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
     let layer = base.make(format, target.storage().clone(), &files, size).map_err(named)?;
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let written = chain(&how.target, layer, format, &below)?;
 
-    let mut job = Job::new(how, &written, base.has_backing());
+    let shared = shared_below(how, sources, backing.as_ref());
+    let mut job = Job::new(how, &written, shared.is_some());
     job.reads_zero = !base.has_backing() && (!target.is_device() || how.target_is_zero);
+    job.rest_must_be_zero = backing.as_ref().is_some_and(|backing| backing.size() > content);
     job.whole_blocks = target.is_device();
-    let source = above_shared(Concat::new(sources.iter().map(|source| &**source)), sources, backing.as_ref());
+    let source =
+        Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
     job.run(&source, progress)?;
     written.close()?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
@@ -150,7 +160,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
 
     if how.verify {
         let layer = format.open(target.storage().clone(), &files, &OpenOptions::default()).map_err(named)?;
-        verify(how, sources, &chain(&how.target, layer, format, &below)?)?;
+        verify(how, sources, &chain(&how.target, layer, format, &below)?, progress)?;
         done.verified = true;
     }
     done.warnings = check_sources(how, sources)?;
@@ -170,7 +180,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
     };
     refuse_own_source(how, sources, None)?;
     let target = open(&how.target, &target_how)?;
-    let content: u64 = sources.iter().map(|source| source.size()).sum();
+    let content = total(sources)?;
     if target.size() < content {
         return Err(Error::invalid(format!(
             "is too small: {} bytes for the source's {content}",
@@ -178,7 +188,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
         ))
         .image(how.target.display()));
     }
-    let mut job = Job::new(how, &target, target.links().len() > 1);
+    let mut job = Job::new(how, &target, false);
     job.reads_zero = how.target_is_zero;
     job.rest_must_be_zero = !how.target_is_zero;
     job.run(&Concat::new(sources.iter().map(|source| &**source)), progress)?;
@@ -188,7 +198,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
     if how.verify {
         let again = Open { writable: false, ..target_how };
         drop(target);
-        verify(how, sources, &*open(&how.target, &again)?)?;
+        verify(how, sources, &*open(&how.target, &again)?, progress)?;
         done.verified = true;
     }
     done.warnings = check_sources(how, sources)?;
@@ -200,31 +210,42 @@ fn chain(path: &Path, layer: Arc<dyn Layer>, format: &dyn Format, below: &[Link]
     Image::new(std::iter::once(top).chain(below.iter().cloned()).collect())
 }
 
-/// A target that is one of the source's files would replace what is being read. To be asked before the target is
-/// opened: its lock and the source's exclude each other, and would only say that somebody uses it.
+/// To be asked before the target is opened: its lock and the source's exclude each other, and would only say that
+/// somebody uses it.
 fn refuse_own_source(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> Result<()> {
-    let Ok(target) = std::fs::metadata(&how.target) else { return Ok(()) };
-    let files = sources.iter().chain(backing).flat_map(|source| source.watched());
-    for file in files {
-        if (file.identity.device, file.identity.inode) == (target.dev(), target.ino()) {
-            return Err(Error::invalid(format!("is part of what is read here ('{}')", file.name))
-                .image(how.target.display())
-                .hint("choose another name for the target"));
-        }
-    }
-    Ok(())
+    refuse_one_of(&how.target, &read_by(sources, backing))
 }
 
-/// Where the target stands on a layer of the source's own chain, only the layers above that one count.
-fn above_shared<'a>(content: Concat<'a>, sources: &[Opened], backing: Option<&Opened>) -> Concat<'a> {
-    let (Some(backing), [source]) = (backing, sources) else { return content };
-    let id =
-        |link: &Link| link.layer.host().identity().ok().map(|identity| (identity.device, identity.inode));
-    let wanted = backing.links().first().and_then(id);
-    match source.links().iter().position(|link| wanted.is_some() && id(link) == wanted) {
-        Some(depth) => content.above(depth),
-        None => content,
-    }
+fn read_by(sources: &[Opened], backing: Option<&Opened>) -> Vec<Watched> {
+    sources.iter().chain(backing).flat_map(|source| source.watched()).collect()
+}
+
+/// How many layers of the source stand above what the target stands on too, so that their holes may stay holes.
+/// `None`: the target stands on something else, and every byte of the source counts.
+fn shared_below(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> Option<usize> {
+    let (Some(backing), [source]) = (backing, sources) else { return None };
+    let chain = |links: &[Link]| -> Option<Vec<_>> {
+        let file = |link: &Link| {
+            let identity = link.layer.host().identity().ok()?;
+            Some((identity.device, identity.inode, link.format))
+        };
+        links.iter().map(file).collect()
+    };
+    let (all, wanted) = (chain(source.links())?, chain(backing.links())?);
+    let depth = all.len().checked_sub(wanted.len()).filter(|depth| all.get(*depth..) == Some(&wanted))?;
+    // An earlier state of the file is another content.
+    let other_state = depth == 0 && how.open.snapshot.is_some();
+    // Past the end of a layer in between the source is zero, and what they share does not show.
+    let reach = source.size().min(backing.size());
+    let cut = source.links().iter().take(depth).any(|link| link.layer.size() < reach);
+    (!other_state && !cut).then_some(depth)
+}
+
+/// Guest bytes of all sources.
+fn total(sources: &[Opened]) -> Result<u64> {
+    let sum = sources.iter().try_fold(0, |sum: u64, source| sum.checked_add(source.size()));
+    sum.filter(|sum| *sum <= i64::MAX as u64)
+        .ok_or_else(|| Error::invalid("the sources together are larger than any disk can be"))
 }
 
 fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>> {
@@ -240,9 +261,9 @@ fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-fn verify(how: &Convert, sources: &[Opened], target: &Image) -> Result<()> {
+fn verify(how: &Convert, sources: &[Opened], target: &Image, progress: &dyn Progress) -> Result<()> {
     let source = Concat::new(sources.iter().map(|source| &**source));
-    let found = compare_sources(&source, &Concat::new([target]), false, workers(how.workers), &Quiet)
+    let found = compare_sources(&source, &Concat::new([target]), false, workers(how.workers), progress)
         .map_err(|failed| failed.error)?;
     match found.difference {
         None => Ok(()),

@@ -39,8 +39,10 @@ pub struct CompareError {
 }
 
 const SECTOR: usize = 512;
-/// Most bytes of an empty stretch in one piece: the other disk may have data there, which is shared among threads.
+/// Least bytes of an empty stretch in one piece: the other disk may have data there, which is shared among threads.
 const EMPTY: u64 = 64 << 20;
+/// Most pieces that a disk is cut into where it is empty: an empty one of any size is compared at once.
+const PIECES: u64 = 4096;
 
 /// Compares two disks, with as many threads as there are processors.
 pub fn compare(
@@ -73,7 +75,8 @@ pub(crate) fn compare_sources(
         allocation: Mutex::new(false),
         reading: Mutex::new(false),
     };
-    let plan = Plan::new(a, SECTOR as u64, PIECE, 0).with_empty(EMPTY);
+    let empty = (a.size() / PIECES).max(EMPTY) / EMPTY * EMPTY;
+    let plan = Plan::new(a, SECTOR as u64, PIECE, 0).with_empty(empty);
     plan.run(threads, |plan| {
         let mut bufs = (Vec::new(), Vec::new());
         while let Some(piece) = plan.next()? {

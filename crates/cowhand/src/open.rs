@@ -111,6 +111,7 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
         Parent::Named => follow(&mut links, path, parent, &files, how)?,
         Parent::Given(given) => {
             let storage = files.trusted(given, Access::Read)?;
+            check_loop(path, given, storage.as_ref(), &files)?;
             let format = match &how.parent_format {
                 Some(name) => registry::format(name)?,
                 None => registry::detect(storage.as_ref()).map_err(|error| error.image(given.display()))?,

@@ -116,7 +116,7 @@ impl Files {
         for root in roots {
             let Ok(root) = std::fs::canonicalize(&root) else { continue };
             let Ok(beneath) = real.strip_prefix(&root) else { continue };
-            let file = open_beneath(&root, beneath, access)
+            let file = open_beneath(&root, beneath, access, self.cache)
                 .map_err(|error| Error::io("cannot open", error).image(path.display()))?;
             let storage = FileStorage::from_file(file, access, self.lock, self.cache)
                 .map_err(|error| error.image(path.display()))?;
@@ -222,13 +222,16 @@ pub(crate) fn in_folder(folder: &Path, name: &Path) -> PathBuf {
 }
 
 /// Opens `beneath` in `root`; the kernel makes sure that no link leads out, also when one is put there meanwhile.
-fn open_beneath(root: &Path, beneath: &Path, access: Access) -> io::Result<File> {
+fn open_beneath(root: &Path, beneath: &Path, access: Access, cache: Cache) -> io::Result<File> {
     if beneath.components().any(|part| !matches!(part, Component::Normal(_))) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let root = File::open(root)?;
     let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     flags |= if access == Access::Read { OFlags::RDONLY } else { OFlags::RDWR };
+    if matches!(cache, Cache::Writethrough | Cache::DirectSync) {
+        flags |= OFlags::DSYNC;
+    }
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(&root, beneath, flags, Mode::empty(), resolve) {
         Ok(file) => Ok(file.into()),

@@ -150,8 +150,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     job.reads_zero = !base.has_backing() && (!target.is_device() || how.target_is_zero);
     job.rest_must_be_zero = backing.as_ref().is_some_and(|backing| backing.size() > content);
     job.whole_blocks = target.is_device();
-    let source =
-        Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
+    let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
     job.run(&source, progress)?;
     written.close()?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name

@@ -1,5 +1,6 @@
 //! `create`: a new, empty image, alone or over a backing file.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use cowhand_core::{
 use crate::open::{Open, Opened, open};
 use crate::registry;
 use crate::resolve::{Policy, folder_of, in_folder};
-use crate::target::{Target, TargetFiles};
+use crate::target::{Target, TargetFiles, refuse_one_of};
 
 /// What is to be made.
 #[derive(Clone, Debug, Default)]
@@ -43,10 +44,13 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
     let format = registry::format(&how.format)?;
     let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
     let mut size = how.size.or(base.size);
-    if !how.unchecked
-        && let Some(backing) = base.open(path, &Open::default())?
-    {
+    let mut read = Vec::new();
+    if how.unchecked {
+        base.refuse_itself(path)?;
+    } else if let Some(backing) = base.open(path, &Open::default())? {
         size = size.or(Some(backing.size()));
+        read = backing.watched();
+        refuse_one_of(path, &read)?;
     }
     let Some(size) = size else {
         return Err(Error::invalid("Image creation needs a size parameter")
@@ -54,7 +58,7 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
             .image(path.display()));
     };
     let target = Target::begin(path, how.cache, false)?;
-    let files = TargetFiles::beside(path, how.cache, false);
+    let files = TargetFiles::beside(path, how.cache, false, read);
     let layer = base
         .make(format, target.storage().clone(), &files, size)
         .map_err(|error| error.image(path.display()))?;
@@ -122,6 +126,19 @@ impl Base {
             .image(found.display()));
         }
         Ok(Some(opened))
+    }
+
+    /// An image that stands on itself: the one that was there would be lost.
+    fn refuse_itself(&self, path: &Path) -> Result<()> {
+        let Some(backing) = &self.backing else { return Ok(()) };
+        let file = |path: &Path| std::fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
+        let (image, below) = (file(path), file(&in_folder(&folder_of(path), backing)));
+        if image.is_some() && image == below {
+            return Err(Error::invalid("would be its own backing file")
+                .hint("choose another name")
+                .image(path.display()));
+        }
+        Ok(())
     }
 
     /// Makes the image on `storage`.

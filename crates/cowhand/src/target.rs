@@ -8,7 +8,7 @@ use cowhand_core::{
     Access, Cache, DirFolder, Error, ErrorKind, FileStorage, Folder, Lock, Resolver, Result, Storage,
 };
 
-use crate::resolve::folder_of;
+use crate::resolve::{Watched, folder_of};
 
 /// A file that will be there whole, or not at all.
 ///
@@ -26,7 +26,6 @@ struct Partial {
     folder: DirFolder,
     partial: String,
     name: String,
-    cache: Cache,
     /// What bore the name before, held so that nobody uses it while it is replaced.
     old: Option<FileStorage>,
     keep: bool,
@@ -34,7 +33,8 @@ struct Partial {
 }
 
 impl Target {
-    /// Prepares to write `path`. Errors: another program uses the file that is there; it is no file.
+    /// Prepares to write `path`. What is new there has the old file's mode and owner from the start: what nobody may
+    /// read must not be there to be read meanwhile. Errors: another program uses the file that is there; it is no file.
     pub(crate) fn begin(path: &Path, cache: Cache, keep: bool) -> Result<Target> {
         let path = end_of_links(path)?;
         let there = match std::fs::symlink_metadata(&path) {
@@ -55,10 +55,15 @@ impl Target {
         })?;
         let folder = folder_of(&path);
         // Said of the target's own name, before the partial's is tried.
-        std::fs::metadata(&folder).map_err(|error| Error::io("cannot create", error).image(path.display()))?;
+        std::fs::metadata(&folder)
+            .map_err(|error| Error::io("cannot create", error).image(path.display()))?;
         let folder = DirFolder::new(folder, cache);
         let (partial, storage) = new_partial(&path, &name, cache)?;
-        let partial = Partial { folder, partial, name, cache, old, keep, done: false };
+        // From here on, an error takes the partial away.
+        let partial = Partial { folder, partial, name, old, keep, done: false };
+        if let Some(old) = &partial.old {
+            keep_attributes(old, &storage).map_err(|error| error.image(path.display()))?;
+        }
         Ok(Target { path, storage, partial: Some(partial) })
     }
 
@@ -76,14 +81,6 @@ impl Target {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.storage.sync().map_err(|error| Error::io("cannot sync", error).image(self.path.display()))?;
         let Some(partial) = &mut self.partial else { return Ok(()) };
-        if let Some(old) = &partial.old {
-            keep_attributes(old, &self.storage).map_err(|error| error.image(self.path.display()))?;
-            if partial.cache != Cache::Unsafe {
-                self.storage
-                    .sync()
-                    .map_err(|error| Error::io("cannot sync", error).image(self.path.display()))?;
-            }
-        }
         partial.folder.rename(&partial.partial, &partial.name)?;
         partial.done = true;
         partial.folder.sync()
@@ -168,15 +165,20 @@ fn copy_extended_attributes(old: &FileStorage, new: &FileStorage) {
 /// Makes the further files of a target (qcow2's data file), each whole or absent as the target is.
 #[derive(Debug)]
 pub(crate) struct TargetFiles {
+    target: PathBuf,
     folder: PathBuf,
+    /// What must not be replaced.
+    read: Vec<Watched>,
     cache: Cache,
     keep: bool,
     made: Mutex<Vec<Target>>,
 }
 
 impl TargetFiles {
-    pub(crate) fn beside(target: &Path, cache: Cache, keep: bool) -> TargetFiles {
-        TargetFiles { folder: folder_of(target), cache, keep, made: Mutex::default() }
+    /// For the image `target`, made of what stands in the files `read`.
+    pub(crate) fn beside(target: &Path, cache: Cache, keep: bool, read: Vec<Watched>) -> TargetFiles {
+        let folder = folder_of(target);
+        TargetFiles { target: target.to_owned(), folder, read, cache, keep, made: Mutex::default() }
     }
 
     /// Gives them their names; to be done before the image that names them gets its own.
@@ -192,6 +194,24 @@ impl TargetFiles {
     }
 }
 
+/// Both name one place, however they are spelt. There need not be a file yet.
+fn same_name(a: &Path, b: &Path) -> bool {
+    let folder = |path: &Path| std::fs::canonicalize(folder_of(path)).ok();
+    a.file_name() == b.file_name() && folder(a) == folder(b)
+}
+
+/// A target that is one of the files read for it would replace what is being read, or what the target stands on.
+pub(crate) fn refuse_one_of(target: &Path, read: &[Watched]) -> Result<()> {
+    let Ok(there) = std::fs::metadata(target) else { return Ok(()) };
+    let same = |file: &&Watched| (file.identity.device, file.identity.inode) == (there.dev(), there.ino());
+    match read.iter().find(same) {
+        None => Ok(()),
+        Some(file) => Err(Error::invalid(format!("is part of what is read here ('{}')", file.name))
+            .image(target.display())
+            .hint("choose another name for the target")),
+    }
+}
+
 impl Resolver for TargetFiles {
     /// Only what was made by [`Resolver::create`] before: verifying reads the target back through this.
     fn open(&self, name: &Path, _writable: bool) -> Result<Arc<dyn Storage>> {
@@ -203,7 +223,14 @@ impl Resolver for TargetFiles {
     }
 
     fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
-        let target = Target::begin(&self.folder.join(name), self.cache, self.keep)?;
+        let path = self.folder.join(name);
+        if same_name(&end_of_links(&path)?, &end_of_links(&self.target)?) {
+            return Err(Error::invalid("the image and its data file cannot be one file")
+                .hint("name another data file")
+                .image(path.display()));
+        }
+        refuse_one_of(&path, &self.read)?;
+        let target = Target::begin(&path, self.cache, self.keep)?;
         let storage = target.storage().clone();
         self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target);
         Ok(storage)

@@ -100,8 +100,9 @@ pub(crate) fn qemu() -> bool {
 /// Runs a program in a folder; answers its output, and panics where it fails.
 pub(crate) fn run(folder: &Path, program: &str, arguments: &[&str]) -> String {
     let out = Command::new(program).current_dir(folder).args(arguments).output().unwrap();
-    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{program} {arguments:?}: {text}");
+    let errors = String::from_utf8_lossy(&out.stderr);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{program} {arguments:?}: {text}{errors}");
     text
 }
 

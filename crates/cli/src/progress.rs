@@ -89,7 +89,7 @@ impl Progress for Meter {
             }
             Shown::Bar { since, bar } => {
                 if since.elapsed() >= PATIENCE {
-                    bar.get_or_init(|| new_bar(total, *since)).set_position(done);
+                    bar.get_or_init(|| new_bar(done, total, *since)).set_position(done);
                 }
             }
         }
@@ -97,14 +97,18 @@ impl Progress for Meter {
     }
 }
 
-fn new_bar(total: u64, since: Instant) -> ProgressBar {
+fn new_bar(done: u64, total: u64, since: Instant) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{percent:>3}% {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
     )
     .unwrap_or_else(|_| ProgressStyle::default_bar()); // never: the template is constant
-    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
         .with_style(style)
         .with_elapsed(since.elapsed())
+        .with_position(done);
+    // What was done before the bar was there would be taken for one instant's work.
+    bar.reset_eta();
+    bar
 }
 
 fn print_percent(hundredths: u64) {

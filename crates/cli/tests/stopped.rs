@@ -1,5 +1,5 @@
 //! What is left when the program is stopped, or has no room: the old target, untouched, and nothing else.
-#![allow(clippy::unwrap_used)] // These are tests, helpers included.
+#![allow(clippy::print_stdout, clippy::unwrap_used)] // These are tests, helpers included.
 
 mod common;
 

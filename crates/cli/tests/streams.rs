@@ -1,5 +1,5 @@
 //! Standard input and output: pipes that end, disks that are full, sources that change.
-#![allow(clippy::unwrap_used)] // These are tests, helpers included.
+#![allow(clippy::print_stdout, clippy::unwrap_used)] // These are tests, helpers included.
 
 mod common;
 

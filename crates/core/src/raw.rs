@@ -143,12 +143,14 @@ impl Layer for RawLayer {
         let host = Some(at);
         Ok(match data {
             Some(range) if range.start <= at => {
-                // The tail that rounding adds belongs to the last data: it stands in no file.
-                let end = if range.end >= self.len.load(Ordering::Relaxed) { self.size() } else { range.end };
-                let len = max.min(end - at);
-                Extent {
-                    host: host.filter(|_| at + len <= self.len.load(Ordering::Relaxed)),
-                    ..Extent::data(len, None)
+                let len = self.len.load(Ordering::Relaxed);
+                if range.end < len {
+                    return Ok(Extent::data(max.min(range.end - at), host));
+                }
+                // The last sector may be part file and part the tail that rounding adds: it stands nowhere whole.
+                match (len - len % SECTOR).checked_sub(at).filter(|whole| *whole > 0) {
+                    Some(whole) => Extent::data(max.min(whole), host),
+                    None => Extent::data(max, None),
                 }
             }
             Some(range) => Extent { host, ..Extent::zero(max.min(range.start - at)) },
@@ -242,7 +244,10 @@ mod tests {
         let mut buf = [1; 1024];
         image.read(0, &mut buf).unwrap();
         assert!(buf[..1000].iter().all(|b| *b == 9) && buf[1000..].iter().all(|b| *b == 0));
-        assert_eq!(image.extent(0, 1024).unwrap().kind, Kind::Data);
+        let whole = image.extent(0, 1024).unwrap();
+        assert_eq!((whole.kind, whole.len, whole.host), (Kind::Data, 512, Some(0)));
+        let cut = image.extent(512, 512).unwrap();
+        assert_eq!((cut.kind, cut.len, cut.host), (Kind::Data, 512, None));
         assert!(image.read(1000, &mut buf).is_err());
     }
 

@@ -159,7 +159,10 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
 
     if how.verify {
         let layer = format.open(target.storage().clone(), &files, &OpenOptions::default()).map_err(named)?;
-        verify(how, sources, &chain(&how.target, layer, format, &below)?, progress)?;
+        let read_back = chain(&how.target, layer, format, &below)?;
+        // What a device has behind the source is not written, and not looked at.
+        let len = if target.is_device() { content } else { u64::MAX };
+        verify(how, sources, &Concat::new([&read_back]).up_to(len), progress)?;
         done.verified = true;
     }
     done.warnings = check_sources(how, sources)?;
@@ -197,7 +200,8 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
     if how.verify {
         let again = Open { writable: false, ..target_how };
         drop(target);
-        verify(how, sources, &*open(&how.target, &again)?, progress)?;
+        let read_back = open(&how.target, &again)?;
+        verify(how, sources, &Concat::new([&*read_back]), progress)?;
         done.verified = true;
     }
     done.warnings = check_sources(how, sources)?;
@@ -260,9 +264,9 @@ fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-fn verify(how: &Convert, sources: &[Opened], target: &Image, progress: &dyn Progress) -> Result<()> {
+fn verify(how: &Convert, sources: &[Opened], target: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
     let source = Concat::new(sources.iter().map(|source| &**source));
-    let found = compare_sources(&source, &Concat::new([target]), false, workers(how.workers), progress)
+    let found = compare_sources(&source, target, false, workers(how.workers), progress)
         .map_err(|failed| failed.error)?;
     match found.difference {
         None => Ok(()),
@@ -326,6 +330,10 @@ impl<'a> Job<'a> {
     }
 
     fn run(&self, source: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
+        if self.how.compress {
+            // A format that cannot compress says so now, also where there is nothing to write.
+            self.target.write_compressed(0, &[])?;
+        }
         let block = self.target.links()[0].layer.details().cluster_size.unwrap_or(1); // never empty: every image has a layer
         let granule = if self.how.compress || self.whole_blocks {
             block.max(self.target.granule())

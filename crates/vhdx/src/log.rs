@@ -99,6 +99,12 @@ pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn 
         ring.apply(entry, &mut changes)?;
     }
     let len = len.max(head.last_file_offset).max(changes.end());
+    if i64::try_from(len).is_err() {
+        return Err(wrong(
+            &format!("makes the file {len} bytes long, which no file can be"),
+            ring.offset(head.at),
+        ));
+    }
     Ok(Arc::new(Overlay::new(file, changes, len)))
 }
 

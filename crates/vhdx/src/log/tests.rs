@@ -170,6 +170,19 @@ fn an_entry_has_as_many_descriptors_as_it_needs() {
 }
 
 #[test]
+fn a_length_that_no_file_has_is_refused() {
+    for last in [1 << 63, u64::MAX] {
+        let mut log = Logger::new(1, 0);
+        log.last = last;
+        log.entry(&[page(0, 1)]);
+        assert_eq!(log.replay().unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+    let mut log = Logger::new(1, 0);
+    log.entry(&[Do::Zero(1 << 62, 1 << 62)]);
+    assert_eq!(log.replay().unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
 fn what_lies_before_the_heads_tail_is_not_replayed() {
     let mut log = Logger::new(1, 4096);
     log.entry(&[page(0, 1)]);

@@ -238,10 +238,7 @@ fn shared_below(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> 
     let depth = all.len().checked_sub(wanted.len()).filter(|depth| all.get(*depth..) == Some(&wanted))?;
     // An earlier state of the file is another content.
     let other_state = depth == 0 && how.open.snapshot.is_some();
-    // Past the end of a layer in between the source is zero, and what they share does not show.
-    let reach = source.size().min(backing.size());
-    let cut = source.links().iter().take(depth).any(|link| link.layer.size() < reach);
-    (!other_state && !cut).then_some(depth)
+    (!other_state).then_some(depth)
 }
 
 /// Guest bytes of all sources.

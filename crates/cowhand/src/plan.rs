@@ -34,6 +34,11 @@ impl<'a> Concat<'a> {
         Concat { depth, ..self }
     }
 
+    /// Only the first `len` bytes.
+    pub(crate) fn up_to(self, len: u64) -> Concat<'a> {
+        Concat { size: self.size.min(len), ..self }
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.size
     }

@@ -1,5 +1,7 @@
 //! What a conversion must never get wrong: the target has the source's content, and nothing that was read is lost.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;

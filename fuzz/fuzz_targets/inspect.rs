@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| cowhand_fuzz_oracle::inspect(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    cowhand_fuzz_oracle::inspect(input);
+});

@@ -3,6 +3,9 @@
 //!
 //! An input is an image in the coding of [`sparse`].
 
+// An oracle objects by panicking.
+#![allow(clippy::expect_used, clippy::panic)]
+
 mod layer;
 pub mod mend;
 pub mod mutate;
@@ -19,29 +22,37 @@ use mutate::Random;
 /// What may be opened and looked through in this time, however slow the machine: a guard against endless work.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What one input is put through; true where it was an image that opens, or content that the gate calls safe.
+pub type Oracle = fn(&[u8]) -> bool;
+
+/// The targets by name, as the corpus' folders are called.
+pub const TARGETS: [(&str, Oracle); 4] =
+    [("qcow2", qcow2), ("vhd", vhd), ("vhdx", vhdx), ("inspect", inspect)];
+
 /// The parser of qcow2.
-pub fn qcow2(input: &[u8]) {
-    format("qcow2", input);
+pub fn qcow2(input: &[u8]) -> bool {
+    format("qcow2", input)
 }
 
 /// The parser of VHD.
-pub fn vhd(input: &[u8]) {
-    format("vpc", input);
+pub fn vhd(input: &[u8]) -> bool {
+    format("vpc", input)
 }
 
 /// The parser of VHDX, its log included.
-pub fn vhdx(input: &[u8]) {
-    format("vhdx", input);
+pub fn vhdx(input: &[u8]) -> bool {
+    format("vhdx", input)
 }
 
 /// The safety gate: the report depends on the content alone, not on the pieces it comes in, and little is held.
-pub fn inspect(input: &[u8]) {
+pub fn inspect(input: &[u8]) -> bool {
     const LONGEST: u64 = 8 << 20;
     const HELD: usize = 3 << 19;
     let began = Instant::now();
     let storage = sparse::unpack(input, LONGEST);
     let bytes = storage.to_vec();
     let random = &mut Random::new(input);
+    let mut safe = false;
     for compat in [Compat::Strict, Compat::Oslo] {
         let mut whole = Inspection::new();
         whole.feed(&bytes);
@@ -64,18 +75,21 @@ pub fn inspect(input: &[u8]) {
         assert!(!whole.formats.is_empty(), "every content is something, raw at least");
         assert_eq!(whole.exit_status() == 0, whole.failed.is_empty(), "a failed check and a safe verdict");
         printable(&whole.to_string().replace('\n', ""));
+        safe = whole.exit_status() == 0;
     }
     assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    safe
 }
 
-fn format(name: &str, input: &[u8]) {
+fn format(name: &str, input: &[u8]) -> bool {
     let began = Instant::now();
     let storage = Arc::new(sparse::unpack(input, u64::MAX));
     let before = storage.identity().expect("memory has an identity");
     let format = cowhand::format(name).expect("the format is registered");
-    layer::examine(format, &(Arc::clone(&storage) as Arc<dyn Storage>), &mut Random::new(input));
+    let opened = layer::examine(format, &(Arc::clone(&storage) as Arc<dyn Storage>), &mut Random::new(input));
     assert_eq!(storage.identity().expect("memory has an identity"), before, "reading has written");
     assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    opened
 }
 
 /// What is shown to a person holds nothing that could steer a terminal.
@@ -83,10 +97,6 @@ fn printable(text: &str) {
     assert!(!text.trim().is_empty(), "an error says nothing");
     assert!(!text.chars().any(char::is_control), "a control character is printed: {text:?}");
 }
-
-/// The targets by name, as the corpus' folders are called.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
-    [("qcow2", qcow2), ("vhd", vhd), ("vhdx", vhdx), ("inspect", inspect)];
 
 /// The storage of an input, for programs that write it to a file.
 pub fn storage_of(input: &[u8]) -> MemoryStorage {

@@ -142,17 +142,7 @@ impl Layer for RawLayer {
         let data = self.file.data_at(at).map_err(|error| Error::io("cannot find the holes", error).at(at))?;
         let host = Some(at);
         Ok(match data {
-            Some(range) if range.start <= at => {
-                let len = self.len.load(Ordering::Relaxed);
-                if range.end < len {
-                    return Ok(Extent::data(max.min(range.end - at), host));
-                }
-                // The last sector may be part file and part the tail that rounding adds: it stands nowhere whole.
-                match (len - len % SECTOR).checked_sub(at).filter(|whole| *whole > 0) {
-                    Some(whole) => Extent::data(max.min(whole), host),
-                    None => Extent::data(max, None),
-                }
-            }
+            Some(range) if range.start <= at => Extent::data(max.min(range.end - at), host),
             Some(range) => Extent { host, ..Extent::zero(max.min(range.start - at)) },
             None => Extent { host, ..Extent::zero(max) },
         })
@@ -244,10 +234,10 @@ mod tests {
         let mut buf = [1; 1024];
         image.read(0, &mut buf).unwrap();
         assert!(buf[..1000].iter().all(|b| *b == 9) && buf[1000..].iter().all(|b| *b == 0));
-        let whole = image.extent(0, 1024).unwrap();
-        assert_eq!((whole.kind, whole.len, whole.host), (Kind::Data, 512, Some(0)));
-        let cut = image.extent(512, 512).unwrap();
-        assert_eq!((cut.kind, cut.len, cut.host), (Kind::Data, 512, None));
+        let stored = image.extent(0, 1024).unwrap();
+        assert_eq!((stored.kind, stored.len, stored.host), (Kind::Data, 1000, Some(0)));
+        let tail = image.extent(1000, 24).unwrap();
+        assert_eq!((tail.kind, tail.len), (Kind::Zero, 24));
         assert!(image.read(1000, &mut buf).is_err());
     }
 

@@ -114,6 +114,8 @@ struct Comparing<'a> {
 
 impl Comparing<'_> {
     fn found(&self, at: u64, allocation: bool) {
+        // What a disk has may change within a sector: at the end of an odd-sized raw file.
+        let at = at - at % SECTOR as u64;
         let mut kind = self.allocation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if at < self.first.load(Ordering::Relaxed) {
             self.first.store(at, Ordering::Relaxed);

@@ -74,7 +74,7 @@ pub fn map(
     let mut held: Option<MapEntry> = None;
     while at < end {
         let found = image.extent(at, end - at)?;
-        let mut entry = MapEntry {
+        let entry = MapEntry {
             start: at,
             length: found.len,
             depth: found.depth,
@@ -86,13 +86,6 @@ pub fn map(
             filename: image.links().get(found.depth).map(|link| link.name.clone()).unwrap_or_default(),
         };
         at += found.len;
-        if let (true, false, None, Some(before)) = (entry.data, entry.compressed, entry.offset, &held) {
-            // The last sector of a file that ends within it stands behind the others, as far as it stands anywhere.
-            entry.offset = before
-                .offset
-                .filter(|_| before.data && before.depth == entry.depth)
-                .map(|at| at + before.length);
-        }
         match &mut held {
             Some(before) if before.continues(&entry) => before.length += entry.length,
             _ => {

@@ -88,7 +88,7 @@ pub struct Converted {
     pub physical: u64,
     /// The target was read back and is the same.
     pub verified: bool,
-    /// The target is a device, and was written in place.
+    /// The target, or its data file, is a device, and was written in place.
     pub in_place: bool,
     /// What should be known, and was no error because `--force-share` was given.
     pub warnings: Vec<String>,
@@ -147,14 +147,16 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
 
     let shared = shared_below(how, sources, backing.as_ref());
     let mut job = Job::new(how, &written, shared.is_some());
-    job.reads_zero = !base.has_backing() && (!target.is_device() || how.target_is_zero);
+    // A device holds what it held before, also where it is only the data file.
+    let on_device = target.is_device() || files.have_device();
+    job.reads_zero = !base.has_backing() && (!on_device || how.target_is_zero);
     job.rest_must_be_zero = backing.as_ref().is_some_and(|backing| backing.size() > content);
-    job.whole_blocks = target.is_device();
+    job.whole_blocks = on_device;
     let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
     job.run(&source, progress)?;
     written.close()?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
-    done.in_place = target.is_device();
+    done.in_place = on_device;
     drop(written);
 
     if how.verify {

@@ -187,6 +187,11 @@ impl TargetFiles {
         made.into_iter().try_for_each(Target::finish)
     }
 
+    /// One of them is a device, written in place.
+    pub(crate) fn have_device(&self) -> bool {
+        self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().any(Target::is_device)
+    }
+
     /// While the target has no name yet, what it calls its data file is still a partial: (name, file now).
     pub(crate) fn now(&self) -> Vec<(PathBuf, Arc<FileStorage>)> {
         let made = self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

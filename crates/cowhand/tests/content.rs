@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -174,4 +175,43 @@ fn runs_of_zeros_too_long_to_hold_are_refused() {
         assert_eq!(convert(&how, &Quiet).unwrap_err().kind(), ErrorKind::Invalid);
     }
     assert_eq!(dir.names(), ["source.raw"]);
+}
+
+/// Needs a loop device, which only root can make.
+#[test]
+fn what_a_device_held_before_does_not_show() {
+    let dir = Dir::new();
+    let backing = dir.raw("device.img", 0xee, 8 * MIB);
+    let made = std::process::Command::new("losetup").args(["-f", "--show"]).arg(&backing).output();
+    let Some(made) = made.ok().filter(|made| made.status.success()) else {
+        println!("skipped: no loop device can be made here");
+        return;
+    };
+    let device = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    // Data in one sector of a cluster, and a cluster further on that has none.
+    let source = dir.qcow2("source.qcow2", 4 * MIB, None, &[0x11; 512]);
+    let results: Vec<_> = ["raw", "qcow2", "data_file", "data_file_raw"]
+        .into_iter()
+        .map(|what| {
+            let mut whole = fs::File::options().write(true).open(&device).unwrap();
+            whole.write_all(&vec![0xee; 8 * MIB as usize]).unwrap();
+            let to_device = matches!(what, "raw" | "qcow2");
+            let target = if to_device { PathBuf::from(&device) } else { dir.path("target.qcow2") };
+            let mut how = Convert::new([&source], target);
+            how.format = Some(if what == "raw" { "raw" } else { "qcow2" }.to_owned());
+            how.verify = true;
+            if !to_device {
+                how.options.push(("data_file".to_owned(), device.clone()));
+            }
+            if what == "data_file_raw" {
+                how.options.push((what.to_owned(), "on".to_owned()));
+            }
+            (what, convert(&how, &Quiet))
+        })
+        .collect();
+    std::process::Command::new("losetup").args(["-d", &device]).status().unwrap();
+    for (what, result) in results {
+        let done = result.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(done.in_place && done.verified, "{what}");
+    }
 }

@@ -1,6 +1,6 @@
 //! What a conversion must never get wrong: the target has the source's content, and nothing that was read is lost.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs;
 use std::io::Write;

@@ -90,6 +90,8 @@ struct Helper(Option<Pipes>);
 
 #[derive(Debug)]
 struct Pipes {
+    /// It ends by itself when its input ends, which is when this process does.
+    _process: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
@@ -124,9 +126,9 @@ impl Pipes {
     fn start() -> Pipes {
         let mut command = Command::new(probe_program());
         command.arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped());
-        // It ends by itself when its input ends, which is when this process does.
-        let child = command.spawn().unwrap();
-        Pipes { to: child.stdin.unwrap(), from: BufReader::new(child.stdout.unwrap()) }
+        let mut child = command.spawn().unwrap();
+        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Pipes { _process: child, to, from: BufReader::new(from) }
     }
 }
 
@@ -255,7 +257,8 @@ pub fn qemu_io<A: AsRef<OsStr>, C: AsRef<str>>(
     }
     command.arg(file);
     let ran = run(&mut command);
-    let failed = ["failed", "error", "Error"].iter().any(|word| ran.out.contains(word) || ran.err.contains(word));
+    let failed =
+        ["failed", "error", "Error"].iter().any(|word| ran.out.contains(word) || ran.err.contains(word));
     assert!(ran.ok() && !failed, "{command:?} failed:\n{}{}", ran.out, ran.err);
 }
 

@@ -15,7 +15,7 @@ impl Rng {
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn any(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -24,7 +24,7 @@ impl Rng {
 
     /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.any() % end
     }
 
     /// One of these.
@@ -35,7 +35,7 @@ impl Rng {
     /// Fills `buf`.
     pub fn fill(&mut self, buf: &mut [u8]) {
         for chunk in buf.chunks_mut(8) {
-            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&self.any().to_le_bytes()[..chunk.len()]);
         }
     }
 
@@ -102,7 +102,8 @@ impl Content {
 
     /// Words from a small dictionary: what compresses well.
     pub fn text(name: &'static str, size: u64) -> Content {
-        const WORDS: [&str; 8] = ["cluster ", "block ", "footer ", "the ", "of ", "table\n", "entry ", "disk "];
+        const WORDS: [&str; 8] =
+            ["cluster ", "block ", "footer ", "the ", "of ", "table\n", "entry ", "disk "];
         let mut rng = Rng::new(7);
         let mut bytes = Vec::new();
         while (bytes.len() as u64) < size {

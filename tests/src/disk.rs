@@ -87,7 +87,8 @@ pub fn assert_holds(image: &Image, raw: &Path) {
 
 /// Panics unless two disks are the same byte for byte.
 pub fn assert_same(a: &Image, b: &Image) {
-    let found = cowhand::compare(a, b, false, &cowhand::Quiet).unwrap_or_else(|failed| panic!("{}", failed.error));
+    let found =
+        cowhand::compare(a, b, false, &cowhand::Quiet).unwrap_or_else(|failed| panic!("{}", failed.error));
     assert_eq!(found.difference, None, "{} and {}", a.name(), b.name());
 }
 
@@ -165,7 +166,8 @@ fn joined(entries: &[serde_json::Value]) -> Vec<Run> {
         if let Some(last) = runs.last_mut() {
             let moved = |run: &Run, by: u64| run.offset.map(|offset| offset + by);
             let continues = last.start + last.length == next.start
-                && Run { start: last.start, length: last.length, offset: moved(last, 0), ..next.clone() } == *last
+                && Run { start: last.start, length: last.length, offset: moved(last, 0), ..next.clone() }
+                    == *last
                 && moved(last, last.length) == next.offset;
             if continues {
                 last.length += next.length;

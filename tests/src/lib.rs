@@ -13,7 +13,9 @@ mod probe;
 mod samples;
 mod watch;
 
-pub use command::{Background, Ran, probe_program, qemu_img, qemu_io, qemu_version, run, serve, try_qemu_img};
+pub use command::{
+    Background, Ran, probe_program, qemu_img, qemu_io, qemu_version, run, serve, try_qemu_img,
+};
 pub use content::{Content, Rng, contents, fast_contents};
 pub use disk::{
     assert_holds, assert_map_agrees, assert_qemu_accepts, assert_same, file_sha256, guest_sha256, options,

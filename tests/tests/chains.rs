@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cowhand::{Convert, Create, Erase, Image, Open, Quiet};
 use cowhand_tests::{
-    Content, Rng, assert_holds, assert_map_agrees, for_all, options, qemu_img, temp, try_qemu_img,
+    Content, Patch, Rng, assert_holds, assert_map_agrees, for_all, options, qemu_img, temp, try_qemu_img,
 };
 
 fn writable(path: &Path) -> cowhand::Opened {
@@ -74,17 +74,19 @@ fn random_writes_over_a_parent_of_another_format() {
         Content::striped("long", (5 << 20) + 1024, 48 << 10, 1),
         Content::striped("short", (1 << 20) + 512, 4 << 10, 2),
     ];
-    let cases: Vec<(usize, usize, usize)> = (0..BELOW.len())
-        .flat_map(|b| (0..TOPS.len()).map(move |t| (b, t, (b + t) % 2)))
-        .collect();
-    let name = |(b, t, c): &(usize, usize, usize)| format!("{} over {:?} ({})", TOPS[*t], BELOW[*b], contents[*c].name);
+    let cases: Vec<(usize, usize, usize)> =
+        (0..BELOW.len()).flat_map(|b| (0..TOPS.len()).map(move |t| (b, t, (b + t) % 2))).collect();
+    let name = |(b, t, c): &(usize, usize, usize)| {
+        format!("{} over {:?} ({})", TOPS[*t], BELOW[*b], contents[*c].name)
+    };
     for_all(&cases, name, |(b, t, c)| {
         let (format, how) = BELOW[*b];
         let sub = folder.path().join(format!("{b}-{t}"));
         std::fs::create_dir(&sub).unwrap();
         let raw = contents[*c].raw_in(&sub);
         let base = sub.join("base.img");
-        let made = Convert { format: Some(format.to_owned()), options: options(how), ..Convert::new([&raw], &base) };
+        let made =
+            Convert { format: Some(format.to_owned()), options: options(how), ..Convert::new([&raw], &base) };
         cowhand::convert(&made, &Quiet).unwrap();
         let before = std::fs::read(&base).unwrap();
         let top = sub.join("top.qcow2");
@@ -135,35 +137,95 @@ fn writes_into_images_that_qemu_made() {
     ];
     let folder = temp();
     let numbered: Vec<_> = cases.iter().enumerate().collect();
-    for_all(&numbered, |(_, options)| (**options).to_owned(), |(n, options)| {
-        let raw = Content::striped("base", (2 << 20) + 512, 20 << 10, *n as u64);
-        let sub = folder.path().join(n.to_string());
-        std::fs::create_dir(&sub).unwrap();
-        let raw = raw.raw_in(&sub);
-        let image = sub.join("image.qcow2");
-        let data = sub.join("data.raw");
-        let options = options.replace("DATA", data.to_str().unwrap());
+    for_all(
+        &numbered,
+        |(_, options)| (**options).to_owned(),
+        |(n, options)| {
+            let raw = Content::striped("base", (2 << 20) + 512, 20 << 10, *n as u64);
+            let sub = folder.path().join(n.to_string());
+            std::fs::create_dir(&sub).unwrap();
+            let raw = raw.raw_in(&sub);
+            let image = sub.join("image.qcow2");
+            let data = sub.join("data.raw");
+            let options = options.replace("DATA", data.to_str().unwrap());
+            let mut args = vec!["convert", "-f", "raw", "-O", "qcow2"];
+            if options.is_empty() || options.contains("zstd") {
+                args.push("-c");
+            }
+            if !options.is_empty() {
+                args.extend(["-o", &options]);
+            }
+            qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
+            let disk = writable(&image);
+            history(&disk, &raw, 7 + *n as u64, 80);
+            disk.close().unwrap();
+            drop(disk);
+            assert_holds(&cowhand::open(&image, &Open::default()).unwrap(), &raw);
+            let (image, raw) = (image.to_str().unwrap(), raw.to_str().unwrap());
+            let check = try_qemu_img(["check", image]);
+            assert_eq!(check.code, Some(0), "{}{}", check.out, check.err);
+            qemu_img(["compare", "-f", "raw", "-F", "qcow2", raw, image]);
+            if options.contains("data_file_raw") {
+                qemu_img(["compare", "-f", "raw", "-F", "raw", raw, data.to_str().unwrap()]);
+            }
+        },
+    );
+}
+
+/// Clusters that a snapshot shares are left to it.
+#[test]
+fn writes_into_images_with_snapshots() {
+    let folder = temp();
+    for options in ["", "cluster_size=4k", "extended_l2=on", "refcount_bits=4", "compression_type=zstd"] {
+        let content = Content::striped("base", 3 << 20, 24 << 10, 5).raw_in(folder.path());
+        let image = folder.path().join("image.qcow2");
+        let path = image.to_str().unwrap();
         let mut args = vec!["convert", "-f", "raw", "-O", "qcow2"];
-        if options.is_empty() || options.contains("zstd") {
+        if options.contains("zstd") {
             args.push("-c");
         }
         if !options.is_empty() {
-            args.extend(["-o", &options]);
+            args.extend(["-o", options]);
         }
-        qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
+        qemu_img(args.into_iter().map(Path::new).chain([content.as_path(), &image]));
+        qemu_img(["snapshot", "-c", "then", path]);
+        let model = folder.path().join("model.raw");
+        std::fs::copy(&content, &model).unwrap();
         let disk = writable(&image);
-        history(&disk, &raw, 7 + *n as u64, 80);
+        history(&disk, &model, 3, 60);
         disk.close().unwrap();
         drop(disk);
-        assert_holds(&cowhand::open(&image, &Open::default()).unwrap(), &raw);
-        let (image, raw) = (image.to_str().unwrap(), raw.to_str().unwrap());
-        let check = try_qemu_img(["check", image]);
-        assert_eq!(check.code, Some(0), "{}{}", check.out, check.err);
-        qemu_img(["compare", "-f", "raw", "-F", "qcow2", raw, image]);
-        if options.contains("data_file_raw") {
-            qemu_img(["compare", "-f", "raw", "-F", "raw", raw, data.to_str().unwrap()]);
-        }
-    });
+        let check = try_qemu_img(["check", path]);
+        assert_eq!(check.code, Some(0), "{options}: {}{}", check.out, check.err);
+        qemu_img(["compare", "-f", "raw", "-F", "qcow2", model.to_str().unwrap(), path]);
+        let then = Open { snapshot: Some("then".to_owned()), ..Open::default() };
+        assert_holds(&cowhand::open(&image, &then).unwrap(), &content);
+        let old = folder.path().join("then.raw");
+        qemu_img(["convert", "-l", "snapshot.name=then", "-O", "raw", path, old.to_str().unwrap()]);
+        qemu_img(["compare", "-f", "raw", "-F", "raw", content.to_str().unwrap(), old.to_str().unwrap()]);
+    }
+}
+
+/// A bitmap that missed a write is no longer trusted: what the specification's autoclear bits are for.
+#[test]
+fn bitmaps_that_miss_a_write() {
+    let folder = temp();
+    let image = folder.path().join("image.qcow2");
+    let path = image.to_str().unwrap();
+    qemu_img(["create", "-q", "-f", "qcow2", path, "3M"]);
+    qemu_img(["bitmap", "--add", path, "changes"]);
+    assert_eq!(Patch::of(&image).read_be64(88) & 1, 1, "qemu-img says that the bitmap holds");
+    // Reading leaves it alone.
+    drop(cowhand::open(&image, &Open::default()).unwrap());
+    assert_eq!(Patch::of(&image).read_be64(88) & 1, 1);
+    let disk = writable(&image);
+    disk.write(1000, &[7; 100_000]).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    assert_eq!(Patch::of(&image).read_be64(88) & 1, 0);
+    // What the bitmap took is now leaked, as qemu-img says of such an image; nothing worse.
+    let check = try_qemu_img(["check", path]);
+    assert!(matches!(check.code, Some(0 | 3)), "{}{}", check.out, check.err);
 }
 
 #[test]
@@ -214,11 +276,17 @@ fn chains_of_three() {
         std::fs::create_dir(&sub).unwrap();
         let raw = Content::striped("base", (1 << 20) + 512, 64 << 10, 2).raw_in(&sub);
         let base = sub.join("base.img");
-        let made = Convert { format: Some((*format).to_owned()), options: options(how), ..Convert::new([&raw], &base) };
+        let made = Convert {
+            format: Some((*format).to_owned()),
+            options: options(how),
+            ..Convert::new([&raw], &base)
+        };
         cowhand::convert(&made, &Quiet).unwrap();
         let model = sub.join("model.raw");
         copy_of(&raw, 2 << 20, &model);
-        for (name, below, below_format) in [("middle.qcow2", "base.img", *format), ("top.qcow2", "middle.qcow2", "qcow2")] {
+        for (name, below, below_format) in
+            [("middle.qcow2", "base.img", *format), ("top.qcow2", "middle.qcow2", "qcow2")]
+        {
             let create = Create {
                 backing: Some(below.into()),
                 backing_format: Some(below_format.to_owned()),

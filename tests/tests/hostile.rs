@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand_tests::{Probed, file_sha256, for_all, probe};
+use cowhand_tests::{Patch, Probed, file_sha256, for_all, probe};
 
 /// The most that one operation may take, in milliseconds and in KiB.
 const TIME: u64 = 2000;
@@ -19,6 +19,8 @@ pub(crate) enum Verdict {
     Somewhere,
     /// It opens and reads.
     Fine,
+    /// Whatever it comes to, it stays within bounds.
+    Bounded,
 }
 
 /// What the gate must say.
@@ -43,6 +45,36 @@ pub(crate) struct Case {
     pub(crate) how: Vec<String>,
     pub(crate) verdict: Verdict,
     pub(crate) gate: Gate,
+}
+
+/// A table of cases, made by patching.
+#[derive(Debug)]
+pub(crate) struct Cases<'a> {
+    folder: &'a Path,
+    extension: &'static str,
+    pub(crate) cases: Vec<Case>,
+}
+
+impl<'a> Cases<'a> {
+    pub(crate) fn new(folder: &'a Path, extension: &'static str) -> Self {
+        Cases { folder, extension, cases: Vec::new() }
+    }
+
+    /// One case: the pattern with some bytes changed.
+    pub(crate) fn add(
+        &mut self,
+        name: &str,
+        pattern: &Patch,
+        verdict: Verdict,
+        gate: Gate,
+        change: impl FnOnce(&mut Patch) -> &mut Patch,
+    ) {
+        let mut patch = pattern.clone();
+        change(&mut patch);
+        let image = self.folder.join(format!("{}.{}", self.cases.len(), self.extension));
+        patch.save(&image);
+        self.cases.push(Case { name: name.to_owned(), image, how: Vec::new(), verdict, gate });
+    }
 }
 
 /// Judges all.
@@ -74,6 +106,7 @@ fn judge_one(case: &Case) {
     let text = &read.message;
     let failed = read.ok.is_none();
     match &case.verdict {
+        Verdict::Bounded => {}
         Verdict::Fine => assert!(!failed, "{}: {text}", read.kind),
         Verdict::AtOpen(part) => {
             assert!(failed && !read.opened, "it opened: {:?} {text}", read.ok);

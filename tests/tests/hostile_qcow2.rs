@@ -5,7 +5,7 @@ use std::path::Path;
 use cowhand_tests::{Content, Patch, qemu_img, qemu_io, temp};
 
 use crate::hostile::Verdict::{AtOpen, Fine, OnRead, Somewhere};
-use crate::hostile::{Case, Gate, Verdict, judge};
+use crate::hostile::{Case, Cases, Gate, judge};
 
 /// An image of qemu-img's, by its options, with this content in it.
 fn made(folder: &Path, name: &str, options: &str, compressed: bool) -> Patch {
@@ -20,26 +20,6 @@ fn made(folder: &Path, name: &str, options: &str, compressed: bool) -> Patch {
     }
     qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
     Patch::of(&image)
-}
-
-struct Cases<'a> {
-    folder: &'a Path,
-    cases: Vec<Case>,
-}
-
-impl<'a> Cases<'a> {
-    fn new(folder: &'a Path) -> Self {
-        Cases { folder, cases: Vec::new() }
-    }
-
-    /// One case: the pattern with some bytes changed.
-    fn add(&mut self, name: &str, pattern: &Patch, verdict: Verdict, gate: Gate, change: impl FnOnce(&mut Patch) -> &mut Patch) {
-        let mut patch = pattern.clone();
-        change(&mut patch);
-        let image = self.folder.join(format!("{}.qcow2", self.cases.len()));
-        patch.save(&image);
-        self.cases.push(Case { name: name.to_owned(), image, how: Vec::new(), verdict, gate });
-    }
 }
 
 // Where the header's fields are (qcow2 specification, "Header").
@@ -65,7 +45,7 @@ fn refused_at_open() {
     let folder = temp();
     let pattern = made(folder.path(), "pattern.qcow2", "", false);
     let len = pattern.len() as u64;
-    let mut cases = Cases::new(folder.path());
+    let mut cases = Cases::new(folder.path(), "qcow2");
     let mut case = |name: &str, part: &'static str, change: &dyn Fn(&mut Patch) -> &mut Patch| {
         cases.add(name, &pattern, AtOpen(part), Gate::Refuses, change);
     };
@@ -126,9 +106,8 @@ fn refused_at_open() {
         });
     }
     for method in [3, u32::MAX] {
-        case(&format!("crypt_method {method}"), "encrypt", &move |p| p.be32(CRYPT, method));
+        case(&format!("crypt_method {method}"), "crypt_method", &move |p| p.be32(CRYPT, method));
     }
-    case("crypt_method 1", "encrypt", &|p| p.be32(CRYPT, 1));
     case("LUKS without its header", "encrypt", &|p| p.be32(CRYPT, 2));
     for at in [65_536, 65_530, len, u64::MAX - 3] {
         let name = format!("a backing name at {at}");
@@ -140,11 +119,12 @@ fn refused_at_open() {
     }
     case("a data file bit without a name", "data file", &|p| p.be64(INCOMPATIBLE, 4));
     case("extended L2 in small clusters", "", &|p| p.be64(INCOMPATIBLE, 16).be32(CLUSTER_BITS, 13));
-    for length in [5, 71, 100] {
+    for length in [71, 100] {
         case(&format!("cut after {length} bytes"), "", &move |p| p.resize(length));
     }
-    let cases = cases.cases;
-    judge(&cases);
+    // The gate may let it pass: it needs a key, and does no harm.
+    cases.add("crypt_method 1", &pattern, AtOpen("encrypt"), Gate::Any, |p| p.be32(CRYPT, 1));
+    judge(&cases.cases);
 }
 
 #[test]
@@ -153,7 +133,8 @@ fn encryption_is_refused_by_name() {
     let image = folder.path().join("luks.qcow2");
     let args = "create -q -f qcow2 --object secret,id=s,data=123 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
     qemu_img(args.split(' ').chain([image.to_str().unwrap(), "1M"]));
-    let mut case = Case { name: "LUKS".to_owned(), image, how: Vec::new(), verdict: AtOpen("encrypt"), gate: Gate::Any };
+    let mut case =
+        Case { name: "LUKS".to_owned(), image, how: Vec::new(), verdict: AtOpen("encrypt"), gate: Gate::Any };
     // `info` tells of it all the same.
     let infos = cowhand::info(&case.image, &cowhand::Open::default(), false);
     assert!(infos.is_err() || infos.unwrap()[0].details.encrypted);
@@ -170,7 +151,7 @@ fn first_l2(pattern: &Patch) -> usize {
 fn refused_on_read() {
     let folder = temp();
     const COPIED: u64 = 1 << 63;
-    let mut cases = Cases::new(folder.path());
+    let mut cases = Cases::new(folder.path(), "qcow2");
     for (options, step) in [("", 8), ("extended_l2=on", 16), ("cluster_size=4k", 8)] {
         let pattern = made(folder.path(), "pattern.qcow2", options, false);
         let l1 = pattern.read_be64(L1) as usize;
@@ -193,20 +174,28 @@ fn refused_on_read() {
             if to == 0 {
                 continue;
             }
-            cases.add(&format!("{options} L1 entry {name}"), &pattern, OnRead("L2"), Gate::Any, |p| p.be64(l1, COPIED | to));
+            cases.add(&format!("{options} L1 entry {name}"), &pattern, OnRead("L1"), Gate::Any, |p| {
+                p.be64(l1, COPIED | to)
+            });
             cases.add(&format!("{options} L2 entry {name}"), &pattern, OnRead("L2"), Gate::Any, |p| {
                 p.be64(l2 + 3 * step, COPIED | to)
             });
         }
-        cases.add(&format!("{options} L2 entry into its own table"), &pattern, OnRead("L2"), Gate::Any, |p| {
-            p.be64(l2 + 3 * step, COPIED | l2 as u64)
-        });
+        cases.add(
+            &format!("{options} L2 entry into its own table"),
+            &pattern,
+            OnRead("L2"),
+            Gate::Any,
+            |p| p.be64(l2 + 3 * step, COPIED | l2 as u64),
+        );
         if step == 16 {
             cases.add("a subcluster both zero and there", &pattern, OnRead("L2"), Gate::Any, |p| {
                 p.be64(l2 + 8, 1 << 32 | 1)
             });
         }
-        cases.add(&format!("{options} cut in half"), &pattern, Somewhere, Gate::Any, |p| p.resize((1 << 20) + 100));
+        cases.add(&format!("{options} cut in half"), &pattern, Somewhere, Gate::Any, |p| {
+            p.resize((1 << 20) + 100)
+        });
     }
     for (options, compression) in [("", "deflate"), ("compression_type=zstd", "zstd")] {
         let pattern = made(folder.path(), "pattern.qcow2", options, true);
@@ -249,7 +238,7 @@ fn refused_on_read() {
 #[test]
 fn bounded() {
     let folder = temp();
-    let mut cases = Cases::new(folder.path());
+    let mut cases = Cases::new(folder.path(), "qcow2");
     let pattern = made(folder.path(), "pattern.qcow2", "", false);
     let l2 = first_l2(&pattern) as u64;
     cases.add("4096 L1 entries share one L2 table", &pattern, Fine, Gate::Any, |p| {
@@ -293,9 +282,9 @@ fn iso(p: &mut Patch) -> &mut Patch {
 #[test]
 fn ambiguous() {
     let folder = temp();
-    let mut cases = Cases::new(folder.path());
+    let mut cases = Cases::new(folder.path(), "qcow2");
     let pattern = made(folder.path(), "pattern.qcow2", "", false);
-        cases.add("qcow2 and MBR", &pattern, AtOpen("-f"), Gate::Ambiguous, mbr);
+    cases.add("qcow2 and MBR", &pattern, AtOpen("-f"), Gate::Ambiguous, mbr);
     cases.add("qcow2 and ISO", &pattern, AtOpen("-f"), Gate::Ambiguous, iso);
     cases.add("qcow2, ISO and MBR", &pattern, AtOpen("-f"), Gate::Ambiguous, |p| {
         mbr(p);
@@ -313,7 +302,13 @@ fn ambiguous() {
     mbr(&mut hybrid);
     iso(&mut hybrid);
     hybrid.save(&raw);
-    cases.cases.push(Case { name: "isohybrid".to_owned(), image: raw, how: Vec::new(), verdict: Fine, gate: Gate::Safe });
+    cases.cases.push(Case {
+        name: "isohybrid".to_owned(),
+        image: raw,
+        how: Vec::new(),
+        verdict: Fine,
+        gate: Gate::Safe,
+    });
     judge(&cases.cases);
 }
 

@@ -33,7 +33,10 @@ fn what_qemu_writes_we_leave_alone() {
     let error = cowhand::open(&image, &Open::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked);
     let text = error.to_string();
-    assert!(text.contains("qemu-io") && text.contains(&holder.id().to_string()) && text.contains("-U"), "{text}");
+    assert!(
+        text.contains("qemu-io") && text.contains(&holder.id().to_string()) && text.contains("-U"),
+        "{text}"
+    );
     cowhand::open(&image, &Open { lock: Lock::None, ..Open::default() }).unwrap();
     for error in [
         cowhand::open(&image, &Open { writable: true, ..Open::default() }).unwrap_err(),
@@ -107,7 +110,11 @@ fn parents_are_locked_for_reading() {
     let folder = temp();
     let base = Content::empty("base", 1 << 20).raw_in(folder.path());
     let top = folder.path().join("top.qcow2");
-    let how = Create { backing: Some("base.raw".into()), backing_format: Some("raw".to_owned()), ..Create::new("qcow2", 1 << 20) };
+    let how = Create {
+        backing: Some("base.raw".into()),
+        backing_format: Some("raw".to_owned()),
+        ..Create::new("qcow2", 1 << 20)
+    };
     cowhand::create(&top, &how).unwrap();
     let disk = cowhand::open(&top, &Open { writable: true, ..Open::default() }).unwrap();
     let ran = run(Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 512"]).arg(&base));

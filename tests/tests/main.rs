@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod chains;
+mod devices;
 mod formats;
 mod hostile;
 mod hostile_qcow2;

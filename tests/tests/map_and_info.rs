@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use cowhand::{Convert, Open, Quiet};
-use cowhand_tests::{
-    Content, assert_map_agrees, for_all, options, qemu_img, qemu_io, qemu_version, temp,
-};
+use cowhand_tests::{Content, assert_map_agrees, for_all, options, qemu_img, qemu_io, qemu_version, temp};
 use serde_json::Value;
 
 use crate::formats::WAYS;
@@ -14,35 +12,46 @@ use crate::formats::WAYS;
 fn map_of_qcow2_and_raw() {
     let folder = temp();
     let raw = Content::striped("source", (3 << 20) + 1024, 96 << 10, 1).raw_in(folder.path());
-    let ways: Vec<_> = WAYS.iter().enumerate().filter(|(_, way)| matches!(way.format, "raw" | "qcow2")).collect();
-    for_all(&ways, |(_, way)| way.name(), |(n, way)| {
-        for by_qemu in [true, false] {
-            let image = folder.path().join(format!("{by_qemu}-{}", way.file(*n)));
-            if by_qemu {
-                let mut args = vec!["convert", "-f", "raw", "-O", way.format];
-                if way.compressed {
-                    args.push("-c");
+    let ways: Vec<_> =
+        WAYS.iter().enumerate().filter(|(_, way)| matches!(way.format, "raw" | "qcow2")).collect();
+    for_all(
+        &ways,
+        |(_, way)| way.name(),
+        |(n, way)| {
+            for by_qemu in [true, false] {
+                let image = folder.path().join(format!("{by_qemu}-{}", way.file(*n)));
+                if by_qemu {
+                    let mut args = vec!["convert", "-f", "raw", "-O", way.format];
+                    if way.compressed {
+                        args.push("-c");
+                    }
+                    if !way.options.is_empty() {
+                        args.extend(["-o", way.options]);
+                    }
+                    qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
+                    if way.format == "qcow2" {
+                        qemu_io(
+                            ["-d", "unmap", "-f", "qcow2"],
+                            &image,
+                            ["write -z 256k 128k", "write -z -u 1M 64k", "discard 2M 100k"],
+                        );
+                    }
+                } else {
+                    let how = Convert {
+                        format: Some(way.format.to_owned()),
+                        options: options(way.options),
+                        compress: way.compressed,
+                        ..Convert::new([&raw], &image)
+                    };
+                    cowhand::convert(&how, &Quiet).unwrap();
                 }
-                if !way.options.is_empty() {
-                    args.extend(["-o", way.options]);
-                }
-                qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
-                if way.format == "qcow2" {
-                    qemu_io(["-d", "unmap", "-f", "qcow2"], &image, ["write -z 256k 128k", "write -z -u 1M 64k", "discard 2M 100k"]);
-                }
-            } else {
-                let how = Convert {
-                    format: Some(way.format.to_owned()),
-                    options: options(way.options),
-                    compress: way.compressed,
-                    ..Convert::new([&raw], &image)
-                };
-                cowhand::convert(&how, &Quiet).unwrap();
+                let disk =
+                    cowhand::open(&image, &Open { format: Some(way.format.to_owned()), ..Open::default() })
+                        .unwrap();
+                assert_map_agrees(&disk, &image, way.format);
             }
-            let disk = cowhand::open(&image, &Open { format: Some(way.format.to_owned()), ..Open::default() }).unwrap();
-            assert_map_agrees(&disk, &image, way.format);
-        }
-    });
+        },
+    );
 }
 
 #[test]
@@ -95,15 +104,19 @@ fn info_of_every_way() {
     let folder = temp();
     let raw = Content::striped("source", 1 << 20, 96 << 10, 1).raw_in(folder.path());
     let ways: Vec<_> = WAYS.iter().enumerate().collect();
-    for_all(&ways, |(_, way)| way.name(), |(n, way)| {
-        let image = folder.path().join(way.file(*n));
-        let mut args = vec!["convert", "-f", "raw", "-O", way.format];
-        if !way.options.is_empty() {
-            args.extend(["-o", way.options]);
-        }
-        qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
-        assert_info_agrees(&image, way.format);
-    });
+    for_all(
+        &ways,
+        |(_, way)| way.name(),
+        |(n, way)| {
+            let image = folder.path().join(way.file(*n));
+            let mut args = vec!["convert", "-f", "raw", "-O", way.format];
+            if !way.options.is_empty() {
+                args.extend(["-o", way.options]);
+            }
+            qemu_img(args.into_iter().map(Path::new).chain([raw.as_path(), &image]));
+            assert_info_agrees(&image, way.format);
+        },
+    );
 }
 
 #[test]
@@ -118,11 +131,29 @@ fn info_of_special_qcow2() {
     qemu_img(["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", &at("top")]);
     qemu_img(["create", "-q", "-f", "qcow2", "-b", &at("base"), "-F", "qcow2", &at("absolute")]);
     qemu_img(["create", "-q", "-f", "qcow2", "-o", "compat=0.10", &at("old"), "3M"]);
-    qemu_img(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on,compression_type=zstd", &at("lazy"), "3M"]);
+    qemu_img([
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "lazy_refcounts=on,compression_type=zstd",
+        &at("lazy"),
+        "3M",
+    ]);
     qemu_img(["create", "-q", "-f", "qcow2", &at("snapshots"), "3M"]);
     qemu_img(["snapshot", "-c", "eins", &at("snapshots")]);
     qemu_img(["snapshot", "-c", "zwei", &at("snapshots")]);
-    qemu_img(["create", "-q", "-f", "qcow2", "-o", &format!("data_file={},data_file_raw=on", at("data")), &at("external"), "3M"]);
+    qemu_img([
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        &format!("data_file={},data_file_raw=on", at("data")),
+        &at("external"),
+        "3M",
+    ]);
     qemu_img(["create", "-q", "-f", "qcow2", &at("bitmaps"), "3M"]);
     qemu_img(["bitmap", "--add", &at("bitmaps"), "b0"]);
     qemu_img(["bitmap", "--add", "--disable", "-g", "32k", &at("bitmaps"), "b1"]);

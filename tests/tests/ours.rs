@@ -84,18 +84,23 @@ fn every_way_of_convert() {
 #[test]
 fn vhdx_with_sectors_of_4096_bytes() {
     let folder = temp();
-    for_all(&contents(), |content| content.name.to_owned(), |content| {
-        let raw = content.raw_in(folder.path());
-        let image = raw.with_extension("vhdx");
-        let way = Way { format: "vhdx", options: "logical_sector_size=4096,block_size=1M", compressed: false };
-        cowhand::convert(&by(&way, &raw, &image), &Quiet).unwrap();
-        let disk = open(&image, "vhdx");
-        assert_eq!(disk.size(), content.size.next_multiple_of(4096));
-        assert_holds(&disk, &raw);
-        let back = raw.with_extension("back.raw");
-        cowhand::convert(&Convert::new([&image], &back), &Quiet).unwrap();
-        assert_qemu_accepts(&back, "raw", &raw);
-    });
+    for_all(
+        &contents(),
+        |content| content.name.to_owned(),
+        |content| {
+            let raw = content.raw_in(folder.path());
+            let image = raw.with_extension("vhdx");
+            let way =
+                Way { format: "vhdx", options: "logical_sector_size=4096,block_size=1M", compressed: false };
+            cowhand::convert(&by(&way, &raw, &image), &Quiet).unwrap();
+            let disk = open(&image, "vhdx");
+            assert_eq!(disk.size(), content.size.next_multiple_of(4096));
+            assert_holds(&disk, &raw);
+            let back = raw.with_extension("back.raw");
+            cowhand::convert(&Convert::new([&image], &back), &Quiet).unwrap();
+            assert_qemu_accepts(&back, "raw", &raw);
+        },
+    );
 }
 
 #[test]
@@ -126,7 +131,8 @@ fn every_pair_of_formats_there_and_on() {
     for_all(&cells, name, |(f, w)| {
         let ((raw, first), from, to) = (&firsts[*f], &PAIRS[*f % PAIRS.len()], &PAIRS[*w]);
         let second = first.with_extension(format!("to{}", to.file(*w)));
-        let mut how = Convert { verify: true, workers: Some([1, 2, 8][(f + w) % 3]), ..by(to, first, &second) };
+        let mut how =
+            Convert { verify: true, workers: Some([1, 2, 8][(f + w) % 3]), ..by(to, first, &second) };
         how.open.format = Some(from.format.to_owned());
         let done = cowhand::convert(&how, &Quiet).unwrap();
         assert!(done.verified && done.from == [from.format]);
@@ -145,10 +151,16 @@ fn fresh_images_of_every_kind() {
     for_all(&cells, name, |(w, s)| {
         let (way, size) = (&WAYS[*w], sizes[*s]);
         let is_laid_out = way.options.contains("fixed") || way.options.contains("preallocation");
-        let small_clusters = way.options.contains("=512") || way.options.contains("=1k") || way.options.contains("=4k");
+        let small_clusters =
+            way.options.contains("=512") || way.options.contains("=1k") || way.options.contains("=4k");
         // qemu-img asks a VHDX block by block: 100 GiB take it seconds.
         let too_slow = size > 3 << 30 && way.format == "vhdx";
-        if way.compressed || too_slow || (size > 2 << 20 && is_laid_out) || (size > 1 << 30 && small_clusters) || (size == 0 && way.format == "vpc") {
+        if way.compressed
+            || too_slow
+            || (size > 2 << 20 && is_laid_out)
+            || (size > 1 << 30 && small_clusters)
+            || (size == 0 && way.format == "vpc")
+        {
             return;
         }
         let image = folder.path().join(format!("{s}-{}", way.file(*w)));

@@ -77,7 +77,10 @@ fn policies_and_spellings() {
         ("/proc/self/environ".into(), [Denied, Denied, Opens, Opens]),
         ("absent.raw".into(), [NotFound; 4]),
         ("/dev/zero".into(), [Denied, Denied, Unsupported, Unsupported]),
-        ("json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}".into(), [Denied, Denied, Denied, Unsupported]),
+        (
+            "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}".into(),
+            [Denied, Denied, Denied, Unsupported],
+        ),
         ("nbd://localhost/x".into(), [Denied, Denied, Denied, Unsupported]),
         ("nbd:unix:/tmp/x".into(), [Denied, Denied, Denied, Unsupported]),
         ("http://localhost/x".into(), [Denied, Denied, Denied, Unsupported]),
@@ -90,30 +93,34 @@ fn policies_and_spellings() {
     ];
     let policies = [Policy::SameDir, Policy::Allow(vec![outside.clone()]), Policy::Local, Policy::Any];
     let numbered: Vec<_> = cases.iter().enumerate().collect();
-    for_all(&numbered, |(_, (name, _))| name.clone(), |(n, (name, says))| {
-        let image = naming(&images, &format!("{n}.qcow2"), name, Some("raw"));
-        let before = cowhand_tests::file_sha256(&image);
-        let verdict = |policy: &Policy| match cowhand::open(&image, &with(policy)) {
-            Ok(_) => Says::Opens,
-            Err(error) => match error.kind() {
-                ErrorKind::Denied => Says::Denied,
-                ErrorKind::NotFound => Says::NotFound,
-                ErrorKind::Unsupported => Says::Unsupported,
-                other => panic!("{other:?}: {error}"),
-            },
-        };
-        let found: Vec<Says> = policies.iter().map(verdict).collect();
-        assert_eq!(found, says);
-        assert_eq!(verdict(&Policy::Deny), Says::Denied, "under deny");
-        if found[0] == Says::Denied {
-            let text = cowhand::open(&image, &Open::default()).unwrap_err().to_string();
-            assert!(text.contains("--p"), "names the flag to pass: {text}");
-        }
-        // What only looks at an image follows nothing.
-        let infos = cowhand::info(&image, &Open::default(), false).unwrap();
-        assert_eq!(infos[0].backing_filename().as_deref(), Some(name.as_str()));
-        assert_eq!(cowhand_tests::file_sha256(&image), before);
-    });
+    for_all(
+        &numbered,
+        |(_, (name, _))| name.clone(),
+        |(n, (name, says))| {
+            let image = naming(&images, &format!("{n}.qcow2"), name, Some("raw"));
+            let before = cowhand_tests::file_sha256(&image);
+            let verdict = |policy: &Policy| match cowhand::open(&image, &with(policy)) {
+                Ok(_) => Says::Opens,
+                Err(error) => match error.kind() {
+                    ErrorKind::Denied => Says::Denied,
+                    ErrorKind::NotFound => Says::NotFound,
+                    ErrorKind::Unsupported => Says::Unsupported,
+                    other => panic!("{other:?}: {error}"),
+                },
+            };
+            let found: Vec<Says> = policies.iter().map(verdict).collect();
+            assert_eq!(found, says);
+            assert_eq!(verdict(&Policy::Deny), Says::Denied, "under deny");
+            if found[0] == Says::Denied {
+                let text = cowhand::open(&image, &Open::default()).unwrap_err().to_string();
+                assert!(text.contains("--p"), "names the flag to pass: {text}");
+            }
+            // What only looks at an image follows nothing.
+            let infos = cowhand::info(&image, &Open::default(), false).unwrap();
+            assert_eq!(infos[0].backing_filename().as_deref(), Some(name.as_str()));
+            assert_eq!(cowhand_tests::file_sha256(&image), before);
+        },
+    );
 }
 
 /// What is refused is not even opened; what only looks opens nothing else.
@@ -128,8 +135,11 @@ fn what_is_refused_is_not_touched() {
     let near = Content::random("near", 1 << 20, 1).raw_in(&images);
     symlink(&base, images.join("link.raw")).unwrap();
     let far = [base.to_str().unwrap(), "../outside/base.raw", "link.raw"];
-    let images: Vec<PathBuf> =
-        far.iter().enumerate().map(|(n, name)| naming(&images, &format!("{n}.qcow2"), name, Some("raw"))).collect();
+    let images: Vec<PathBuf> = far
+        .iter()
+        .enumerate()
+        .map(|(n, name)| naming(&images, &format!("{n}.qcow2"), name, Some("raw")))
+        .collect();
     let data_file = folder.path().join("images/data.qcow2");
     let options = format!("data_file={}", outside.join("data").display());
     qemu_img(["create", "-q", "-f", "qcow2", "-o", &options, data_file.to_str().unwrap(), "1M"]);

@@ -16,7 +16,8 @@ const CORRECTIONS: &[(&str, &str)] = &[(
 )];
 
 fn disks() -> Vec<Sample> {
-    let mut disks: Vec<Sample> = samples().into_iter().filter(|sample| !sample.sha256_guest.is_empty()).collect();
+    let mut disks: Vec<Sample> =
+        samples().into_iter().filter(|sample| !sample.sha256_guest.is_empty()).collect();
     for disk in &mut disks {
         if let Some((_, right)) = CORRECTIONS.iter().find(|(wrong, _)| *wrong == disk.sha256_guest) {
             disk.sha256_guest = (*right).to_owned();
@@ -38,22 +39,26 @@ fn guest_content() {
         return;
     }
     let slow = std::env::var_os("COWHAND_SLOW").is_some();
-    for_all(&disks, |sample| sample.path.clone(), |sample| {
-        assert_eq!(file_sha256(&sample.file), sample.sha256_file, "the sample itself");
-        let disk = open(sample);
-        assert_eq!(disk.links()[0].format, if sample.format == "vhd" { "vpc" } else { &sample.format });
-        if let Some(size) = sample.virtual_size {
-            assert_eq!(disk.size(), size, "virtual size");
-        }
-        assert_eq!(disk.links().len() > 1, !sample.parent.is_empty(), "parents");
-        if disk.size() <= LARGE || slow {
-            assert_eq!(guest_sha256(&disk).unwrap(), sample.sha256_guest, "guest content");
-        } else {
-            eprintln!("not hashed for its {} bytes: {}; COWHAND_SLOW=1 does", disk.size(), sample.path);
-        }
-        drop(disk);
-        assert_eq!(file_sha256(&sample.file), sample.sha256_file, "reading changed the file");
-    });
+    for_all(
+        &disks,
+        |sample| sample.path.clone(),
+        |sample| {
+            assert_eq!(file_sha256(&sample.file), sample.sha256_file, "the sample itself");
+            let disk = open(sample);
+            assert_eq!(disk.links()[0].format, if sample.format == "vhd" { "vpc" } else { &sample.format });
+            if let Some(size) = sample.virtual_size {
+                assert_eq!(disk.size(), size, "virtual size");
+            }
+            assert_eq!(disk.links().len() > 1, !sample.parent.is_empty(), "parents");
+            if disk.size() <= LARGE || slow {
+                assert_eq!(guest_sha256(&disk).unwrap(), sample.sha256_guest, "guest content");
+            } else {
+                eprintln!("not hashed for its {} bytes: {}; COWHAND_SLOW=1 does", disk.size(), sample.path);
+            }
+            drop(disk);
+            assert_eq!(file_sha256(&sample.file), sample.sha256_file, "reading changed the file");
+        },
+    );
 }
 
 /// The disks that are too large to hash have what `qemu-img` finds in them: where we see no data, its sparse copy has
@@ -71,7 +76,8 @@ fn large_disks_hold_what_qemu_img_finds() {
         let format = if sample.format == "vhd" { "vpc" } else { &sample.format };
         cowhand_tests::try_qemu_img(["check", "-r", "all", "-f", format, copy.to_str().unwrap()]);
         let theirs = cowhand_tests::qemu_raw(&copy, format);
-        let theirs = cowhand::open(&theirs, &Open { format: Some("raw".to_owned()), ..Open::default() }).unwrap();
+        let theirs =
+            cowhand::open(&theirs, &Open { format: Some("raw".to_owned()), ..Open::default() }).unwrap();
         let ours = open(&sample);
         assert_eq!(ours.size(), theirs.size(), "{}", sample.path);
         cowhand_tests::assert_same(&ours, &theirs);
@@ -105,18 +111,23 @@ fn samples_become_qcow2() {
     if disks.is_empty() {
         return;
     }
-    for_all(&disks, |(_, sample)| sample.path.clone(), |(n, sample)| {
-        let target = folder.path().join(format!("{n}.qcow2"));
-        cowhand::convert(&Convert { verify: true, ..Convert::new([&sample.file], &target) }, &Quiet).unwrap();
-        cowhand_tests::qemu_img(["check", "-q", target.to_str().unwrap()]);
-        let converted = cowhand::open(&target, &Open::default()).unwrap();
-        cowhand_tests::assert_same(&open(sample), &converted);
-        if converted.size() <= 1 << 30 {
-            assert_eq!(guest_sha256(&converted).unwrap(), sample.sha256_guest);
-        }
-        drop(converted);
-        std::fs::remove_file(&target).unwrap();
-    });
+    for_all(
+        &disks,
+        |(_, sample)| sample.path.clone(),
+        |(n, sample)| {
+            let target = folder.path().join(format!("{n}.qcow2"));
+            cowhand::convert(&Convert { verify: true, ..Convert::new([&sample.file], &target) }, &Quiet)
+                .unwrap();
+            cowhand_tests::qemu_img(["check", "-q", target.to_str().unwrap()]);
+            let converted = cowhand::open(&target, &Open::default()).unwrap();
+            cowhand_tests::assert_same(&open(sample), &converted);
+            if converted.size() <= 1 << 30 {
+                assert_eq!(guest_sha256(&converted).unwrap(), sample.sha256_guest);
+            }
+            drop(converted);
+            std::fs::remove_file(&target).unwrap();
+        },
+    );
 }
 
 /// A differencing disk over another parent than its own is refused, and taken when it is asked for.

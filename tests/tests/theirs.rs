@@ -30,17 +30,18 @@ fn every_way_of_qemu_img_convert() {
     let folder = temp();
     let contents = contents();
     let raws: Vec<PathBuf> = contents.iter().map(|content| content.raw_in(folder.path())).collect();
-    let compat = [Way { format: "qcow2", options: "compat=0.10", compressed: false }, Way {
-        format: "qcow2",
-        options: "compat=0.10,cluster_size=4k",
-        compressed: true,
-    }];
+    let compat = [
+        Way { format: "qcow2", options: "compat=0.10", compressed: false },
+        Way { format: "qcow2", options: "compat=0.10,cluster_size=4k", compressed: true },
+    ];
     let ways: Vec<Way> = WAYS.iter().chain(&compat).copied().collect();
     let cells = cells(ways.len(), contents.len());
     let name = |(w, c): &(usize, usize)| format!("{} of {}", ways[*w].name(), contents[*c].name);
     for_all(&cells, name, |(w, c)| {
         let (way, content) = (&ways[*w], &contents[*c]);
-        if content.size == 0 && (matches!(way.format, "vpc" | "vhdx") || way.options.contains("preallocation")) {
+        if content.size == 0
+            && (matches!(way.format, "vpc" | "vhdx") || way.options.contains("preallocation"))
+        {
             // qemu-img cannot make these.
             return;
         }
@@ -64,25 +65,52 @@ fn every_way_of_qemu_img_convert() {
 #[test]
 fn sizes_of_vpc_are_rounded_alike() {
     let folder = temp();
-    let sizes: Vec<u64> = [1, 17 * 4, 1000, 2048, 69_632, 69_633, 139_264, 532_480, 1_040_000, 16_514_064, 66_060_288, 200_000_000]
-        .iter()
-        .flat_map(|sectors| [sectors * 512, sectors * 512 + 512])
-        .collect();
-    for_all(&sizes, |size| format!("{size} bytes"), |size| {
-        for subformat in ["dynamic", "fixed"] {
-            let option = format!("subformat={subformat}");
-            if subformat == "fixed" && *size > 1 << 32 {
-                continue;
+    let sizes: Vec<u64> = [
+        1,
+        17 * 4,
+        1000,
+        2048,
+        69_632,
+        69_633,
+        139_264,
+        532_480,
+        1_040_000,
+        16_514_064,
+        66_060_288,
+        200_000_000,
+    ]
+    .iter()
+    .flat_map(|sectors| [sectors * 512, sectors * 512 + 512])
+    .collect();
+    for_all(
+        &sizes,
+        |size| format!("{size} bytes"),
+        |size| {
+            for subformat in ["dynamic", "fixed"] {
+                let option = format!("subformat={subformat}");
+                if subformat == "fixed" && *size > 1 << 32 {
+                    continue;
+                }
+                let theirs = folder.path().join(format!("t{size}{subformat}.vhd"));
+                let ours = folder.path().join(format!("o{size}{subformat}.vhd"));
+                let args =
+                    ["create", "-f", "vpc", "-o", &option, theirs.to_str().unwrap(), &size.to_string()]
+                        .map(str::to_owned);
+                qemu_img(&args);
+                let made = cowhand::create(
+                    &ours,
+                    &cowhand::Create { options: options(&option), ..cowhand::Create::new("vpc", *size) },
+                )
+                .unwrap();
+                let theirs = open(&theirs, "vpc");
+                assert_eq!(
+                    (made.size, open(&ours, "vpc").size()),
+                    (theirs.size(), theirs.size()),
+                    "{subformat}"
+                );
             }
-            let theirs = folder.path().join(format!("t{size}{subformat}.vhd"));
-            let ours = folder.path().join(format!("o{size}{subformat}.vhd"));
-            let args = ["create", "-f", "vpc", "-o", &option, theirs.to_str().unwrap(), &size.to_string()].map(str::to_owned);
-            qemu_img(&args);
-            let made = cowhand::create(&ours, &cowhand::Create { options: options(&option), ..cowhand::Create::new("vpc", *size) }).unwrap();
-            let theirs = open(&theirs, "vpc");
-            assert_eq!((made.size, open(&ours, "vpc").size()), (theirs.size(), theirs.size()), "{subformat}");
-        }
-    });
+        },
+    );
 }
 
 /// A random history of writes, zeros, discards and compressed writes, by `qemu-io`; `qemu-img` says what it amounts to.
@@ -141,27 +169,31 @@ fn random_histories_of_qemu_io() {
     let folder = temp();
     let cases: Vec<_> = (0..3).flat_map(|seed| cases.iter().map(move |case| (seed, *case))).collect();
     let numbered: Vec<_> = cases.iter().enumerate().collect();
-    for_all(&numbered, |(_, (seed, (format, options, _)))| format!("{format} {options}, seed {seed}"), |(n, (seed, (format, options, can)))| {
-        let image = folder.path().join(format!("{n}.{format}"));
-        let data = folder.path().join(format!("{n}.data"));
-        // An odd number of clusters, and for VHDX more than one block.
-        let size = if *format == "vhdx" { 20 << 20 } else { (5 << 20) + 512 * 7 };
-        let options = options.replace("DATA", data.to_str().unwrap());
-        let size_text = size.to_string();
-        let mut args = vec!["create", "-q", "-f", format];
-        if !options.is_empty() {
-            args.extend(["-o", &options]);
-        }
-        args.extend([image.to_str().unwrap(), &size_text]);
-        qemu_img(&args);
-        let size = if *format == "vpc" { open(&image, format).size() } else { size };
-        history(&image, format, size, seed * 100 + *n as u64, can);
-        let raw = qemu_raw(&image, format);
-        assert_holds(&open(&image, format), &raw);
-        for file in [image, raw, data] {
-            let _ = std::fs::remove_file(file);
-        }
-    });
+    for_all(
+        &numbered,
+        |(_, (seed, (format, options, _)))| format!("{format} {options}, seed {seed}"),
+        |(n, (seed, (format, options, can)))| {
+            let image = folder.path().join(format!("{n}.{format}"));
+            let data = folder.path().join(format!("{n}.data"));
+            // An odd number of clusters, and for VHDX more than one block.
+            let size = if *format == "vhdx" { 20 << 20 } else { (5 << 20) + 512 * 7 };
+            let options = options.replace("DATA", data.to_str().unwrap());
+            let size_text = size.to_string();
+            let mut args = vec!["create", "-q", "-f", format];
+            if !options.is_empty() {
+                args.extend(["-o", &options]);
+            }
+            args.extend([image.to_str().unwrap(), &size_text]);
+            qemu_img(&args);
+            let size = if *format == "vpc" { open(&image, format).size() } else { size };
+            history(&image, format, size, seed * 100 + *n as u64, can);
+            let raw = qemu_raw(&image, format);
+            assert_holds(&open(&image, format), &raw);
+            for file in [image, raw, data] {
+                let _ = std::fs::remove_file(file);
+            }
+        },
+    );
 }
 
 #[test]
@@ -206,28 +238,47 @@ fn backing_chains() {
         Content::striped("short-parent", (1 << 20) + 512, 4 << 10, 2),
     ];
     let cells = cells(below.len() * contents.len(), 4);
-    for_all(&cells, |(b, o)| format!("over {} ({}), options {o}", below[b / 2], contents[b % 2].name), |(b, o)| {
-        let options = ["cluster_size=64k", "cluster_size=4k", "extended_l2=on", "compat=0.10"][*o];
-        let format = below[b / 2];
-        let sub = at(&format!("{b}-{o}"));
-        std::fs::create_dir(&sub).unwrap();
-        let raw = contents[b % 2].raw_in(&sub);
-        let base = sub.join(format!("base.{format}"));
-        qemu_img(["convert", "-f", "raw", "-O", format].iter().map(Path::new).chain([raw.as_path(), &base]));
-        let name = format!("base.{format}");
-        let middle = sub.join("middle.qcow2");
-        let top = sub.join("top.qcow2");
-        let make = |path: &Path, backing: &str, backing_format: &str, size: &str| {
-            let path = path.to_str().unwrap();
-            qemu_img(["create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", backing_format, path, size]);
-        };
-        make(&middle, &name, format, "3M");
-        history(&middle, "qcow2", 3 << 20, 5, &["write", "zero", "discard"]);
-        make(&top, "middle.qcow2", "qcow2", "4M");
-        history(&top, "qcow2", 4 << 20, 6, &["write", "zero", "unmap", "discard"]);
-        for image in [&middle, &top] {
-            assert_holds(&open(image, "qcow2"), &qemu_raw(image, "qcow2"));
-        }
-        std::fs::remove_dir_all(&sub).unwrap();
-    });
+    for_all(
+        &cells,
+        |(b, o)| format!("over {} ({}), options {o}", below[b / 2], contents[b % 2].name),
+        |(b, o)| {
+            let options = ["cluster_size=64k", "cluster_size=4k", "extended_l2=on", "compat=0.10"][*o];
+            let format = below[b / 2];
+            let sub = at(&format!("{b}-{o}"));
+            std::fs::create_dir(&sub).unwrap();
+            let raw = contents[b % 2].raw_in(&sub);
+            let base = sub.join(format!("base.{format}"));
+            qemu_img(
+                ["convert", "-f", "raw", "-O", format].iter().map(Path::new).chain([raw.as_path(), &base]),
+            );
+            let name = format!("base.{format}");
+            let middle = sub.join("middle.qcow2");
+            let top = sub.join("top.qcow2");
+            let make = |path: &Path, backing: &str, backing_format: &str, size: &str| {
+                let path = path.to_str().unwrap();
+                qemu_img([
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-o",
+                    options,
+                    "-b",
+                    backing,
+                    "-F",
+                    backing_format,
+                    path,
+                    size,
+                ]);
+            };
+            make(&middle, &name, format, "3M");
+            history(&middle, "qcow2", 3 << 20, 5, &["write", "zero", "discard"]);
+            make(&top, "middle.qcow2", "qcow2", "4M");
+            history(&top, "qcow2", 4 << 20, 6, &["write", "zero", "unmap", "discard"]);
+            for image in [&middle, &top] {
+                assert_holds(&open(image, "qcow2"), &qemu_raw(image, "qcow2"));
+            }
+            std::fs::remove_dir_all(&sub).unwrap();
+        },
+    );
 }

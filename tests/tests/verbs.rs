@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use cowhand::{Convert, Create, Difference, Open, Quiet};
 use cowhand_tests::{
-    Content, assert_holds, assert_qemu_accepts, for_all, guest_sha256, options, qemu_img, qemu_io, qemu_raw, temp,
-    try_qemu_img,
+    Content, assert_holds, assert_qemu_accepts, for_all, guest_sha256, options, qemu_img, qemu_io, qemu_raw,
+    temp, try_qemu_img,
 };
 use serde_json::Value;
 
@@ -26,10 +26,17 @@ fn into_an_existing_image() {
     let folder = temp();
     let old = Content::random("old", 3 << 20, 1).raw_in(folder.path());
     let new = Content::striped("new", (2 << 20) + 512, 32 << 10, 2).raw_in(folder.path());
-    for (n, how) in ["", "cluster_size=4k", "extended_l2=on", "preallocation=metadata"].into_iter().enumerate() {
+    for (n, how) in
+        ["", "cluster_size=4k", "extended_l2=on", "preallocation=metadata"].into_iter().enumerate()
+    {
         let target = folder.path().join(format!("{n}.qcow2"));
         quietly(&Convert { options: options(how), ..to("qcow2", &old, &target) });
-        let done = quietly(&Convert { no_create: true, workers: Some(2), verify: true, ..to("qcow2", &new, &target) });
+        let done = quietly(&Convert {
+            no_create: true,
+            workers: Some(2),
+            verify: true,
+            ..to("qcow2", &new, &target)
+        });
         assert!(done.in_place && done.verified);
         assert_eq!(open(&target).size(), 3 << 20, "it keeps its size");
         assert_holds(&open(&target), &new);
@@ -194,30 +201,41 @@ fn workers_make_no_difference() {
     .into_iter()
     .flat_map(|(format, how, compress)| [1, 2, 8].map(|workers| (format, how, compress, workers)))
     .collect();
-    for_all(&cases, |case| format!("{case:?}"), |(format, how, compress, workers)| {
-        let sub = temp();
-        let target = sub.path().join("target");
-        let data = sub.path().join("data.raw");
-        let how = Convert {
-            options: options(&how.replace("DATA", data.to_str().unwrap())),
-            compress: *compress,
-            workers: Some(*workers),
-            ..to(format, &raw, &target)
-        };
-        quietly(&how);
-        let disk = cowhand::open(&target, &Open { format: Some((*format).to_owned()), ..Open::default() }).unwrap();
-        assert_holds(&disk, &raw);
-        assert_qemu_accepts(&target, format, &raw);
-    });
+    for_all(
+        &cases,
+        |case| format!("{case:?}"),
+        |(format, how, compress, workers)| {
+            let sub = temp();
+            let target = sub.path().join("target");
+            let data = sub.path().join("data.raw");
+            let how = Convert {
+                options: options(&how.replace("DATA", data.to_str().unwrap())),
+                compress: *compress,
+                workers: Some(*workers),
+                ..to(format, &raw, &target)
+            };
+            quietly(&how);
+            let disk =
+                cowhand::open(&target, &Open { format: Some((*format).to_owned()), ..Open::default() })
+                    .unwrap();
+            assert_holds(&disk, &raw);
+            assert_qemu_accepts(&target, format, &raw);
+        },
+    );
 }
 
 #[test]
 fn the_format_follows_from_the_name() {
     let folder = temp();
     let raw = Content::striped("source", 1 << 20, 64 << 10, 1).raw_in(folder.path());
-    for (name, format) in
-        [("a.qcow2", "qcow2"), ("a.vhd", "vpc"), ("a.vhdx", "vhdx"), ("a.img", "raw"), ("a", "raw"), ("a.VHDX", "vhdx")]
-    {
+    for (name, format) in [
+        ("a.qcow2", "qcow2"),
+        ("a.vhd", "vpc"),
+        ("a.vhdx", "vhdx"),
+        ("a.img", "raw"),
+        ("a", "raw"),
+        ("a.VHDX", "vhdx"),
+    ] {
         let target = folder.path().join(name);
         let done = quietly(&Convert::new([&raw], &target));
         assert_eq!(done.to, format, "{name}");
@@ -268,7 +286,13 @@ fn compare_says_what_qemu_img_compare_says() {
             }
             for (a, b) in [(&raw, &other), (&other, &raw)] {
                 let found = cowhand::compare(&open(a), &open(b), false, &Quiet).unwrap();
-                assert_eq!(found.difference, wanted.map(Difference::Content), "{} {}", a.display(), b.display());
+                assert_eq!(
+                    found.difference,
+                    wanted.map(Difference::Content),
+                    "{} {}",
+                    a.display(),
+                    b.display()
+                );
                 let theirs = try_qemu_img(["compare", a.to_str().unwrap(), b.to_str().unwrap()]);
                 assert_eq!(theirs.code, Some(i32::from(wanted.is_some())), "{}", theirs.out);
                 assert_eq!(theirs.out.contains("size mismatch"), found.sizes_differ);

@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowhand::{Convert, Create, ErrorKind, Open, Progress, Quiet};
-use cowhand_tests::{Background, Content, assert_holds, assert_qemu_accepts, options, probe_program, qemu_img, run, temp};
+use cowhand_tests::{
+    Background, Content, assert_holds, assert_qemu_accepts, options, probe_program, qemu_img, run, temp,
+};
 
 /// The formats that a target can have.
 const FORMATS: [&str; 4] = ["raw", "qcow2", "vpc", "vhdx"];
@@ -40,8 +42,10 @@ impl<F: Fn() + Sync> Progress for AtHalf<F> {
 
 /// The names in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -232,7 +236,10 @@ fn the_target_must_not_be_a_source() {
     qemu_img(["create", "-q", "-f", "qcow2", "-b", "source.raw", "-F", "raw", child.to_str().unwrap()]);
     cowhand::convert(&into("raw", &child, &source), &Quiet).unwrap_err();
     // And without locks too.
-    let how = Convert { open: Open { lock: cowhand::Lock::None, ..Open::default() }, ..into("raw", &child, &source) };
+    let how = Convert {
+        open: Open { lock: cowhand::Lock::None, ..Open::default() },
+        ..into("raw", &child, &source)
+    };
     assert_eq!(cowhand::convert(&how, &Quiet).unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(cowhand_tests::file_sha256(&source), before);
     assert_eq!(names(folder.path()).len(), 4);
@@ -250,7 +257,14 @@ fn create_is_whole_or_none_too() {
         (Create::new("vhdx", u64::MAX), ErrorKind::Invalid),
         (Create::new("vpc", 1 << 50), ErrorKind::Invalid),
         (Create::new("raw", u64::MAX), ErrorKind::Invalid),
-        (Create { backing: Some("absent".into()), backing_format: Some("raw".to_owned()), ..Create::new("qcow2", 512) }, ErrorKind::NotFound),
+        (
+            Create {
+                backing: Some("absent".into()),
+                backing_format: Some("raw".to_owned()),
+                ..Create::new("qcow2", 512)
+            },
+            ErrorKind::NotFound,
+        ),
     ] {
         let error = cowhand::create(&target, &how).unwrap_err();
         assert_eq!(error.kind(), kind, "{how:?}: {error:?}");
@@ -281,7 +295,9 @@ fn a_source_that_changes_is_noticed() {
         open: Open { lock: cowhand::Lock::None, ..Open::default() },
         ..into("qcow2", &path, &folder.path().join("target.qcow2"))
     };
-    let write = AtHalf::new(ControlFlow::Continue(()), || file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap());
+    let write = AtHalf::new(ControlFlow::Continue(()), || {
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap()
+    });
     let done = cowhand::convert(&how, &write).unwrap();
     assert!(done.warnings.len() == 1 && done.warnings[0].contains("changed"), "{:?}", done.warnings);
 }
@@ -291,7 +307,8 @@ struct Small(PathBuf);
 
 impl Small {
     fn mount(at: &Path, size: &str) -> Option<Small> {
-        let ran = run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at));
+        let ran =
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at));
         ran.ok().then(|| Small(at.to_owned()))
     }
 }
@@ -312,9 +329,18 @@ fn no_space_left() {
     let source = source(elsewhere.path());
     let target = folder.path().join("target");
     std::fs::write(&target, b"before").unwrap();
-    for (format, how) in [("raw", ""), ("raw", "preallocation=full"), ("qcow2", ""), ("qcow2", "preallocation=full"), ("vpc", ""), ("vpc", "subformat=fixed"), ("vhdx", "block_size=1M")] {
+    for (format, how) in [
+        ("raw", ""),
+        ("raw", "preallocation=full"),
+        ("qcow2", ""),
+        ("qcow2", "preallocation=full"),
+        ("vpc", ""),
+        ("vpc", "subformat=fixed"),
+        ("vhdx", "block_size=1M"),
+    ] {
         for workers in [1, 2] {
-            let how = Convert { options: options(how), workers: Some(workers), ..into(format, &source, &target) };
+            let how =
+                Convert { options: options(how), workers: Some(workers), ..into(format, &source, &target) };
             let error = cowhand::convert(&how, &Quiet).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{format} {:?}: {error:?}", how.options);
             assert!(!error.to_string().contains('\n') && error.to_string().contains("space"), "{error}");

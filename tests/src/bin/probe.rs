@@ -4,7 +4,7 @@
 //! JSON. `probe serve` runs other programs for a test.
 
 // Part of the tests.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::Write;
 use std::ops::ControlFlow;

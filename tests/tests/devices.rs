@@ -129,7 +129,7 @@ fn shared_blocks() {
         ("qcow2", "cluster_size=2M", true),
         ("qcow2", "extended_l2=on", true),
         ("qcow2", "cluster_size=512", false),
-        ("qcow2", "data_file=DATA,data_file_raw=on", true),
+        ("qcow2", "data_file=DATA,data_file_raw=on", false),
         ("vhdx", "", true),
         ("vhdx", "subformat=fixed,block_size=1M", true),
         ("vpc", "subformat=fixed,force_size=on", true),

@@ -86,6 +86,8 @@ pub struct ParentRef {
     pub candidates: Vec<PathBuf>,
     /// The name of the parent's format where the child states one.
     pub format: Option<String>,
+    /// The names are Windows': where no file has exactly a candidate's name, one that differs in case alone is meant.
+    pub any_case: bool,
     /// Identities any one of which the parent must have. Empty: the child does not say.
     pub expected: Vec<[u8; 16]>,
 }

@@ -38,7 +38,7 @@ pub struct Convert {
     pub backing_format: Option<String>,
     /// What writes and syncs of the target promise.
     pub cache: Cache,
-    /// Write into an image that is there (`-n`).
+    /// Write into an image that is there (`-n`). What it has past the sources' end stays as it is.
     pub no_create: bool,
     /// The target reads zero everywhere already.
     pub target_is_zero: bool,
@@ -194,7 +194,6 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
     }
     let mut job = Job::new(how, &target, false);
     job.reads_zero = how.target_is_zero;
-    job.rest_must_be_zero = !how.target_is_zero;
     job.run(&Concat::new(sources.iter().map(|source| &**source)), progress)?;
     target.close()?;
     let mut done = job.summary(target.links()[0].format, &target); // never empty: every image has a layer
@@ -203,7 +202,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
         let again = Open { writable: false, ..target_how };
         drop(target);
         let read_back = open(&how.target, &again)?;
-        verify(how, sources, &Concat::new([&*read_back]), progress)?;
+        verify(how, sources, &Concat::new([&*read_back]).up_to(content), progress)?;
         done.verified = true;
     }
     done.warnings = check_sources(how, sources)?;

@@ -28,6 +28,8 @@ pub struct Create {
     pub backing_format: Option<String>,
     /// Do not open the backing file (`-u`): it need not exist.
     pub unchecked: bool,
+    /// Which further files the backing file may make us open.
+    pub policy: Policy,
     /// What writes and syncs promise.
     pub cache: Cache,
 }
@@ -47,7 +49,7 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
     let mut read = Vec::new();
     if how.unchecked {
         base.refuse_itself(path)?;
-    } else if let Some(backing) = base.open(path, &Open::default())? {
+    } else if let Some(backing) = base.open(path, &Open { policy: how.policy.clone(), ..Open::default() })? {
         size = size.or(Some(backing.size()));
         read = backing.watched();
         refuse_one_of(path, &read)?;
@@ -152,7 +154,7 @@ impl Base {
         let parent = self.backing.as_ref().map(|backing| ParentRef {
             candidates: vec![backing.clone()],
             format: self.backing_format.clone(),
-            expected: Vec::new(),
+            ..ParentRef::default()
         });
         let options = Options::check(format.options(), &self.options)?;
         format.create(storage, files, &CreateOptions { size, options, parent, fresh: true })

@@ -192,6 +192,14 @@ fn find_parent(child: &Path, wanted: &ParentRef, files: &Files) -> Result<(PathB
             }
         }
     }
+    if wanted.any_case && first_error.as_ref().is_some_and(|error| error.kind() == ErrorKind::NotFound) {
+        let spelt_otherwise = wanted.candidates.iter().filter_map(|candidate| files.in_any_case(candidate));
+        if let Some(found) =
+            spelt_otherwise.filter_map(|name| files.named_by_image(&name, Access::Read).ok()).next()
+        {
+            return Ok(found);
+        }
+    }
     let shown = wanted.candidates.first().map(|path| path.display().to_string()).unwrap_or_default();
     match first_error {
         Some(error) if error.kind() == ErrorKind::NotFound => {

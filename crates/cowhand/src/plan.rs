@@ -54,8 +54,8 @@ impl<'a> Concat<'a> {
         let (start, image) = self.part(at)?;
         let inside = at - start;
         let mut mapped = image.extent_above(inside, max.min(image.size() - inside), self.depth)?;
-        if mapped.kind == Kind::Hole && mapped.depth + 1 < self.depth.min(image.links().len()) {
-            // A layer ended before the last one that counts: what lies below that one is hidden, and reads zero.
+        if mapped.kind == Kind::Hole && self.depth < image.links().len() && mapped.depth + 1 < self.depth {
+            // A layer ended before the last one that counts: it hides what the target would show there.
             mapped.kind = Kind::Zero;
         }
         Ok((mapped, image))

@@ -126,6 +126,23 @@ impl Files {
         Err(refused("which does not lie beneath the image's own folder"))
     }
 
+    /// The name of a file beneath the image's folder that differs from `name` in case alone.
+    pub(crate) fn in_any_case(&self, name: &Path) -> Option<PathBuf> {
+        let mut found = PathBuf::new();
+        for part in name.components() {
+            let part = match part {
+                Component::Normal(part) => part.to_str()?.to_lowercase(),
+                Component::CurDir => continue,
+                _ => return None,
+            };
+            let entries = std::fs::read_dir(self.folder.join(&found)).ok()?.flatten();
+            let same =
+                |name: &std::ffi::OsString| name.to_str().is_some_and(|name| name.to_lowercase() == part);
+            found.push(entries.map(|entry| entry.file_name()).find(same)?);
+        }
+        Some(found)
+    }
+
     fn watch(&self, path: &Path, storage: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
         let identity =
             storage.identity().map_err(|error| Error::io("cannot look at", error).image(path.display()))?;

@@ -80,7 +80,7 @@ fn what_the_source_does_not_have_does_not_show_a_foreign_backing_file() {
 fn what_the_source_does_not_have_does_not_show_the_parent_of_an_image_that_is_there() {
     let dir = Dir::new();
     dir.raw("base.raw", 0xbb, 4 * MIB);
-    let source = dir.qcow2("source.qcow2", 3 * MIB, None, &[0x11; 65536]);
+    let source = dir.qcow2("source.qcow2", 4 * MIB, None, &[0x11; 65536]);
     let target = dir.qcow2("target.qcow2", 4 * MIB, Some(("base.raw", "raw")), &[]);
     let how = Convert { no_create: true, ..Convert::new([&source], &target) };
     convert(&how, &Quiet).unwrap();

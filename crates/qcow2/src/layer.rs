@@ -95,7 +95,7 @@ pub(crate) fn parent_of(header: &Header) -> Option<ParentRef> {
     Some(ParentRef {
         candidates: vec![path_of(name)],
         format: header.extensions.backing_format.clone(),
-        expected: Vec::new(),
+        ..ParentRef::default()
     })
 }
 

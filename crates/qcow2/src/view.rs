@@ -102,7 +102,8 @@ impl Shared {
     ) -> Shared {
         let geometry = header.geometry;
         let span = |start: u64, bytes: u64| {
-            start..start.saturating_add(bytes).next_multiple_of(geometry.cluster_size())
+            let end = start.saturating_add(bytes);
+            start..end.checked_next_multiple_of(geometry.cluster_size()).unwrap_or(u64::MAX)
         };
         let refcounts = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
         let regions = [

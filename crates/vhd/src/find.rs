@@ -62,6 +62,20 @@ impl Places {
         })
     }
 
+    /// The file ends in the footer of a fixed disk that fills it, or that was cut. One that leaves bytes over is no
+    /// VHD: a guest could hide most of a raw disk behind a footer of its own.
+    fn ends_a_fixed_disk(&self) -> bool {
+        let Some(tail) = self.tail.as_ref().filter(|tail| tail.disk_type() == Some(DiskType::Fixed)) else {
+            return false;
+        };
+        let nested = good(&self.head).is_some_and(has_header);
+        tail.parse(0).is_ok_and(|footer| {
+            let sizes = [footer.current_size, footer.size(SizeRule::Auto)];
+            let cut = !nested && tail.checksum_is_good() && sizes.iter().all(|size| *size > self.tail_at);
+            sizes.contains(&self.tail_at) || cut
+        })
+    }
+
     /// The raw footer that counts, and where it stands.
     fn choose(&self) -> Option<(&RawFooter, u64)> {
         let fixed =
@@ -121,7 +135,7 @@ pub(crate) fn find(file: &dyn Storage) -> Result<Found> {
 /// front. A bad checksum does not make it something else: opening will complain of it.
 pub(crate) fn probe(file: &dyn Storage) -> Probe {
     match Places::read(file) {
-        Ok(places) if places.fixed().is_some() => Probe::Trailer,
+        Ok(places) if places.ends_a_fixed_disk() => Probe::Trailer,
         Ok(places) if places.head.as_ref().is_some_and(has_header) => Probe::Sure,
         _ => Probe::No,
     }
@@ -156,9 +170,11 @@ mod tests {
         let short = file(&[&[7; 4096], &footer[..511]]);
         assert!(is_vhd(&short));
         assert_eq!(find(&short).unwrap().at, 4096);
-        // Too large for its file.
+        // Too small for its file: a guest's own.
+        assert!(!is_vhd(&file(&[&[7; 8192], &footer])));
+        // Too large for its file: it was cut, which opening tells.
         let cut = file(&[&[7; 2048], &footer]);
-        assert!(!is_vhd(&cut));
+        assert!(is_vhd(&cut));
         assert!(
             error(&cut).contains("footer current size at offset 2096: is 4096 bytes, and only 2048"),
             "{}",

@@ -64,11 +64,10 @@ impl Footer {
     /// Guest bytes. Virtual PC and QEMU mean the geometry, unless it is the largest there is.
     fn size(&self) -> u64 {
         let chs = (self.cylinders.get(), self.heads, self.sectors);
-        if matches!(&self.creator, b"vpc " | b"qemu" | b"vs  ") && chs != MAX_CHS {
-            u64::from(chs.0) * u64::from(chs.1) * u64::from(chs.2) * SECTOR
-        } else {
-            self.current_size.get()
-        }
+        let bytes = u64::from(chs.0) * u64::from(chs.1) * u64::from(chs.2) * SECTOR;
+        let by_geometry =
+            matches!(&self.creator, b"vpc " | b"qemu" | b"vs  ") && chs != MAX_CHS && bytes != 0;
+        if by_geometry { bytes } else { self.current_size.get() }
     }
 }
 
@@ -184,13 +183,19 @@ impl Judge {
         }
         // A guest could have written a footer that sends a reader to places in its own disk.
         let (footer, good) = back.filter(|(footer, _)| footer.kind.get() == FIXED)?;
+        let before = end.len.saturating_sub(footer_len as u64);
+        let sizes = [footer.current_size.get(), footer.size()];
+        if !sizes.contains(&before) && sizes.iter().any(|size| *size < before) {
+            // It leaves bytes over: no disk of this file, but a sector that a guest wrote.
+            return None;
+        }
         let mut finding = Finding::new(Place::End);
         finding.virtual_size = Some(footer.size());
         if !good {
             finding.problem("checksum", "the footer's checksum is wrong");
         }
         check_version(&footer, &mut finding);
-        if footer.size() > end.len.saturating_sub(footer_len as u64) {
+        if footer.size() > before {
             finding
                 .problem("size", format!("a fixed disk of {} bytes in a file of {}", footer.size(), end.len));
         }

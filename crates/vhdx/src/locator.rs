@@ -88,6 +88,7 @@ impl Locator {
         ParentRef {
             candidates: keys.iter().filter_map(|key| find(&self.entries, key)).map(here).collect(),
             format: Some("vhdx".to_owned()),
+            any_case: true,
             expected: [Some(self.linkage), self.linkage2].into_iter().flatten().map(Guid::raw).collect(),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cowhand::{
-    Create, Printable, Result, create, format, format_for_target, parse_option_string, parse_size,
+    Create, Policy, Printable, Result, create, format, format_for_target, parse_option_string, parse_size,
 };
 
 use crate::exit::{DONE, Outcome};
@@ -43,6 +43,10 @@ pub(crate) struct Args {
     #[arg(short = 'u')]
     unchecked: bool,
 
+    /// Which files the backing file may make us open: deny, same-dir, allow=DIR (repeatable), local, any
+    #[arg(long, value_name = "POLICY", value_parser = Policy::parse, hide_possible_values = true)]
+    paths: Vec<Policy>,
+
     /// Options of the format; help lists them
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
@@ -74,6 +78,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         backing: args.backing.clone(),
         backing_format: args.backing_format.clone(),
         unchecked: args.unchecked,
+        policy: args.paths.iter().cloned().reduce(Policy::and).unwrap_or_default(),
         ..Create::default()
     };
     let made = create(image, &how)?;

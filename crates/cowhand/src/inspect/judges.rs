@@ -29,7 +29,8 @@ pub(super) fn all() -> Vec<Slot> {
         ("iso", Box::new(foreign::Iso::default())),
         ("gpt", Box::new(foreign::Gpt::default())),
     ];
-    let ours = registry::formats().iter().filter_map(|format| Some((*format.names().last()?, format.inspector()?)));
+    let ours =
+        registry::formats().iter().filter_map(|format| Some((*format.names().last()?, format.inspector()?)));
     ours.chain(foreign).map(|(name, judge)| Slot::new(name, judge)).collect()
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn open(path: &Path, writable: bool) -> Result<Arc<dyn Layer>> {
 }
 
 pub(crate) fn named(name: &str, format: &str) -> Option<ParentRef> {
-    Some(ParentRef { candidates: vec![name.into()], format: Some(format.into()), expected: Vec::new() })
+    Some(ParentRef { candidates: vec![name.into()], format: Some(format.into()), ..ParentRef::default() })
 }
 
 /// The layer as a disk of its own.

@@ -239,7 +239,12 @@ pub fn try_qemu_img<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Ran {
 pub fn qemu_img<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> String {
     let mut command = Command::new("qemu-img");
     command.args(args);
-    let ran = run(&mut command);
+    let mut ran = run(&mut command);
+    // Under load it sometimes meets its own lock on a file that it has just made and nobody else knows.
+    let makes = command.get_args().next().is_some_and(|verb| verb == "create" || verb == "convert");
+    if makes && ran.err.contains("Failed to get \"resize\" lock") {
+        ran = run(&mut command);
+    }
     assert!(ran.ok(), "{command:?} failed:\n{}{}", ran.out, ran.err);
     ran.out
 }

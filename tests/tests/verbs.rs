@@ -26,6 +26,11 @@ fn into_an_existing_image() {
     let folder = temp();
     let old = Content::random("old", 3 << 20, 1).raw_in(folder.path());
     let new = Content::striped("new", (2 << 20) + 512, 32 << 10, 2).raw_in(folder.path());
+    // What the target has past the source's end stays: qemu-img does the same.
+    let theirs = folder.path().join("theirs.raw");
+    std::fs::copy(&old, &theirs).unwrap();
+    let args = ["convert", "-n", "-f", "raw", "-O", "raw"].map(Path::new);
+    qemu_img(args.into_iter().chain([new.as_path(), &theirs]));
     for (n, how) in
         ["", "cluster_size=4k", "extended_l2=on", "preallocation=metadata"].into_iter().enumerate()
     {
@@ -39,14 +44,14 @@ fn into_an_existing_image() {
         });
         assert!(done.in_place && done.verified);
         assert_eq!(open(&target).size(), 3 << 20, "it keeps its size");
-        assert_holds(&open(&target), &new);
-        assert_qemu_accepts(&target, "qcow2", &new);
+        assert_holds(&open(&target), &theirs);
+        assert_qemu_accepts(&target, "qcow2", &theirs);
     }
     let raw = folder.path().join("target.raw");
     std::fs::copy(&old, &raw).unwrap();
     quietly(&Convert { no_create: true, ..to("raw", &new, &raw) });
     assert_eq!(open(&raw).size(), 3 << 20);
-    assert_holds(&open(&raw), &new);
+    assert_holds(&open(&raw), &theirs);
     // Too small.
     let error = cowhand::convert(&Convert { no_create: true, ..to("raw", &old, &new) }, &Quiet).unwrap_err();
     assert!(error.to_string().contains("too small"), "{error}");

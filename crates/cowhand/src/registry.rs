@@ -80,6 +80,8 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
         |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));
     if at(0, b"KDMV") || at(0, b"COWD") || at(0, b"# Disk DescriptorFile") {
         Some("a VMDK image")
+    } else if at(0, b"QFI\xfb\0\0\0\x01") {
+        Some("a QCOW (version 1) image")
     } else if at(0, b"QED\0") {
         Some("a QED image")
     } else if at(0x40, &[0x7f, 0x10, 0xda, 0xbe]) {

@@ -105,7 +105,7 @@ pub(crate) fn create(
 
     let l1 = vec![0; header.l1_entries as usize];
     let (l1_offset, codec) = (header.l1_offset, header.codec);
-    let shared = Arc::new(Shared::new(file, data, header, 0));
+    let shared = Arc::new(Shared::new(file, data, header, 0, false));
     let view = View::new(shared, size, l1_offset, RwLock::new(l1));
     let writer = Writer::new(alloc, Deflater::new(codec, chosen.level), how.fresh, true);
     let layer = Qcow2Layer { view, snapshots: Vec::new(), writer: Some(writer) };

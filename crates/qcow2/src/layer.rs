@@ -51,7 +51,7 @@ impl Qcow2Layer {
             Writer::new(alloc, default_deflater(header.codec), false, false)
         });
         let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
-        let shared = Arc::new(Shared::new(file, data, header, snapshot_table));
+        let shared = Arc::new(Shared::new(file, data, header, snapshot_table, !how.writable));
         Ok(Qcow2Layer { view: View::open(shared, size, l1_offset, l1_entries)?, snapshots, writer })
     }
 

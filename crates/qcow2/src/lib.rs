@@ -21,6 +21,7 @@ mod options;
 mod read;
 mod refcount;
 mod snapshot;
+mod tables;
 mod unpacked;
 mod view;
 mod write;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use cowhand_core::{Error, ErrorKind, Result, Storage};
 
@@ -11,6 +11,7 @@ use crate::compress::Inflater;
 use crate::entry::{Entry, OFFSET, Packed, Plain, Rules, Words, Wrong};
 use crate::geometry::Geometry;
 use crate::header::Header;
+use crate::tables::Tables;
 use crate::unpacked::Unpacked;
 
 /// L1 entries or slices that one lookup walks at most, so that a call's time is bounded.
@@ -29,6 +30,9 @@ pub(crate) struct Shared {
     pub(crate) unpacked: Unpacked,
     /// What never holds guest data or an L2 table.
     regions: Vec<(Range<u64>, &'static str)>,
+    /// Nor do these; looked for when the first entry is used, and only where nothing here changes them.
+    tables: OnceLock<Tables>,
+    read_only: bool,
     /// The files' lengths when they were last asked.
     file_len: AtomicU64,
     data_len: AtomicU64,
@@ -99,6 +103,7 @@ impl Shared {
         data: Arc<dyn Storage>,
         header: Header,
         snapshot_table: u64,
+        read_only: bool,
     ) -> Shared {
         let geometry = header.geometry;
         let span = |start: u64, bytes: u64| {
@@ -118,6 +123,8 @@ impl Shared {
             inflater: Inflater::new(header.codec),
             unpacked: Unpacked::new(geometry),
             regions: regions.into_iter().filter(|(range, _)| !range.is_empty()).collect(),
+            tables: OnceLock::new(),
+            read_only,
             file_len: AtomicU64::new(0),
             data_len: AtomicU64::new(0),
             made: AtomicU64::new(0),
@@ -173,6 +180,27 @@ impl Shared {
         }
     }
 
+    /// Where tables stand, in an image that nobody changes.
+    fn tables(&self) -> Result<Option<&Tables>> {
+        if !self.read_only {
+            return Ok(None);
+        }
+        if let Some(known) = self.tables.get() {
+            return Ok(Some(known));
+        }
+        let found = Tables::read(self.file.as_ref(), &self.header)?;
+        Ok(Some(self.tables.get_or_init(|| found)))
+    }
+
+    /// Errors where an L2 entry, standing at `at`, points at a table.
+    fn check_data(&self, offset: u64, at: u64) -> Result<()> {
+        self.check_region("L2 entry", offset, at)?;
+        match self.tables()?.and_then(|tables| tables.at(offset - self.geometry().in_cluster(offset))) {
+            Some(name) => Err(Error::corrupt("L2 entry", format!("points at {offset}, into {name}")).at(at)),
+            None => Ok(()),
+        }
+    }
+
     /// The offset of the L2 table that an L1 entry, standing at `at`, points at. `None`: there is no table.
     pub(crate) fn l2_table(&self, entry: u64, at: u64) -> Result<Option<u64>> {
         let offset = entry & OFFSET;
@@ -187,6 +215,9 @@ impl Shared {
             .at(at));
         }
         self.check_region("L1 entry", offset, at)?;
+        if self.tables()?.is_some_and(|tables| tables.is_block(offset)) {
+            return Err(Error::corrupt("L1 entry", format!("points at {offset}, a refcount block")).at(at));
+        }
         self.check_end("L1 entry", offset, offset + self.geometry().cluster_size(), false, at)?;
         Ok(Some(offset))
     }
@@ -211,7 +242,7 @@ impl Shared {
                 // Only data is looked for: a zero cluster's place may never have been written.
                 let in_data = self.rules.data_file;
                 if !in_data {
-                    self.check_region("L2 entry", host, at)?;
+                    self.check_data(host, at)?;
                 }
                 if matches!(entry, Entry::Plain(Plain { data: 1.., .. })) {
                     self.check_end("L2 entry", host, host + self.geometry().cluster_size(), in_data, at)?;
@@ -219,7 +250,7 @@ impl Shared {
             }
             Entry::Plain(_) => {}
             Entry::Compressed(packed) => {
-                self.check_region("L2 entry", packed.at, at)?;
+                self.check_data(packed.at, at)?;
                 self.check_end("L2 entry", packed.at, packed.at + packed.len, false, at)?;
             }
         }

@@ -95,6 +95,7 @@ pub(crate) struct Judge {
     signed: bool,
     front: Option<(Footer, bool)>,
     table_offset: u64,
+    table_end: u64,
     problems: Vec<Problem>,
 }
 
@@ -172,6 +173,7 @@ impl Judge {
             self.problem("header", format!("{} blocks do not cover {size} bytes", header.entries.get()));
         }
         self.table_offset = header.table_offset.get();
+        self.table_end = self.table_offset.saturating_add(4 * u64::from(header.entries.get()));
     }
 
     fn strict(&mut self, end: &Ending<'_>) -> Option<Finding> {
@@ -238,7 +240,7 @@ impl Judge {
         if front.sparse() && footer.size() > MAX_DYNAMIC {
             finding.problem("size", format!("{} bytes are more than 2040 GiB", footer.size()));
         }
-        if self.table_offset >= len {
+        if self.table_offset >= len || self.table_end > len {
             finding.problem(
                 "header",
                 format!("the block allocation table at offset {} lies past the end", self.table_offset),

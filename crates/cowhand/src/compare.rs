@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cowhand_core::{Error, Image, Kind, Result, is_zero};
 
+use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
 use crate::plan::{Concat, Piece, Plan};
 use crate::progress::Progress;
@@ -78,7 +79,7 @@ pub(crate) fn compare_sources(
     let empty = (a.size() / PIECES).max(EMPTY) / EMPTY * EMPTY;
     let plan = Plan::new(a, SECTOR as u64, PIECE, 0).with_empty(empty);
     plan.run(threads, |plan| {
-        let mut bufs = (Vec::new(), Vec::new());
+        let mut bufs = (Buffer::default(), Buffer::default());
         while let Some(piece) = plan.next()? {
             if comparing.piece(piece, &mut bufs)? {
                 plan.stop();
@@ -132,14 +133,15 @@ impl Comparing<'_> {
         Ok((mapped.len, mapped.kind))
     }
 
-    fn read(&self, disk: &Concat<'_>, at: u64, buf: &mut Vec<u8>, len: u64) -> Result<()> {
-        buf.resize(len as usize, 0);
+    fn read<'b>(&self, disk: &Concat<'_>, at: u64, buf: &'b mut Buffer, len: u64) -> Result<&'b [u8]> {
+        let buf = buf.get(len as usize);
         disk.read(at, buf)
-            .inspect_err(|_| *self.reading.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = true)
+            .inspect_err(|_| *self.reading.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = true)?;
+        Ok(buf)
     }
 
     /// True: the piece differs.
-    fn piece(&self, piece: Piece<'_>, bufs: &mut (Vec<u8>, Vec<u8>)) -> Result<bool> {
+    fn piece(&self, piece: Piece<'_>, bufs: &mut (Buffer, Buffer)) -> Result<bool> {
         let end = piece.at + piece.len;
         let mut at = piece.at;
         while at < end {
@@ -154,18 +156,10 @@ impl Comparing<'_> {
             let (buf_a, buf_b) = (&mut bufs.0, &mut bufs.1);
             let difference = match (data(kind_a), data(kind_b)) {
                 (false, false) => None,
-                (true, false) => {
-                    self.read(self.a, at, buf_a, len)?;
-                    first_not_zero(buf_a)
-                }
-                (false, true) => {
-                    self.read(self.b, at, buf_b, len)?;
-                    first_not_zero(buf_b)
-                }
+                (true, false) => first_not_zero(self.read(self.a, at, buf_a, len)?),
+                (false, true) => first_not_zero(self.read(self.b, at, buf_b, len)?),
                 (true, true) => {
-                    self.read(self.a, at, buf_a, len)?;
-                    self.read(self.b, at, buf_b, len)?;
-                    first_difference(buf_a, buf_b)
+                    first_difference(self.read(self.a, at, buf_a, len)?, self.read(self.b, at, buf_b, len)?)
                 }
             };
             if let Some(offset) = difference {

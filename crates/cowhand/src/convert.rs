@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cowhand_core::{
-    Cache, Erase, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Result, Storage,
+    Cache, Erase, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Result, Storage, is_zero,
     zero_prefix,
 };
 
+use crate::buffer::Buffer;
 use crate::compare::{Difference, compare_sources};
 use crate::create::Base;
 use crate::open::{Open, Opened, open};
@@ -94,8 +95,12 @@ pub struct Converted {
     pub warnings: Vec<String>,
 }
 
-/// Most guest bytes that one thread reads, checks and writes at a time.
+/// Most guest bytes of data that one thread is given at a time.
 pub(crate) const PIECE: u64 = 1 << 20;
+/// Guest bytes that are read and looked at for zeros at a time: few enough to be still in the processor's cache.
+const READ: u64 = 128 << 10;
+/// Guest bytes that are written at a time, or a little more.
+const WRITE: u64 = 512 << 10;
 /// Most guest bytes that are shared by one call: the file system does it at once, but progress should still move.
 const CLONE: u64 = 64 << 20;
 const SPARSE: u64 = 4096;
@@ -343,7 +348,7 @@ impl<'a> Job<'a> {
         let clone = if self.how.compress || self.how.sparse.is_some() { 0 } else { CLONE };
         let plan = Plan::new(source, unit, PIECE.max(unit), clone);
         plan.run(workers(self.how.workers), |plan| {
-            let mut buf = Vec::new();
+            let mut buf = Buffer::default();
             while let Some(piece) = plan.next()? {
                 self.piece(plan, source, piece, unit as usize, &mut buf, progress)?;
             }
@@ -361,7 +366,7 @@ impl<'a> Job<'a> {
         source: &Concat<'_>,
         piece: Piece<'_>,
         unit: usize,
-        buf: &mut Vec<u8>,
+        buf: &mut Buffer,
         progress: &dyn Progress,
     ) -> Result<()> {
         let Piece { at, len, what } = piece;
@@ -376,15 +381,30 @@ impl<'a> Job<'a> {
                 plan.advance(len, progress)
             }
             _ => {
+                let (step, most) = (READ.max(unit as u64), WRITE.max(unit as u64) as usize);
+                let buf = buf.get(most + step as usize);
                 let mut done = 0;
+                // Bytes at the front of `buf` that were read and not written yet.
+                let mut held = 0;
                 while done < len {
-                    let n = (len - done).min(PIECE.max(unit as u64));
-                    buf.resize(n as usize, 0);
-                    source.read(at + done, buf)?;
-                    self.put(at + done, buf, unit, everything)?;
+                    let n = (len - done).min(step);
+                    let read = &mut buf[held..held + n as usize];
+                    source.read(at + done, read)?;
+                    let zero = !everything && is_zero(read);
+                    if zero {
+                        self.put(at + done - held as u64, &buf[..held], unit, everything)?;
+                        self.zero(at + done, n)?;
+                        held = 0;
+                    } else {
+                        held += n as usize;
+                    }
+                    done += n;
+                    if held >= most || done == len {
+                        self.put(at + done - held as u64, &buf[..held], unit, everything)?;
+                        held = 0;
+                    }
                     self.pace(plan, progress)?;
                     plan.advance(n, progress)?;
-                    done += n;
                 }
                 Ok(())
             }

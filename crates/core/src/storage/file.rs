@@ -182,6 +182,9 @@ impl Storage for FileStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         match self.device_len {
+            // ext4 takes cutting a file to nothing, even an empty one, for the start of a rewrite, and then writes all of
+            // it to disk when it is closed.
+            None if self.file.metadata()?.len() == len => Ok(()),
             None => self.file.set_len(len),
             Some(device) if len <= device => Ok(()),
             Some(_) => Err(io::ErrorKind::StorageFull.into()),

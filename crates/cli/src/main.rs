@@ -1,5 +1,7 @@
 //! The program: words in, one verb done, an exit status out.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod exit;
 mod output;

@@ -18,6 +18,8 @@
 //! A verb knows no format: what it needs of one it asks through [`Format`] and [`Layer`]. The formats are listed in
 //! [`formats`], and nowhere else.
 
+#![forbid(unsafe_code)]
+
 mod buffer;
 mod compare;
 mod convert;

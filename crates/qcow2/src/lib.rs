@@ -2,6 +2,8 @@
 //!
 //! The specification is QEMU's `docs/interop/qcow2`; names here are its terms. [`Qcow2`] is all there is to see.
 
+#![forbid(unsafe_code)]
+
 mod alloc;
 mod audit;
 mod bitmaps;

@@ -3,6 +3,8 @@
 //!
 //! Section names in comments are those of Microsoft's "Virtual Hard Disk Image Format Specification".
 
+#![forbid(unsafe_code)]
+
 mod alloc;
 mod bat;
 mod bitmap;

@@ -5,6 +5,8 @@
 //!
 //! [MS-VHDX]: https://learn.microsoft.com/openspecs/windows_protocols/ms-vhdx/83e061f8-f6e2-4de1-91bd-5d518a43d477
 
+#![forbid(unsafe_code)]
+
 mod bat;
 mod bytes;
 mod create;

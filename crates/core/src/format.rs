@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Inspector, Layer, OptionSpec, Options, ParentRef, Prealloc, Result, Storage};
+use crate::{
+    Checker, Content, Error, Inspector, Layer, Measured, OptionSpec, Options, ParentRef, Prealloc, Result,
+    Secrets, Storage,
+};
 
 /// How well a content matches a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +31,8 @@ pub struct OpenOptions {
     pub writable: bool,
     /// Options of the format, checked against [`Format::open_options`].
     pub options: Options,
+    /// What opens encrypted content: the one that an option names, else each that fits.
+    pub secrets: Secrets,
 }
 
 /// How an image is made.
@@ -37,6 +42,8 @@ pub struct CreateOptions {
     pub size: u64,
     /// Options of the format, checked against [`Format::options`].
     pub options: Options,
+    /// What the options name.
+    pub secrets: Secrets,
     /// The parent to name: its first candidate is written as it stands.
     pub parent: Option<ParentRef>,
     /// Nobody sees this file before it is whole and renamed: ordering barriers are left out until the one at the end.
@@ -118,6 +125,22 @@ pub trait Format: Send + Sync + Debug {
     /// What can be set when an image is opened.
     fn open_options(&self) -> &'static [OptionSpec] {
         &[]
+    }
+
+    /// What [`Layer::amend`] can change.
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        &[]
+    }
+
+    /// How large the file will be that `how` makes and `content` fills.
+    fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+        let _ = (content, how);
+        Err(Error::unsupported(format!("the size of {} images cannot be told in advance", self.names()[0]))) // never empty: every format has a name
+    }
+
+    /// The check of this format's images, where it has one.
+    fn checker(&self) -> Option<&dyn Checker> {
+        None
     }
 
     /// Opens one image file. Reads what is needed and no more; never opens the parent.

@@ -280,14 +280,9 @@ impl Image {
 
     /// Changes the top's size. Where it grows over a longer parent, what is new reads zero, not the parent.
     pub fn resize(&self, size: u64, prealloc: Prealloc) -> Result<()> {
-        let named = |error: Error| error.image(self.name());
-        let old = self.size();
-        self.top().layer.resize(size, prealloc).map_err(named)?;
-        let reach = self.links[1..].iter().map(|link| link.layer.size()).max().unwrap_or(0);
-        if reach > old && size > old {
-            self.erase(old, reach.min(size) - old, Erase::Free)?;
-        }
-        Ok(())
+        let below = self.links[1..].iter().map(|link| link.layer.size()).max().unwrap_or(0);
+        let _held = self.alone(0, u64::MAX);
+        self.top().layer.resize(size, prealloc, below).map_err(|error| error.image(self.name()))
     }
 
     /// A durable barrier on the top: all that was written before is there after a power cut.

@@ -1,10 +1,11 @@
 //! One image file, and only what that file says: the trait every format implements.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{Details, Error, Result, Storage};
+use crate::{Bitmaps, Details, Error, Options, Progress, Result, Secrets, Snapshots, Storage};
 
 /// What a layer has at some guest bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,35 +93,6 @@ pub struct ParentRef {
     pub expected: Vec<[u8; 16]>,
 }
 
-/// An internal snapshot, as a list shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SnapshotInfo {
-    /// The unique id.
-    pub id: String,
-    /// The name a person gave.
-    pub name: String,
-    /// The virtual machine's saved state, in bytes.
-    pub vm_state_size: u64,
-    /// Seconds since 1970 at which it was made.
-    pub date_sec: u32,
-    /// Nanoseconds to be added to `date_sec`.
-    pub date_nsec: u32,
-    /// How long the guest had run, in nanoseconds.
-    pub vm_clock_nsec: u64,
-    /// Instructions executed, where they were counted.
-    pub icount: Option<u64>,
-    /// Guest bytes of the snapshot's disk.
-    pub disk_size: u64,
-}
-
-/// An optional ability of a layer: internal snapshots.
-pub trait Snapshots {
-    /// All snapshots in the file's order.
-    fn list(&self) -> Result<Vec<SnapshotInfo>>;
-    /// The disk as one snapshot holds it, read-only. `which` is an id or, if no id matches, a name.
-    fn open(&self, which: &str) -> Result<Arc<dyn Layer>>;
-}
-
 /// One image file, and only what that file says. It knows nothing of its parent's content.
 ///
 /// Everything takes `&self`; several threads use one layer at once. A reader never sees a mapping published before the
@@ -172,9 +144,11 @@ pub trait Layer: Send + Sync + Debug {
         Ok(0)
     }
 
-    /// Changes the disk's size.
-    fn resize(&self, size: u64, prealloc: Prealloc) -> Result<()> {
-        let _ = (size, prealloc);
+    /// Changes the disk's size. What is new reads zero, also where a layer of `below` guest bytes stands beneath: at no
+    /// moment does the parent show through there, a power cut included. What is cut off is gone. Errors: a size that
+    /// the format cannot say.
+    fn resize(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
+        let _ = (size, prealloc, below);
         Err(cannot("resized"))
     }
 
@@ -201,8 +175,59 @@ pub trait Layer: Send + Sync + Debug {
         None
     }
 
+    /// Names another parent, or none, in the file: its first candidate as it stands. What the layer holds stays as it
+    /// is, so the caller knows that the disk's content is right with the new parent. Durable when it returns; a power
+    /// cut leaves the old name or the new one.
+    fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
+        let _ = parent;
+        Err(Error::unsupported("this format's files cannot name another parent"))
+    }
+
+    /// Takes all guest data away: every byte is a hole again, the size and the parent stay, the space is given back.
+    /// Durable when it returns; a power cut leaves all or nothing of the data.
+    fn clear(&self) -> Result<()> {
+        Err(cannot("emptied"))
+    }
+
+    /// Changes what [`Format::amend_options`](crate::Format::amend_options) lists. `secrets` has what those options
+    /// name.
+    fn amend(&self, options: &Options, secrets: &Secrets, progress: &dyn Progress) -> Result<()> {
+        let _ = (options, secrets, progress);
+        Err(Error::unsupported("this format has nothing that can be amended"))
+    }
+
+    /// The mark that hides an image from lists of disks; `None`: the format has no such mark.
+    fn hidden(&self) -> Option<bool> {
+        None
+    }
+
+    /// Sets that mark, durably. Errors: the format or this file has no place for it.
+    fn set_hidden(&self, hidden: bool) -> Result<()> {
+        let _ = hidden;
+        Err(Error::unsupported("this format has no mark that hides an image"))
+    }
+
+    /// Calls `see` for the allocation units of this file alone, ascending: the guest bytes, and how many bytes are kept
+    /// for them in the file. What only says zero, or nothing, is left out.
+    fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
+        let mut at = 0;
+        while at < self.size() {
+            let found = self.extent(at, self.size() - at)?;
+            if found.kind == Kind::Data {
+                see(at..at + found.len, found.len)?;
+            }
+            at += found.len;
+        }
+        Ok(())
+    }
+
     /// Internal snapshots, where the format has them.
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// Persistent dirty bitmaps, where the format has them.
+    fn as_bitmaps(&self) -> Option<&dyn Bitmaps> {
         None
     }
 }

@@ -4,25 +4,37 @@
 //! Nothing here knows a format but [`raw`], which is the absence of one. Everything is synchronous, takes `&self` and
 //! spawns no thread.
 
+mod bitmap;
+mod check;
 mod error;
 mod folder;
 mod format;
 mod image;
 mod inspect;
 mod layer;
+mod measure;
 mod options;
+mod progress;
 pub mod raw;
+mod secret;
+mod snapshot;
 mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod zero;
 
+pub use bitmap::{BitmapInfo, Bitmaps};
+pub use check::{CheckOptions, Checker, Fault, MAX_FAULTS, Repair, Report, Severity};
 pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};
 pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Resolver};
 pub use image::{Image, Link, Mapped};
 pub use inspect::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place, Problem, TAIL};
-pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc, SnapshotInfo, Snapshots};
+pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc};
+pub use measure::{Content, Measured};
 pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_size};
+pub use progress::{Progress, Quiet};
+pub use secret::Secrets;
+pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};
 pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Storage};
 pub use zero::{is_zero, zero_prefix};

@@ -197,7 +197,7 @@ impl Layer for RawLayer {
         Ok(if done { len } else { 0 })
     }
 
-    fn resize(&self, size: u64, prealloc: Prealloc) -> Result<()> {
+    fn resize(&self, size: u64, prealloc: Prealloc, _below: u64) -> Result<()> {
         self.check_writable()?;
         let size = round_up(size)?;
         let old = self.len.load(Ordering::Relaxed);

@@ -8,7 +8,7 @@ use cowhand_core::{Error, Image, Kind, Result, is_zero};
 use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
 use crate::plan::{Concat, Piece, Plan};
-use crate::progress::Progress;
+use cowhand_core::Progress;
 
 /// How two disks differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

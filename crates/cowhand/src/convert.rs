@@ -15,10 +15,10 @@ use crate::compare::{Difference, compare_sources};
 use crate::create::Base;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, Piece, Plan, What};
-use crate::progress::Progress;
 use crate::registry;
 use crate::resolve::Watched;
 use crate::target::{Target, TargetFiles, refuse_one_of};
+use cowhand_core::Progress;
 
 /// What is to be converted, and how.
 #[derive(Clone, Debug, Default)]
@@ -146,7 +146,8 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     let target = Target::begin(&how.target, how.cache, how.keep_partial)?;
     let read = read_by(sources, backing.as_ref());
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
-    let layer = base.make(format, target.storage().clone(), &files, size).map_err(named)?;
+    let layer =
+        base.make(format, target.storage().clone(), &files, size, &how.open.secrets).map_err(named)?;
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let written = chain(&how.target, layer, format, &below)?;
 
@@ -165,7 +166,8 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     drop(written);
 
     if how.verify {
-        let layer = format.open(target.storage().clone(), &files, &OpenOptions::default()).map_err(named)?;
+        let read_back = OpenOptions { secrets: how.open.secrets.clone(), ..OpenOptions::default() };
+        let layer = format.open(target.storage().clone(), &files, &read_back).map_err(named)?;
         let read_back = chain(&how.target, layer, format, &below)?;
         // What a device has behind the source is not written, and not looked at.
         let len = if target.is_device() { content } else { u64::MAX };
@@ -185,6 +187,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
         writable: true,
         cache: how.cache,
         policy: how.open.policy.clone(),
+        secrets: how.open.secrets.clone(),
         ..Open::default()
     };
     refuse_own_source(how, sources, None)?;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Cache, CreateOptions, Error, Format, Layer, Options, ParentRef, Resolver, Result, Storage, parse_size,
+    Cache, CreateOptions, Error, Format, Layer, Options, ParentRef, Resolver, Result, Secrets, Storage,
+    parse_size,
 };
 
 use crate::open::{Open, Opened, open};
@@ -32,6 +33,8 @@ pub struct Create {
     pub policy: Policy,
     /// What writes and syncs promise.
     pub cache: Cache,
+    /// What options of encryption name.
+    pub secrets: Secrets,
 }
 
 /// What was made.
@@ -49,7 +52,9 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
     let mut read = Vec::new();
     if how.unchecked {
         base.refuse_itself(path)?;
-    } else if let Some(backing) = base.open(path, &Open { policy: how.policy.clone(), ..Open::default() })? {
+    } else if let Some(backing) = base
+        .open(path, &Open { policy: how.policy.clone(), secrets: how.secrets.clone(), ..Open::default() })?
+    {
         size = size.or(Some(backing.size()));
         read = backing.watched();
         refuse_one_of(path, &read)?;
@@ -62,7 +67,7 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
     let target = Target::begin(path, how.cache, false)?;
     let files = TargetFiles::beside(path, how.cache, false, read);
     let layer = base
-        .make(format, target.storage().clone(), &files, size)
+        .make(format, target.storage().clone(), &files, size, &how.secrets)
         .map_err(|error| error.image(path.display()))?;
     let size = layer.size();
     layer.close().map_err(|error| error.image(path.display()))?;
@@ -115,6 +120,7 @@ impl Base {
             &Open {
                 format: self.backing_format.clone(),
                 lock: how.lock,
+                secrets: how.secrets.clone(),
                 policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
                 ..Open::default()
             },
@@ -150,6 +156,7 @@ impl Base {
         storage: Arc<dyn Storage>,
         files: &dyn Resolver,
         size: u64,
+        secrets: &Secrets,
     ) -> Result<Arc<dyn Layer>> {
         let parent = self.backing.as_ref().map(|backing| ParentRef {
             candidates: vec![backing.clone()],
@@ -157,7 +164,11 @@ impl Base {
             ..ParentRef::default()
         });
         let options = Options::check(format.options(), &self.options)?;
-        format.create(storage, files, &CreateOptions { size, options, parent, fresh: true })
+        format.create(
+            storage,
+            files,
+            &CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: true },
+        )
     }
 
     pub(crate) fn size(&self) -> Option<u64> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cowhand_core::{
     Access, Cache, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Options, ParentRef,
-    Result, Storage,
+    Result, Secrets, Storage,
 };
 
 use crate::registry;
@@ -45,6 +45,8 @@ pub struct Open {
     pub any_parent: bool,
     /// Options of the top's format.
     pub options: Vec<(String, String)>,
+    /// What opens encrypted content, of any layer.
+    pub secrets: Secrets,
     /// An internal snapshot of the top, by id or name, in place of its present state.
     pub snapshot: Option<String>,
 }
@@ -99,8 +101,13 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
     };
     let options =
         Options::check(format.open_options(), &how.options).map_err(|error| error.image(path.display()))?;
-    let mut top =
-        open_layer(path, storage, format, &files, &OpenOptions { writable: how.writable, options })?;
+    let mut top = open_layer(
+        path,
+        storage,
+        format,
+        &files,
+        &OpenOptions { writable: how.writable, options, secrets: how.secrets.clone() },
+    )?;
     let parent = top.layer.parent();
     if let Some(which) = &how.snapshot {
         top.layer = snapshot(&top, which)?;
@@ -116,7 +123,7 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
                 Some(name) => registry::format(name)?,
                 None => registry::detect(storage.as_ref()).map_err(|error| error.image(given.display()))?,
             };
-            let link = open_layer(given, storage, format, &files.of(given), &OpenOptions::default())?;
+            let link = open_layer(given, storage, format, &files.of(given), &below(how))?;
             check_identity(path, parent.as_ref(), &link, how)?;
             let next = link.layer.parent();
             links.push(link);
@@ -135,6 +142,11 @@ fn open_layer(
 ) -> Result<Link> {
     let layer = format.open(storage, files, how).map_err(|error| error.image(path.display()))?;
     Ok(Link { layer, name: path.display().to_string(), format: format.names()[0] }) // never empty: every format has a name
+}
+
+/// How parents are opened.
+fn below(how: &Open) -> OpenOptions {
+    OpenOptions { secrets: how.secrets.clone(), ..OpenOptions::default() }
 }
 
 fn snapshot(top: &Link, which: &str) -> Result<Arc<dyn Layer>> {
@@ -166,7 +178,7 @@ fn follow(
         let (path, storage) = find_parent(&child, &wanted, &files)?;
         check_loop(&child, &path, storage.as_ref(), &files)?;
         let format = parent_format(&child, &path, storage.as_ref(), &wanted, how)?;
-        let link = open_layer(&path, storage, format, &files.of(&path), &OpenOptions::default())?;
+        let link = open_layer(&path, storage, format, &files.of(&path), &below(how))?;
         check_identity(&child, Some(&wanted), &link, how)?;
         parent = link.layer.parent();
         links.push(link);

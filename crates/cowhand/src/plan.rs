@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use cowhand_core::{Error, ErrorKind, Image, Kind, Mapped, Result};
 
-use crate::progress::Progress;
+use cowhand_core::Progress;
 
 /// One or several disks, one behind the other, as one.
 #[derive(Debug)]
@@ -278,7 +278,7 @@ impl<'a> Plan<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Quiet;
+    use cowhand_core::Quiet;
     use cowhand_core::{Extent, Layer, Link, MemoryStorage, Storage};
     use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cowhand_core::{Error, ErrorKind, Extent, Layer, Result, SnapshotInfo, Snapshots, Storage};
+use cowhand_core::{Error, ErrorKind, Extent, Layer, NewSnapshot, Result, SnapshotInfo, Snapshots, Storage};
 
 use crate::header::{Header, MAX_L1_BYTES};
 use crate::layer::Qcow2Layer;
@@ -154,6 +154,18 @@ impl Snapshot {
 impl Snapshots for Qcow2Layer {
     fn list(&self) -> Result<Vec<SnapshotInfo>> {
         Ok(self.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect())
+    }
+
+    fn create(&self, _new: &NewSnapshot) -> Result<SnapshotInfo> {
+        Err(Error::unsupported("snapshots cannot be made yet"))
+    }
+
+    fn apply(&self, _which: &str) -> Result<()> {
+        Err(Error::unsupported("snapshots cannot be applied yet"))
+    }
+
+    fn delete(&self, _which: &str) -> Result<()> {
+        Err(Error::unsupported("snapshots cannot be deleted yet"))
     }
 
     fn open(&self, which: &str) -> Result<Arc<dyn Layer>> {

@@ -1,0 +1,118 @@
+//! Checking and repairing one image file. It starts from the storage, because what is broken may not open.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::{Progress, Resolver, Result, Secrets, Storage};
+
+/// What a check may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Repair {
+    /// Nothing: the file is only read.
+    #[default]
+    Nothing,
+    /// Space that nothing uses is given back.
+    Leaks,
+    /// All that can be put right is.
+    All,
+}
+
+/// How an image is checked.
+#[derive(Clone, Debug, Default)]
+pub struct CheckOptions {
+    /// What may be changed. Anything but [`Repair::Nothing`] needs a storage that is open for writing.
+    pub repair: Repair,
+    /// Threads; 0: as many as the machine has, at most 8.
+    pub workers: usize,
+    /// For what is encrypted.
+    pub secrets: Secrets,
+}
+
+/// How bad a fault is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// Space is taken that nothing uses; no data is in danger.
+    Leak,
+    /// Data is wrong or in danger.
+    Corruption,
+    /// Something could not be looked at.
+    Error,
+}
+
+/// One fault that a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Offset in the file, in bytes, of what is wrong, where it has one.
+    pub at: Option<u64>,
+    /// What is wrong, for people.
+    pub message: String,
+    /// It was put right.
+    pub fixed: bool,
+}
+
+/// Faults that a report lists; what comes after them is only counted.
+pub const MAX_FAULTS: usize = 1000;
+
+/// What a check found. The counts are of what is still there; what was put right is counted apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Places that could not be looked at.
+    pub check_errors: u64,
+    /// Faults that endanger data.
+    pub corruptions: u64,
+    /// Clusters that nothing uses.
+    pub leaks: u64,
+    /// Faults that were put right.
+    pub corruptions_fixed: u64,
+    /// Leaks that were put right.
+    pub leaks_fixed: u64,
+    /// Offset in the file behind the last byte in use.
+    pub image_end: Option<u64>,
+    /// Allocation units of the guest's disk.
+    pub total_units: Option<u64>,
+    /// Those that are stored.
+    pub allocated_units: Option<u64>,
+    /// Those of them that do not stand behind their predecessor.
+    pub fragmented_units: Option<u64>,
+    /// Those of them that are compressed.
+    pub compressed_units: Option<u64>,
+    /// The first [`MAX_FAULTS`] faults, in the order of being found.
+    pub faults: Vec<Fault>,
+}
+
+impl Report {
+    /// Counts a fault, and lists it while there is room.
+    pub fn add(&mut self, fault: Fault) {
+        let count = match (fault.severity, fault.fixed) {
+            (Severity::Leak, false) => &mut self.leaks,
+            (Severity::Leak, true) => &mut self.leaks_fixed,
+            (Severity::Corruption, false) => &mut self.corruptions,
+            (Severity::Corruption, true) => &mut self.corruptions_fixed,
+            (Severity::Error, _) => &mut self.check_errors,
+        };
+        *count += 1;
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault);
+        }
+    }
+
+    /// Nothing is wrong (any more).
+    pub fn is_clean(&self) -> bool {
+        self.check_errors == 0 && self.corruptions == 0 && self.leaks == 0
+    }
+}
+
+/// An optional ability of a format: checking its images.
+pub trait Checker: Send + Sync + Debug {
+    /// Looks at everything in the file, and repairs as far as `how` allows. What is wrong with the image is in the
+    /// report; an error means that the check itself could not be done.
+    fn check(
+        &self,
+        file: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        how: &CheckOptions,
+        progress: &dyn Progress,
+    ) -> Result<Report>;
+}

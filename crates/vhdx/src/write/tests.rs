@@ -19,7 +19,12 @@ use cowhand_core::{
 
 fn options(size: u64, given: &[(&str, &str)], fresh: bool) -> CreateOptions {
     let given: Vec<_> = given.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
-    CreateOptions { size, options: Options::check(Vhdx.options(), &given).unwrap(), parent: None, fresh }
+    CreateOptions {
+        size,
+        options: Options::check(Vhdx.options(), &given).unwrap(),
+        fresh,
+        ..CreateOptions::default()
+    }
 }
 
 fn make(file: Arc<dyn Storage>, size: u64, given: &[(&str, &str)]) -> Result<Arc<dyn Layer>> {

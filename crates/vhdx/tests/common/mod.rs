@@ -181,8 +181,8 @@ pub fn create_options(size: u64, given: &[(&str, &str)]) -> CreateOptions {
     CreateOptions {
         size,
         options: Options::check(Vhdx.options(), &given).unwrap(),
-        parent: None,
         fresh: true,
+        ..CreateOptions::default()
     }
 }
 

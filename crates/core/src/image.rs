@@ -281,7 +281,15 @@ impl Image {
     /// Changes the top's size. Where it grows over a longer parent, what is new reads zero, not the parent.
     pub fn resize(&self, size: u64, prealloc: Prealloc) -> Result<()> {
         let below = self.links[1..].iter().map(|link| link.layer.size()).max().unwrap_or(0);
+        let old = self.size();
+        let start = old - old % self.granule();
         let _held = self.alone(0, u64::MAX);
+        if start < old && size > old && below > old && self.must_fill(start, old)? {
+            // The last granule is cut by the old end: a layer cannot hide the parent behind that and show it before.
+            let mut whole = vec![0; (old - start) as usize];
+            self.read(start, &mut whole)?;
+            self.top().layer.write(start, &whole).map_err(|error| error.image(self.name()))?;
+        }
         self.top().layer.resize(size, prealloc, below).map_err(|error| error.image(self.name()))
     }
 

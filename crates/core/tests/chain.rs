@@ -112,8 +112,11 @@ impl Layer for Granules {
         Ok((whole * self.granule).min(len))
     }
 
-    fn resize(&self, size: u64, _prealloc: Prealloc) -> Result<()> {
+    fn resize(&self, size: u64, _prealloc: Prealloc, below: u64) -> Result<()> {
         let mut disk = self.disk();
+        for granule in disk.size.div_ceil(self.granule)..below.min(size).div_ceil(self.granule) {
+            disk.granules.insert(granule, None);
+        }
         if size < disk.size {
             disk.granules.split_off(&size.div_ceil(self.granule));
             // What is cut off inside a granule reads zero when the disk grows again.

@@ -17,6 +17,9 @@ pub struct BitmapInfo {
     pub inconsistent: bool,
 }
 
+/// Is handed ranges of guest bytes, one after the other.
+pub type SeeRange<'a> = dyn FnMut(Range<u64>) -> Result<()> + 'a;
+
 /// An optional ability of a layer: persistent dirty bitmaps. Everything but reading needs a writable layer; what is
 /// changed is durable when the call returns. A bitmap that is inconsistent can be listed and removed, and nothing else.
 pub trait Bitmaps {
@@ -31,11 +34,7 @@ pub trait Bitmaps {
     /// Records writes from here on, or no longer.
     fn enable(&self, name: &str, enabled: bool) -> Result<()>;
     /// Calls `see` with the dirty ranges of guest bytes, ascending, whole granules but for the disk's end.
-    fn dirty(&self, name: &str, see: &mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()>;
+    fn dirty(&self, name: &str, see: &mut SeeRange<'_>) -> Result<()>;
     /// Marks all ranges that `ranges` hands to its argument as dirty; all of them or, on an error, none.
-    fn mark(
-        &self,
-        name: &str,
-        ranges: &mut dyn FnMut(&mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()>,
-    ) -> Result<()>;
+    fn mark(&self, name: &str, ranges: &mut dyn FnMut(&mut SeeRange<'_>) -> Result<()>) -> Result<()>;
 }

@@ -23,7 +23,7 @@ mod storage;
 pub mod testing;
 mod zero;
 
-pub use bitmap::{BitmapInfo, Bitmaps};
+pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};
 pub use check::{CheckOptions, Checker, Fault, MAX_FAULTS, Repair, Report, Severity};
 pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};

@@ -24,7 +24,7 @@ struct Audit<'a> {
 /// Refuses an image that cannot be written safely.
 pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
     let shared = &layer.view.shared;
-    let header = &shared.header;
+    let header = &shared.header().clone();
     let bits = header.geometry.cluster_bits();
     let len = shared.file.len().map_err(|error| Error::io("cannot find the size", error))?;
     let clusters = len.div_ceil(1 << bits);
@@ -44,15 +44,16 @@ pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
     for block in blocks {
         audit.metadata("refcount block", span(block, 1))?;
     }
-    for snapshot in &layer.snapshots {
+    let snapshots = layer.snapshots().clone();
+    for snapshot in &snapshots {
         snapshot.check(header, len)?;
         audit
             .metadata("snapshot's L1 table", span(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8))?;
     }
     let mut tables = HashSet::new();
-    let own: Vec<u64> = layer.view.l1.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-    audit.tables(&own, header.l1_offset, true, &mut tables)?;
-    for snapshot in &layer.snapshots {
+    let own = layer.view.l1().clone();
+    audit.tables(&own.entries, own.at, true, &mut tables)?;
+    for snapshot in &snapshots {
         let mut raw = vec![0; snapshot.l1_entries as usize * 8];
         let failed = |error| Error::io("cannot read a snapshot's L1 table", error).at(snapshot.l1_offset);
         shared.file.read_at(snapshot.l1_offset, &mut raw).map_err(failed)?;

@@ -2,7 +2,7 @@
 //! look for them.
 
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 
 use cowhand_core::{CreateOptions, Error, Prealloc, Resolver, Result, Storage};
 
@@ -12,7 +12,7 @@ use crate::entry::Plain;
 use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header, MAX_L1_BYTES};
 use crate::layer::Qcow2Layer;
 use crate::options::Chosen;
-use crate::view::{Shared, View};
+use crate::view::{L1, Shared, View};
 use crate::writer::Writer;
 
 /// Clusters laid out in one step.
@@ -103,12 +103,12 @@ pub(crate) fn create(
         zero_out(file.as_ref(), header.refcount_table_offset, geometry.cluster_size())?;
     }
 
-    let l1 = vec![0; header.l1_entries as usize];
-    let (l1_offset, codec) = (header.l1_offset, header.codec);
+    let l1 = L1 { at: header.l1_offset, entries: vec![0; header.l1_entries as usize] };
+    let codec = header.codec;
     let shared = Arc::new(Shared::new(file, data, header, 0, false));
-    let view = View::new(shared, size, l1_offset, RwLock::new(l1));
+    let view = View::new(shared, size, l1);
     let writer = Writer::new(alloc, Deflater::new(codec, chosen.level), how.fresh, true);
-    let layer = Qcow2Layer { view, snapshots: Vec::new(), writer: Some(writer) };
+    let layer = Qcow2Layer { view, snapshots: Mutex::default(), writer: Some(writer) };
     layer.preallocate(chosen.prealloc, how.parent.is_some())?;
     layer.write_first()?;
     Ok(layer)
@@ -149,7 +149,7 @@ impl Qcow2Layer {
         let bits = rules.geometry.cluster_bits();
         let failed = |error| Error::io("cannot reserve the space", error);
         let all = if holes { 0 } else { rules.geometry.all_subclusters() };
-        let clusters = self.view.size.div_ceil(1 << bits);
+        let clusters = self.view.size().div_ceil(1 << bits);
         let mut first = 0;
         while first < clusters {
             let count = (clusters - first)
@@ -161,7 +161,7 @@ impl Qcow2Layer {
                 rules.encode(Plain { host: Some((host + index) << bits), copied: true, data: all, zero: 0 })
             })?;
             let (at, len) = (host << bits, count << bits);
-            let len = if rules.data_file { len.min(self.view.size - at) } else { len };
+            let len = if rules.data_file { len.min(self.view.size() - at) } else { len };
             match prealloc {
                 Prealloc::Full => zero_out(shared.data.as_ref(), at, len)?,
                 Prealloc::Falloc => {

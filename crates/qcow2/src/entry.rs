@@ -61,6 +61,8 @@ pub(crate) struct Rules {
     pub(crate) geometry: Geometry,
     pub(crate) version: u32,
     pub(crate) data_file: bool,
+    /// The data file is a valid raw image of the disk.
+    pub(crate) raw_data: bool,
 }
 
 impl Rules {
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     fn rules(bits: u32, extended: bool) -> Rules {
-        Rules { geometry: Geometry::new(bits, extended, 4), version: 3, data_file: false }
+        Rules { geometry: Geometry::new(bits, extended, 4), version: 3, data_file: false, raw_data: false }
     }
 
     #[test]

@@ -18,10 +18,11 @@ impl Qcow2Layer {
         let geometry = shared.geometry();
         let unit = geometry.subcluster_size();
         let end = at + len;
-        let end = if end == self.view.size { end } else { end - end % unit };
+        let end = if end == self.view.size() { end } else { end - end % unit };
         // Version 2 cannot say zero: it can only say nothing, which is zero where there is no parent.
-        let no_zero = shared.header.version < 3 && shared.header.backing.is_some();
-        let raw = shared.header.data_file_raw();
+        let backed = shared.header().backing.is_some();
+        let no_zero = shared.rules.version < 3 && backed;
+        let raw = shared.rules.raw_data;
         if !at.is_multiple_of(unit)
             || at >= end
             || (how != Erase::Reveal && no_zero)
@@ -51,8 +52,8 @@ impl Qcow2Layer {
         let geometry = shared.geometry();
         let bits = geometry.cluster_bits();
         // What is a hole already stays one where that reads as asked.
-        let holes_do = how == Erase::Reveal || shared.header.backing.is_none();
-        if holes_do && !shared.header.data_file_raw() {
+        let holes_do = how == Erase::Reveal || shared.header().backing.is_none();
+        if holes_do && !shared.rules.raw_data {
             let stretch = self.view.stretch(at, end - at)?;
             if stretch.found == crate::view::Found::Hole {
                 return Ok(stretch.len);
@@ -61,7 +62,7 @@ impl Qcow2Layer {
         let (first, last) = (at >> bits, (batch_end - 1) >> bits);
         let _claim = writer.claims.take(first..=last, true);
         let _operation = writer.epochs.enter();
-        if shared.header.data_file_raw() {
+        if shared.rules.raw_data {
             self.clear_data(at, batch_end - at)?;
         }
         let table_end = (first / geometry.l2_entries() + 1) * geometry.l2_entries();
@@ -75,7 +76,7 @@ impl Qcow2Layer {
         for (cluster, old) in (first..).zip(old) {
             let start = cluster << bits;
             let to = batch_end.min(start + geometry.cluster_size());
-            let whole = done == start && (to == start + geometry.cluster_size() || to == self.view.size);
+            let whole = done == start && (to == start + geometry.cluster_size() || to == self.view.size());
             let Some((entry, free)) = self.erased(old, done - start, to - start, whole, how) else { break };
             if shared.rules.data_file && how == Erase::Free && free {
                 self.clear_data(start, to - start)?;
@@ -96,14 +97,14 @@ impl Qcow2Layer {
         let shared = &self.view.shared;
         let geometry = shared.geometry();
         let all = geometry.all_subclusters();
-        let raw = shared.header.data_file_raw();
+        let raw = shared.rules.raw_data;
         let bits = if whole {
             all
         } else {
             let unit = geometry.subcluster_size();
             ((1u64 << to.div_ceil(unit).min(32)) - (1u64 << (from / unit).min(32))) as u32
         };
-        let says_zero = how != Erase::Reveal && shared.header.version >= 3;
+        let says_zero = how != Erase::Reveal && shared.rules.version >= 3;
         let old = match old {
             Entry::Compressed(_) if !whole => return None,
             Entry::Compressed(_) => {

@@ -33,7 +33,6 @@ pub(crate) const AUTOCLEAR_DATA_FILE_RAW: u64 = 1 << 1;
 
 /// Offset in the file of the fields that change while an image is used.
 pub(crate) const AT_REFCOUNT_TABLE: u64 = 48;
-pub(crate) const AT_AUTOCLEAR: u64 = 88;
 
 /// The fields as they stand in the file, version 3 (version 2 has the first 72 bytes).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -185,6 +184,46 @@ impl Header {
         bytes.extend_from_slice(backing);
         bytes.resize(cluster, 0);
         Ok(bytes)
+    }
+
+    /// Puts the fixed fields in which this header differs from `old` into `bytes`, which are the file's first ones
+    /// ([`Header::fixed_len`]); all others stay as they are.
+    pub(crate) fn patch(&self, old: &Header, bytes: &mut [u8]) -> Result<()> {
+        let mut whole = [0; V3_LENGTH as usize];
+        let there = bytes.len().min(whole.len());
+        whole[..there].copy_from_slice(&bytes[..there]); // never out of bounds: the smaller of both
+        let raw = OnDisk::mut_from_bytes(&mut whole)
+            .map_err(|_| Error::corrupt("header", "is not as long as it was").at(0))?;
+        let differs = |get: fn(&Header) -> u64| (get(self) != get(old)).then(|| get(self));
+        if let Some(size) = differs(|header| header.size) {
+            raw.size = size.into();
+        }
+        if self.l1_offset != old.l1_offset || self.l1_entries != old.l1_entries {
+            raw.l1_table_offset = self.l1_offset.into();
+            raw.l1_size = self.l1_entries.into();
+        }
+        if self.snapshots_offset != old.snapshots_offset || self.snapshots != old.snapshots {
+            raw.snapshots_offset = self.snapshots_offset.into();
+            raw.nb_snapshots = self.snapshots.into();
+        }
+        if let Some(bits) = differs(Header::incompatible) {
+            raw.incompatible_features = (raw.incompatible_features.get() & !INCOMPATIBLE_KNOWN | bits).into();
+        }
+        if self.lazy_refcounts != old.lazy_refcounts {
+            let others = raw.compatible_features.get() & !COMPATIBLE_LAZY_REFCOUNTS;
+            let lazy = if self.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 };
+            raw.compatible_features = (others | lazy).into();
+        }
+        if let Some(bits) = differs(|header| header.autoclear) {
+            raw.autoclear_features = bits.into();
+        }
+        bytes[..there].copy_from_slice(&whole[..there]); // never out of bounds: as above
+        Ok(())
+    }
+
+    /// Bytes of the fixed fields at the front of the file, all within one sector.
+    pub(crate) fn fixed_len(&self) -> usize {
+        if self.version == 2 { V2_LENGTH as usize } else { V3_LENGTH as usize }
     }
 
     fn incompatible(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! The layer: one qcow2 file, open.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{
     Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Resolver, Result, Snapshots,
@@ -20,7 +20,7 @@ use crate::writer::Writer;
 #[derive(Debug)]
 pub(crate) struct Qcow2Layer {
     pub(crate) view: View,
-    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) snapshots: Mutex<Vec<Snapshot>>,
     pub(crate) writer: Option<Writer>,
 }
 
@@ -52,7 +52,15 @@ impl Qcow2Layer {
         });
         let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
         let shared = Arc::new(Shared::new(file, data, header, snapshot_table, !how.writable));
-        Ok(Qcow2Layer { view: View::open(shared, size, l1_offset, l1_entries)?, snapshots, writer })
+        Ok(Qcow2Layer {
+            view: View::open(shared, size, l1_offset, l1_entries)?,
+            snapshots: Mutex::new(snapshots),
+            writer,
+        })
+    }
+
+    pub(crate) fn snapshots(&self) -> MutexGuard<'_, Vec<Snapshot>> {
+        self.snapshots.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn shared(&self) -> &Shared {
@@ -101,7 +109,7 @@ pub(crate) fn parent_of(header: &Header) -> Option<ParentRef> {
 
 impl Layer for Qcow2Layer {
     fn size(&self) -> u64 {
-        self.view.size
+        self.view.size()
     }
 
     fn granule(&self) -> u64 {
@@ -146,7 +154,7 @@ impl Layer for Qcow2Layer {
     }
 
     fn details(&self) -> Details {
-        let header = &self.shared().header;
+        let header = &*self.shared().header();
         let mut details = Details {
             cluster_size: Some(header.geometry.cluster_size()),
             dirty: header.dirty,
@@ -175,7 +183,7 @@ impl Layer for Qcow2Layer {
     }
 
     fn parent(&self) -> Option<ParentRef> {
-        parent_of(&self.shared().header)
+        parent_of(&self.shared().header())
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
@@ -187,10 +195,10 @@ impl Qcow2Layer {
     /// Refuses a range that is not on the disk.
     pub(crate) fn check_range(&self, at: u64, len: u64) -> Result<()> {
         match at.checked_add(len) {
-            Some(end) if end <= self.view.size => Ok(()),
+            Some(end) if end <= self.view.size() => Ok(()),
             _ => Err(Error::new(
                 ErrorKind::Invalid,
-                format!("{len} bytes at {at} go past the end of the disk ({} bytes)", self.view.size),
+                format!("{len} bytes at {at} go past the end of the disk ({} bytes)", self.view.size()),
             )),
         }
     }

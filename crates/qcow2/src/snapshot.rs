@@ -153,7 +153,7 @@ impl Snapshot {
 
 impl Snapshots for Qcow2Layer {
     fn list(&self) -> Result<Vec<SnapshotInfo>> {
-        Ok(self.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect())
+        Ok(self.snapshots().iter().map(|snapshot| snapshot.info.clone()).collect())
     }
 
     fn create(&self, _new: &NewSnapshot) -> Result<SnapshotInfo> {
@@ -169,15 +169,16 @@ impl Snapshots for Qcow2Layer {
     }
 
     fn open(&self, which: &str) -> Result<Arc<dyn Layer>> {
-        let by_id = self.snapshots.iter().find(|snapshot| snapshot.info.id == which);
-        let found = by_id.or_else(|| self.snapshots.iter().find(|snapshot| snapshot.info.name == which));
+        let snapshots = self.snapshots();
+        let by_id = snapshots.iter().find(|snapshot| snapshot.info.id == which);
+        let found = by_id.or_else(|| snapshots.iter().find(|snapshot| snapshot.info.name == which));
         let snapshot = found.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("there is no snapshot with the id or name '{which}'"))
                 .hint("list them first")
         })?;
         let shared = &self.view.shared;
         let len = shared.file.len().map_err(|error| Error::io("cannot find the size", error))?;
-        snapshot.check(&shared.header, len)?;
+        snapshot.check(&shared.header(), len)?;
         let view =
             View::open(shared.clone(), snapshot.info.disk_size, snapshot.l1_offset, snapshot.l1_entries)?;
         Ok(Arc::new(SnapshotLayer { view }))
@@ -192,7 +193,7 @@ struct SnapshotLayer {
 
 impl Layer for SnapshotLayer {
     fn size(&self) -> u64 {
-        self.view.size
+        self.view.size()
     }
 
     fn granule(&self) -> u64 {
@@ -216,6 +217,6 @@ impl Layer for SnapshotLayer {
     }
 
     fn parent(&self) -> Option<cowhand_core::ParentRef> {
-        crate::layer::parent_of(&self.view.shared.header)
+        crate::layer::parent_of(&self.view.shared.header())
     }
 }

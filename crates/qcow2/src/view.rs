@@ -1,8 +1,8 @@
 //! A disk as one L1 table maps it: the image's own, or a snapshot's. Looks up; changes nothing.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cowhand_core::{Error, ErrorKind, Result, Storage};
 
@@ -23,13 +23,14 @@ pub(crate) struct Shared {
     pub(crate) file: Arc<dyn Storage>,
     /// Where data clusters stand: `file`, or the external data file.
     pub(crate) data: Arc<dyn Storage>,
-    pub(crate) header: Header,
+    /// As the file has it, or is about to. Writers of the header hold it alone.
+    header: RwLock<Header>,
     pub(crate) rules: Rules,
     pub(crate) slices: Slices,
     pub(crate) inflater: Inflater,
     pub(crate) unpacked: Unpacked,
     /// What never holds guest data or an L2 table.
-    regions: Vec<(Range<u64>, &'static str)>,
+    regions: Vec<Region>,
     /// Nor do these; looked for when the first entry is used, and only where nothing here changes them.
     tables: OnceLock<Tables>,
     read_only: bool,
@@ -38,6 +39,15 @@ pub(crate) struct Shared {
     data_len: AtomicU64,
     /// New L2 tables end here at the latest; they are in memory, and reach the file later.
     made: AtomicU64,
+}
+
+/// Where one of the image's own structures stood when it was opened.
+#[derive(Debug)]
+struct Region {
+    range: Range<u64>,
+    name: &'static str,
+    /// It stands elsewhere now.
+    moved: AtomicBool,
 }
 
 /// What stands at some guest bytes.
@@ -92,9 +102,16 @@ fn join(all: &mut Option<Stretch>, next: Stretch) -> bool {
 pub(crate) struct View {
     pub(crate) shared: Arc<Shared>,
     /// Guest bytes.
-    pub(crate) size: u64,
-    pub(crate) l1: RwLock<Vec<u64>>,
-    l1_at: u64,
+    size: AtomicU64,
+    l1: RwLock<L1>,
+}
+
+/// An L1 table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct L1 {
+    /// Where it stands in the file.
+    pub(crate) at: u64,
+    pub(crate) entries: Vec<u64>,
 }
 
 impl Shared {
@@ -117,12 +134,21 @@ impl Shared {
             (span(header.refcount_table_offset, refcounts), "the refcount table"),
             (span(header.snapshots_offset, snapshot_table), "the snapshot table"),
         ];
-        let rules = Rules { geometry, version: header.version, data_file: header.has_data_file };
+        let rules = Rules {
+            geometry,
+            version: header.version,
+            data_file: header.has_data_file,
+            raw_data: header.data_file_raw(),
+        };
         Shared {
             slices: Slices::new(geometry),
             inflater: Inflater::new(header.codec),
             unpacked: Unpacked::new(geometry),
-            regions: regions.into_iter().filter(|(range, _)| !range.is_empty()).collect(),
+            regions: regions
+                .into_iter()
+                .filter(|(range, _)| !range.is_empty())
+                .map(|(range, name)| Region { range, name, moved: AtomicBool::new(false) })
+                .collect(),
             tables: OnceLock::new(),
             read_only,
             file_len: AtomicU64::new(0),
@@ -130,13 +156,31 @@ impl Shared {
             made: AtomicU64::new(0),
             file,
             data,
-            header,
+            header: RwLock::new(header),
             rules,
         }
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
-        self.header.geometry
+        self.rules.geometry
+    }
+
+    /// The header.
+    pub(crate) fn header(&self) -> RwLockReadGuard<'_, Header> {
+        self.header.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The header, for who is about to write it to the file.
+    pub(crate) fn header_mut(&self) -> RwLockWriteGuard<'_, Header> {
+        self.header.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The structure that stood at `offset` when the image was opened stands elsewhere: its place may come to hold
+    /// anything.
+    pub(crate) fn moved_from(&self, offset: u64) {
+        for region in self.regions.iter().filter(|region| region.range.start == offset) {
+            region.moved.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Errors where `offset` is past the end of `storage`; the length is asked again before it is believed.
@@ -174,8 +218,12 @@ impl Shared {
     }
 
     pub(crate) fn check_region(&self, what: &str, offset: u64, at: u64) -> Result<()> {
-        match self.regions.iter().find(|(range, _)| range.contains(&offset)) {
-            Some((_, name)) => Err(Error::corrupt(what, format!("points at {offset}, into {name}")).at(at)),
+        let inside =
+            |region: &&Region| region.range.contains(&offset) && !region.moved.load(Ordering::Relaxed);
+        match self.regions.iter().find(inside) {
+            Some(Region { name, .. }) => {
+                Err(Error::corrupt(what, format!("points at {offset}, into {name}")).at(at))
+            }
             None => Ok(()),
         }
     }
@@ -188,7 +236,7 @@ impl Shared {
         if let Some(known) = self.tables.get() {
             return Ok(Some(known));
         }
-        let found = Tables::read(self.file.as_ref(), &self.header)?;
+        let found = Tables::read(self.file.as_ref(), &self.header())?;
         Ok(Some(self.tables.get_or_init(|| found)))
     }
 
@@ -298,31 +346,44 @@ impl View {
             .file
             .read_at(at, &mut bytes)
             .map_err(|error| Error::io("cannot read the L1 table", error).at(at))?;
-        let l1 = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
-        Ok(View::new(shared, size, at, RwLock::new(l1)))
+        let entries = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+        Ok(View::new(shared, size, L1 { at, entries }))
     }
 
-    /// The disk that `l1`, which stands at `l1_at`, maps.
-    pub(crate) fn new(shared: Arc<Shared>, size: u64, l1_at: u64, l1: RwLock<Vec<u64>>) -> View {
-        View { shared, size, l1, l1_at }
+    /// The disk of `size` guest bytes that `l1` maps.
+    pub(crate) fn new(shared: Arc<Shared>, size: u64, l1: L1) -> View {
+        View { shared, size: AtomicU64::new(size), l1: RwLock::new(l1) }
     }
 
-    pub(crate) fn l1_entry(&self, index: usize) -> u64 {
-        let l1 = self.l1.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        l1.get(index).copied().unwrap_or(0)
+    /// Guest bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
     }
 
-    /// Where an L1 entry stands.
-    pub(crate) fn l1_entry_at(&self, index: usize) -> u64 {
-        self.l1_at + 8 * index as u64
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    pub(crate) fn l1(&self) -> RwLockReadGuard<'_, L1> {
+        self.l1.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn l1_mut(&self) -> RwLockWriteGuard<'_, L1> {
+        self.l1.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// An L1 entry, 0 past the table's end, and where it stands.
+    pub(crate) fn l1_entry(&self, index: usize) -> (u64, u64) {
+        let l1 = self.l1();
+        (l1.entries.get(index).copied().unwrap_or(0), l1.at + 8 * index as u64)
     }
 
     /// Where the slice that maps `at` stands, and the index of `at`'s entry in it. `None`: there is no L2 table.
     pub(crate) fn slice_of(&self, at: u64) -> Result<Option<(u64, usize)>> {
         let geometry = self.shared.geometry();
         let index = (at >> geometry.l2_bits()) as usize;
-        let entry = self.l1_entry(index);
-        let Some(table) = self.shared.l2_table(entry, self.l1_entry_at(index))? else { return Ok(None) };
+        let (entry, entry_at) = self.l1_entry(index);
+        let Some(table) = self.shared.l2_table(entry, entry_at)? else { return Ok(None) };
         let in_table = (at >> geometry.cluster_bits()) % geometry.l2_entries();
         let slice = in_table / geometry.slice_entries();
         Ok(Some((table + slice * geometry.slice_bytes(), (in_table % geometry.slice_entries()) as usize)))
@@ -330,7 +391,7 @@ impl View {
 
     /// What stands at `at`, for at most `max` bytes, as far as it is alike.
     pub(crate) fn stretch(&self, at: u64, max: u64) -> Result<Stretch> {
-        let max = max.min(self.size.saturating_sub(at));
+        let max = max.min(self.size().saturating_sub(at));
         let mut all = None;
         let mut done = 0;
         for _ in 0..LOOKS {
@@ -349,7 +410,7 @@ impl View {
             done += next.len;
         }
         all.ok_or_else(|| {
-            Error::invalid(format!("offset {at} is past the end of the disk ({} bytes)", self.size))
+            Error::invalid(format!("offset {at} is past the end of the disk ({} bytes)", self.size()))
         })
     }
 
@@ -357,9 +418,9 @@ impl View {
     fn look(&self, at: u64, max: u64) -> Result<Stretch> {
         let geometry = self.shared.geometry();
         let Some((slice, index)) = self.slice_of(at)? else {
-            let l1 = self.l1.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let l1 = self.l1();
             let first = at >> geometry.l2_bits();
-            let rest = l1.get(first as usize..).unwrap_or_default();
+            let rest = l1.entries.get(first as usize..).unwrap_or_default();
             let empty = rest.iter().take_while(|entry| **entry & OFFSET == 0).count().max(1) as u64;
             let end = (first + empty).saturating_mul(1 << geometry.l2_bits());
             return Ok(Stretch { len: max.min(end - at), found: Found::Hole });

@@ -288,7 +288,7 @@ impl Qcow2Layer {
         let shared = &self.view.shared;
         let geometry = shared.geometry();
         let (bits, size) = (geometry.cluster_bits(), geometry.cluster_size());
-        let whole = if at + len == self.view.size { len } else { len - len % size };
+        let whole = if at + len == self.view.size() { len } else { len - len % size };
         if !at.is_multiple_of(size) || whole == 0 || shared.rules.data_file {
             return Ok(0);
         }
@@ -345,7 +345,7 @@ impl Qcow2Layer {
         let geometry = shared.geometry();
         let (bits, size) = (geometry.cluster_bits(), geometry.cluster_size());
         let end = at + buf.len() as u64;
-        if !at.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.view.size) {
+        if !at.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.view.size()) {
             return Err(Error::invalid(format!(
                 "{} bytes at {at} are not whole clusters of {size}, which compressing needs",
                 buf.len()

@@ -1,7 +1,7 @@
 //! What a writable layer has beside its view, and the order in which metadata reaches the disk.
 //!
-//! Locks, in the order they are taken: claims, `tables`, `order`, `publish`, then L1 or a slice or `alloc`, one at a
-//! time. Guest data is read and written under claims alone.
+//! Locks, in the order they are taken: claims, `tables`, `order`, `publish`, the header, then L1 or a slice or `alloc`,
+//! one at a time. Guest data is read and written under claims alone.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +11,11 @@ use cowhand_core::{Error, ErrorKind, Result};
 
 use crate::alloc::{Allocator, Layout, Refused, Run};
 use crate::cache::Copied;
-use crate::claims::Claims;
+use crate::claims::{Claim, Claims};
 use crate::compress::Deflater;
 use crate::entry::{COPIED, Words};
 use crate::epoch::Epochs;
-use crate::header::{AT_AUTOCLEAR, AUTOCLEAR_DATA_FILE_RAW};
+use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
 
 /// Freed runs that may wait for a flush.
@@ -114,20 +114,50 @@ impl Qcow2Layer {
             return Ok(());
         }
         let shared = &self.view.shared;
-        let header = &shared.header;
         {
             let mut alloc = lock(&writer.alloc);
-            alloc.load(header.refcount_table_clusters)?;
+            alloc.load(shared.header().refcount_table_clusters)?;
             crate::audit::audit(self, &mut alloc)?;
         }
-        let kept = header.autoclear & if header.has_data_file { AUTOCLEAR_DATA_FILE_RAW } else { 0 };
-        if kept != header.autoclear {
-            // Bitmaps, and whatever else is kept in step with the data, are not from here on.
-            let failed = |error| Error::io("cannot write the header", error).at(AT_AUTOCLEAR);
-            shared.file.write_at(AT_AUTOCLEAR, &kept.to_be_bytes()).map_err(failed)?;
-            shared.file.sync().map_err(failed)?;
-        }
+        // Bitmaps, and whatever else is kept in step with the data, are not from here on.
+        self.change_fields(writer, |header| {
+            header.autoclear &= if header.has_data_file { AUTOCLEAR_DATA_FILE_RAW } else { 0 };
+        })?;
         writer.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Waits until nobody writes, and keeps others from beginning, while the layer as a whole is changed (its size, its
+    /// L1 table, its snapshots). Readers go on. Errors: read-only, closed.
+    pub(crate) fn alone(&self) -> Result<(&Writer, Claim<'_>)> {
+        let writer = self.begin()?;
+        Ok((writer, writer.claims.take(0..=u64::MAX, true)))
+    }
+
+    /// Changes fixed fields of the header, in memory and in the file, with one write within its first sector, and a
+    /// barrier behind it. What else is to be durable before is the caller's matter.
+    pub(crate) fn change_fields(&self, writer: &Writer, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let file = self.view.shared.file.as_ref();
+        let mut header = self.view.shared.header_mut();
+        let mut new = header.clone();
+        change(&mut new);
+        let failed = |error| Error::io("cannot read the header", error).at(0);
+        let mut old_bytes = vec![0; header.fixed_len()];
+        file.read_at(0, &mut old_bytes).map_err(failed)?;
+        let mut bytes = old_bytes.clone();
+        new.patch(&header, &mut bytes)?;
+        if bytes != old_bytes {
+            let written = file
+                .write_at(0, &bytes)
+                .map_err(|error| Error::io("cannot write the header", error).at(0))
+                .and_then(|()| self.barrier(writer));
+            if written.is_err() {
+                // Which of both the file has is not known.
+                writer.failed.store(true, Ordering::Relaxed);
+            }
+            written?;
+        }
+        *header = new;
         Ok(())
     }
 
@@ -140,7 +170,7 @@ impl Qcow2Layer {
         shared.file.sync().map_err(failed)
     }
 
-    fn barrier(&self, writer: &Writer) -> Result<()> {
+    pub(crate) fn barrier(&self, writer: &Writer) -> Result<()> {
         if writer.fresh { Ok(()) } else { self.sync() }
     }
 
@@ -151,6 +181,14 @@ impl Qcow2Layer {
             return Ok(());
         }
         let grown = alloc.grow(n, &|| self.barrier(writer));
+        {
+            let (mut header, table) = (self.view.shared.header_mut(), alloc.table_run());
+            if header.refcount_table_offset != alloc.table_at() {
+                self.view.shared.moved_from(header.refcount_table_offset);
+                header.refcount_table_offset = alloc.table_at();
+                header.refcount_table_clusters = (table.end - table.start) as u32;
+            }
+        }
         if alloc.is_broken() {
             writer.failed.store(true, Ordering::Relaxed);
         }
@@ -193,7 +231,7 @@ impl Qcow2Layer {
     pub(crate) fn own_tables(&self, writer: &Writer, first: u64, last: u64) -> Result<()> {
         let per_table = self.view.shared.geometry().l2_entries();
         for index in first / per_table..=last / per_table {
-            if self.view.l1_entry(index as usize) & COPIED == 0 {
+            if self.view.l1_entry(index as usize).0 & COPIED == 0 {
                 self.own_table(writer, index as usize)?;
             }
         }
@@ -204,11 +242,11 @@ impl Qcow2Layer {
         let _tables = lock(&writer.tables);
         let shared = &self.view.shared;
         let geometry = shared.geometry();
-        let entry = self.view.l1_entry(index);
+        let (entry, entry_at) = self.view.l1_entry(index);
         if entry & COPIED != 0 {
             return Ok(());
         }
-        let old = shared.l2_table(entry, self.view.l1_entry_at(index))?;
+        let old = shared.l2_table(entry, entry_at)?;
         let step = geometry.slice_bytes();
         let offsets = (0..geometry.cluster_size()).step_by(step as usize);
         let content = |offset| match old {
@@ -223,11 +261,9 @@ impl Qcow2Layer {
         for (offset, words) in offsets.zip(slices) {
             shared.slices.put_new(table + offset, words);
         }
-        let mut l1 = self.view.l1.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(place) = l1.get_mut(index) {
+        if let Some(place) = self.view.l1_mut().entries.get_mut(index) {
             *place = table | COPIED;
         }
-        drop(l1);
         lock(&writer.dirty_l1).insert(index);
         if let Some(old) = old {
             let cluster = old >> geometry.cluster_bits();
@@ -282,7 +318,7 @@ impl Qcow2Layer {
             let copies = shared.slices.copy_dirty();
             let l1: Vec<usize> = std::mem::take(&mut *lock(&writer.dirty_l1)).into_iter().collect();
             let l1: Vec<(usize, u64)> =
-                l1.into_iter().map(|index| (index, self.view.l1_entry(index))).collect();
+                l1.into_iter().map(|index| (index, self.view.l1_entry(index).0)).collect();
             (copies, l1, std::mem::take(&mut *lock(&writer.freed)))
         };
         let epoch = writer.epochs.now();
@@ -316,7 +352,7 @@ impl Qcow2Layer {
         if !l1.is_empty() {
             self.barrier(writer)?;
             for run in l1.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
-                let at = self.view.l1_entry_at(run.first().map_or(0, |(index, _)| *index));
+                let at = self.view.l1_entry(run.first().map_or(0, |(index, _)| *index)).1;
                 let bytes: Vec<u8> = run.iter().flat_map(|(_, entry)| entry.to_be_bytes()).collect();
                 file.write_at(at, &bytes)
                     .map_err(|error| Error::io("cannot write the L1 table", error).at(at))?;

@@ -49,7 +49,7 @@ pub(crate) fn examine(format: &dyn Format, storage: &Arc<dyn Storage>, random: &
 }
 
 /// An error of what an image holds has a fitting kind and can be printed.
-fn refused(error: &Error) {
+pub(crate) fn refused(error: &Error) {
     use ErrorKind::{Corrupt, Denied, Io, NotFound, Unsupported};
     let kind = error.kind();
     assert!(

@@ -10,6 +10,7 @@ mod layer;
 pub mod mend;
 pub mod mutate;
 pub mod sparse;
+mod writing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,12 +27,22 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub type Oracle = fn(&[u8]) -> bool;
 
 /// The targets by name, as the corpus' folders are called.
-pub const TARGETS: [(&str, Oracle); 4] =
-    [("qcow2", qcow2), ("vhd", vhd), ("vhdx", vhdx), ("inspect", inspect)];
+pub const TARGETS: [(&str, Oracle); 5] =
+    [("qcow2", qcow2), ("qcow2-write", qcow2_write), ("vhd", vhd), ("vhdx", vhdx), ("inspect", inspect)];
 
 /// The parser of qcow2.
 pub fn qcow2(input: &[u8]) -> bool {
     format("qcow2", input)
+}
+
+/// The writer of qcow2.
+pub fn qcow2_write(input: &[u8]) -> bool {
+    let began = Instant::now();
+    let storage: Arc<dyn Storage> = Arc::new(sparse::unpack(input, u64::MAX));
+    let format = cowhand::format("qcow2").expect("the format is registered");
+    let changed = writing::change(format, &storage, &mut Random::new(input));
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    changed
 }
 
 /// The parser of VHD.

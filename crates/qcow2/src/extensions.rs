@@ -34,6 +34,14 @@ pub(crate) struct BitmapsAt {
     pub(crate) offset: u64,
 }
 
+/// Where the full disk encryption header is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CryptoAt {
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) length: u64,
+}
+
 /// All extensions that mean something here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
@@ -41,7 +49,8 @@ pub(crate) struct Extensions {
     pub(crate) data_file: Option<Vec<u8>>,
     pub(crate) features: Vec<Feature>,
     pub(crate) bitmaps: Option<BitmapsAt>,
-    pub(crate) has_crypto_header: bool,
+    /// Where the LUKS header stands.
+    pub(crate) crypto_header: Option<CryptoAt>,
 }
 
 /// The names QEMU 10 writes: (field, bit, name).
@@ -103,7 +112,17 @@ impl Extensions {
                 }
                 self.data_file = Some(data.to_vec());
             }
-            CRYPTO_HEADER => self.has_crypto_header = true,
+            CRYPTO_HEADER => {
+                let pointer = be64(data, 0).zip(be64(data, 8)).filter(|_| data.len() == 16);
+                let (offset, length) = pointer.ok_or_else(|| {
+                    Error::corrupt(
+                        "full disk encryption header pointer",
+                        format!("has {} bytes; it must have 16", data.len()),
+                    )
+                    .at(at)
+                })?;
+                self.crypto_header = Some(CryptoAt { offset, length });
+            }
             FEATURE_NAMES => {
                 let rows = data.chunks_exact(FEATURE_ENTRY);
                 self.features = rows.filter_map(Feature::parse).collect();

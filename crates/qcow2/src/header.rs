@@ -58,6 +58,9 @@ struct OnDisk {
     header_length: U32,
 }
 
+/// Takes what is wrong; the answer says whether to stop there.
+pub(crate) type Wrong<'a> = dyn FnMut(Error) -> Result<()> + 'a;
+
 /// A header that makes sense.
 #[derive(Clone, Debug)]
 pub(crate) struct Header {
@@ -91,6 +94,12 @@ impl Header {
 
     /// Reads and judges the header. Reads the first cluster and nothing else.
     pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
+        Header::read_with(file, &mut |wrong| Err(wrong))
+    }
+
+    /// As [`Header::read`] for who looks at broken images: what does not hinder reading on (where tables stand, names,
+    /// extensions) goes to `wrong`, and the header then says what the file says.
+    pub(crate) fn read_with(file: &dyn Storage, wrong: &mut Wrong<'_>) -> Result<Header> {
         let failed = |error| Error::io("cannot read the header", error).at(0);
         let len = file.len().map_err(failed)?;
         // The smallest first cluster; a longer one is read once its size is known.
@@ -136,7 +145,7 @@ impl Header {
         let mut whole = vec![0; cluster as usize];
         let there = len.min(cluster) as usize;
         file.read_at(0, whole.get_mut(..there).unwrap_or_default()).map_err(failed)?;
-        raw.judge(&whole, len)
+        raw.judge(&whole, len, wrong)
     }
 
     /// The first cluster's bytes, as QEMU lays them out.
@@ -265,7 +274,7 @@ fn short(len: u64) -> Error {
 
 impl OnDisk {
     /// `first` is the first cluster, zero-filled where the file is shorter; `len` the file's length.
-    fn judge(&self, first: &[u8], len: u64) -> Result<Header> {
+    fn judge(&self, first: &[u8], len: u64, wrong: &mut Wrong<'_>) -> Result<Header> {
         let version = self.version.get();
         let cluster = first.len() as u64;
         let header_length = self.header_length.get();
@@ -294,11 +303,12 @@ impl OnDisk {
             .at(96));
         }
         let backing_offset = self.backing_file_offset.get();
-        let backing = self.backing(first)?;
+        let backing = self.backing(first).or_else(|error| wrong(error).map(|()| None))?;
         // Extensions end where the backing file's name starts.
         let extensions_end = if backing_offset > 0 { backing_offset.min(cluster) } else { cluster } as usize;
         let area = first.get(header_length as usize..extensions_end).unwrap_or_default();
-        let extensions = Extensions::parse(area, u64::from(header_length))?;
+        let extensions = Extensions::parse(area, u64::from(header_length))
+            .or_else(|error| wrong(error).map(|()| Extensions::default()))?;
 
         let incompatible = self.incompatible_features.get();
         let unknown = incompatible & !INCOMPATIBLE_KNOWN;
@@ -307,16 +317,16 @@ impl OnDisk {
         }
         match self.crypt_method.get() {
             0 => {}
-            1 => return Err(encrypted("AES (the old encryption of qcow2)")),
-            2 if extensions.has_crypto_header => return Err(encrypted("LUKS")),
-            2 => {
-                return Err(Error::corrupt(
+            1 => wrong(encrypted("AES (the old encryption of qcow2)"))?,
+            2 if extensions.crypto_header.is_some() => wrong(encrypted("LUKS"))?,
+            2 => wrong(
+                Error::corrupt(
                     "crypt_method",
                     "says LUKS, and there is no full disk encryption header pointer",
                 )
-                .at(32));
-            }
-            other => return Err(Error::corrupt("crypt_method", format!("{other} is unknown")).at(32)),
+                .at(32),
+            )?,
+            other => wrong(Error::corrupt("crypt_method", format!("{other} is unknown")).at(32))?,
         }
         let codec = codec(first, header_length, incompatible)?;
         let extended = incompatible & INCOMPATIBLE_EXTENDED_L2 != 0;
@@ -328,7 +338,10 @@ impl OnDisk {
             )
             .at(20));
         }
-        self.judge_tables(geometry, len)?;
+        self.judge_size(geometry).or_else(&mut *wrong)?;
+        self.judge_l1(geometry, len).or_else(&mut *wrong)?;
+        self.judge_refcounts(geometry, len).or_else(&mut *wrong)?;
+        self.judge_snapshots(geometry, len).or_else(&mut *wrong)?;
         let has_data_file = incompatible & INCOMPATIBLE_DATA_FILE != 0;
         Ok(Header {
             version,
@@ -378,24 +391,31 @@ impl OnDisk {
         Ok(Some(name.to_vec()))
     }
 
-    fn judge_tables(&self, geometry: Geometry, len: u64) -> Result<()> {
+    fn judge_size(&self, geometry: Geometry) -> Result<()> {
         let size = self.size.get();
         if size > i64::MAX as u64 {
             return Err(Error::corrupt("size", format!("{size} is above 2^63 - 1")).at(24));
         }
-        let entries = u64::from(self.l1_size.get());
-        if entries * 8 > MAX_L1_BYTES {
-            return Err(Error::corrupt("l1_size", format!("{entries} entries are more than 32 MiB")).at(36));
-        }
-        if entries < geometry.l1_entries(size) {
-            let needed = geometry.l1_entries(size);
+        let (entries, needed) = (u64::from(self.l1_size.get()), geometry.l1_entries(size));
+        if entries < needed {
             return Err(Error::corrupt(
                 "l1_size",
                 format!("{entries} entries do not cover the disk's {size} bytes, which need {needed}"),
             )
             .at(36));
         }
-        table("L1 table", self.l1_table_offset.get(), entries * 8, geometry, len, 40)?;
+        Ok(())
+    }
+
+    fn judge_l1(&self, geometry: Geometry, len: u64) -> Result<()> {
+        let entries = u64::from(self.l1_size.get());
+        if entries * 8 > MAX_L1_BYTES {
+            return Err(Error::corrupt("l1_size", format!("{entries} entries are more than 32 MiB")).at(36));
+        }
+        table("L1 table", self.l1_table_offset.get(), entries * 8, geometry, len, 40)
+    }
+
+    fn judge_refcounts(&self, geometry: Geometry, len: u64) -> Result<()> {
         let clusters = u64::from(self.refcount_table_clusters.get());
         let bytes = clusters << geometry.cluster_bits();
         if bytes > MAX_REFCOUNT_TABLE_BYTES {
@@ -413,6 +433,10 @@ impl OnDisk {
         if self.refcount_table_offset.get().checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Error::corrupt("refcount table", "goes past 2^63").at(48));
         }
+        Ok(())
+    }
+
+    fn judge_snapshots(&self, geometry: Geometry, len: u64) -> Result<()> {
         let snapshots = self.nb_snapshots.get();
         if snapshots > MAX_SNAPSHOTS {
             return Err(

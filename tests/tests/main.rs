@@ -2,6 +2,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod allocated;
 mod chains;
 mod devices;
 mod formats;

@@ -9,7 +9,10 @@ use cowhand::Error;
 use crate::exit::{self, Failure, Outcome};
 use crate::output::Output;
 use crate::signals;
-use crate::verbs::{compare, completions, convert, create, formats, info, inspect, man, map};
+use crate::verbs::{
+    allocated, block_bitmap, compare, completions, convert, create, formats, hidden, info, inspect,
+    kill_data, man, map,
+};
 
 /// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX and raw images.
 ///
@@ -61,6 +64,10 @@ enum Verb {
     Convert(convert::Args),
     Map(map::Args),
     Compare(compare::Args),
+    Allocated(allocated::Args),
+    BlockBitmap(block_bitmap::Args),
+    Hidden(hidden::Args),
+    KillData(kill_data::Args),
     Formats(formats::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -97,6 +104,10 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
         Verb::Convert(args) => convert::run(&args, out),
         Verb::Map(args) => map::run(&args, out),
         Verb::Compare(args) => compare::run(&args, out),
+        Verb::Allocated(args) => allocated::run(&args, out),
+        Verb::BlockBitmap(args) => block_bitmap::run(&args, out),
+        Verb::Hidden(args) => hidden::run(&args, out),
+        Verb::KillData(args) => kill_data::run(&args, out),
         Verb::Formats(_) => formats::run(out),
         Verb::Completions(args) => completions::run(&args, out),
         Verb::Man(args) => man::run(&args, out),

@@ -63,7 +63,8 @@ impl Image {
         &self.links
     }
 
-    fn top(&self) -> &Link {
+    /// The top layer: what is written goes there.
+    pub fn top(&self) -> &Link {
         &self.links[0] // never out of bounds: `new` refuses an empty chain
     }
 

@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand_core::{Access, Cache, Details, Error, FileStorage, Link, Lock, ParentRef, Result, SnapshotInfo};
+use cowhand_core::{Details, Error, Link, ParentRef, Result, SnapshotInfo};
 use serde_json::{Map, Value, json};
 
-use crate::open::{Open, Opened, Parent, open};
-use crate::registry;
-use crate::resolve::{Policy, folder_of, in_folder};
+use crate::open::{Open, Opened, open, open_alone, shared_if_raw};
+use crate::resolve::{folder_of, in_folder};
 
 /// What is known of one image file.
 #[derive(Clone, Debug)]
@@ -36,24 +35,9 @@ pub struct Info {
 ///
 /// Without `chain` no other file is opened. A raw image is looked at even while somebody writes to it.
 pub fn info(path: &Path, how: &Open, chain: bool) -> Result<Vec<Info>> {
-    let mut how = Open { parent: if chain { how.parent.clone() } else { Parent::Ignored }, ..how.clone() };
-    if !chain {
-        how.policy = Policy::Deny;
-    }
-    if how.lock == Lock::Default && is_raw(path, &how)? {
-        how.lock = Lock::Shared;
-    }
-    let opened = open(path, &how)?;
+    let opened = if chain { open(path, &shared_if_raw(path, how)?)? } else { open_alone(path, how)? };
     let links = opened.links();
     links.iter().enumerate().map(|(depth, link)| of_link(&opened, link, depth + 1 < links.len())).collect()
-}
-
-fn is_raw(path: &Path, how: &Open) -> Result<bool> {
-    if let Some(name) = &how.format {
-        return Ok(name == "raw");
-    }
-    let storage = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?;
-    Ok(registry::detect(&storage).map_err(|error| error.image(path.display()))?.names().contains(&"raw"))
 }
 
 fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> Result<Info> {

@@ -20,10 +20,12 @@
 
 #![forbid(unsafe_code)]
 
+mod allocated;
 mod buffer;
 mod compare;
 mod convert;
 mod create;
+mod hidden;
 mod info;
 pub mod inspect;
 mod map;
@@ -33,12 +35,14 @@ mod registry;
 mod resolve;
 mod target;
 
+pub use allocated::{allocated, bitmap_unit, block_bitmap};
 pub use compare::{CompareError, Comparison, Difference, compare};
 pub use convert::{Convert, Converted, convert};
 pub use cowhand_core::*;
 pub use create::{Create, Created, create};
+pub use hidden::{hidden, kill_data, set_hidden};
 pub use info::{Info, info};
 pub use map::{MapEntry, map};
-pub use open::{Open, Opened, Parent, open};
+pub use open::{Open, Opened, Parent, open, open_alone};
 pub use registry::{detect, format, format_for_target, formats};
 pub use resolve::Policy;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Access, Cache, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Options, ParentRef,
-    Result, Secrets, Storage,
+    Access, Cache, Error, ErrorKind, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
+    ParentRef, Result, Secrets, Storage,
 };
 
 use crate::registry;
@@ -131,6 +131,25 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
         }
     }
     Ok(Opened { image: Image::new(links)?, files })
+}
+
+/// Opens one file to look at it, and none that it names. A raw image is looked at even while somebody writes to it.
+pub fn open_alone(path: &Path, how: &Open) -> Result<Opened> {
+    let how = Open { parent: Parent::Ignored, policy: Policy::Deny, ..how.clone() };
+    open(path, &shared_if_raw(path, &how)?)
+}
+
+/// For who only looks: the tables of a raw image that is written to cannot change, because it has none.
+pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
+    let is_raw = || -> Result<bool> {
+        if let Some(name) = &how.format {
+            return Ok(name == "raw");
+        }
+        let storage = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?;
+        Ok(registry::detect(&storage).map_err(|error| error.image(path.display()))?.names().contains(&"raw"))
+    };
+    let lock = if how.lock == Lock::Default && is_raw()? { Lock::Shared } else { how.lock };
+    Ok(Open { lock, ..how.clone() })
 }
 
 fn open_layer(

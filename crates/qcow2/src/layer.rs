@@ -1,5 +1,6 @@
 //! The layer: one qcow2 file, open.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -184,6 +185,10 @@ impl Layer for Qcow2Layer {
 
     fn parent(&self) -> Option<ParentRef> {
         parent_of(&self.shared().header())
+    }
+
+    fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
+        self.each_allocated(see)
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod allocated;
 mod audit;
 mod bitmaps;
 mod cache;

@@ -270,9 +270,9 @@ impl Shared {
         Ok(Some(offset))
     }
 
-    /// Reads an L2 entry that stands at `at`, and refuses what cannot be.
-    pub(crate) fn entry(&self, words: Words, at: u64) -> Result<Entry> {
-        let entry = self.rules.decode(words).map_err(|wrong| {
+    /// Reads an L2 entry that stands at `at`, and refuses what makes no sense by itself.
+    pub(crate) fn decode(&self, words: Words, at: u64) -> Result<Entry> {
+        self.rules.decode(words).map_err(|wrong| {
             let message = match wrong {
                 Wrong::Unaligned(offset) => format!("points at {offset}, which is no cluster's start"),
                 Wrong::ZeroInV2 => "says zero, which a version 2 image cannot".to_owned(),
@@ -284,7 +284,12 @@ impl Shared {
                 }
             };
             Error::corrupt("L2 entry", message).at(at)
-        })?;
+        })
+    }
+
+    /// Reads an L2 entry that stands at `at`, and refuses what cannot be in this file.
+    pub(crate) fn entry(&self, words: Words, at: u64) -> Result<Entry> {
+        let entry = self.decode(words, at)?;
         match entry {
             Entry::Plain(Plain { host: Some(host), .. }) => {
                 // Only data is looked for: a zero cluster's place may never have been written.

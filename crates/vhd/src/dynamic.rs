@@ -174,6 +174,25 @@ impl Layer for Dynamic {
         details::of_dynamic(&self.footer, &self.header, &self.locators, self.has_batmap)
     }
 
+    /// Whole blocks: that is what the table gives room to.
+    fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
+        let block_size = self.header.block_size;
+        let blocks = self.size.div_ceil(block_size);
+        let mut block = 0;
+        while block < blocks {
+            match self.bat.get(self.file.as_ref(), block)? {
+                None => block += self.bat.free_run(self.file.as_ref(), block, blocks)?.max(1),
+                Some(sector) => {
+                    self.block_at(block, sector)?;
+                    let start = block * block_size;
+                    see(start..(start + block_size).min(self.size), block_size)?;
+                    block += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn identity(&self) -> LayerId {
         LayerId(Some(self.footer.unique_id))
     }

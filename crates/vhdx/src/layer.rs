@@ -1,5 +1,6 @@
 //! An open VHDX file: what it has where (the reading half of the layer).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cowhand_core::{Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, ParentRef, Result, Storage};
@@ -305,6 +306,23 @@ impl Layer for VhdxLayer {
             say("parent-locator", Value::Object(entries.collect()));
         }
         Details { cluster_size: Some(metadata.block_size), dirty, specific, ..Details::default() }
+    }
+
+    /// Whole blocks: that is what the table gives room to.
+    fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
+        let Geometry { size, block_size, .. } = self.geometry;
+        let mut at = 0;
+        while at < size {
+            let empty = self.block(at / block_size)?;
+            if let Block::Full(_) | Block::Partial(_) = empty {
+                let end = at.saturating_add(block_size);
+                see(at..end.min(size), block_size)?;
+                at = end;
+            } else {
+                at += self.run(at, size - at, |_, next| next == empty)?;
+            }
+        }
+        Ok(())
     }
 
     fn identity(&self) -> LayerId {

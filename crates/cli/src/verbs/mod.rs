@@ -1,12 +1,16 @@
 //! The verbs, one module each: its arguments, and what it prints.
 
+pub(crate) mod allocated;
+pub(crate) mod block_bitmap;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod formats;
+pub(crate) mod hidden;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod kill_data;
 pub(crate) mod man;
 pub(crate) mod map;
 

@@ -1,0 +1,29 @@
+//! `hidden` and `kill-data`: small changes of one image file, its parents left alone.
+
+use std::path::Path;
+
+use cowhand_core::Result;
+
+use crate::open::{Open, Opened, Parent, open, open_alone};
+
+/// The mark that hides the image from lists of disks; `None`: its format has none. No other file is opened.
+pub fn hidden(path: &Path, how: &Open) -> Result<Option<bool>> {
+    Ok(open_alone(path, how)?.top().layer.hidden())
+}
+
+/// Sets that mark, durably. Errors: the format, or this file, has no place for it.
+pub fn set_hidden(path: &Path, hidden: bool, how: &Open) -> Result<()> {
+    change(path, how, |image| image.top().layer.set_hidden(hidden))
+}
+
+/// Takes all data out of the image, durably: an empty one of the same size and parent is left, or, after a power cut,
+/// the image as it was. Errors: the format cannot do that in place.
+pub fn kill_data(path: &Path, how: &Open) -> Result<()> {
+    change(path, how, |image| image.top().layer.clear())
+}
+
+fn change(path: &Path, how: &Open, act: impl Fn(&Opened) -> Result<()>) -> Result<()> {
+    let image = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.clone() })?;
+    act(&image).map_err(|error| error.image(path.display()))?;
+    image.close()
+}

@@ -9,10 +9,7 @@ use cowhand::Error;
 use crate::exit::{self, Failure, Outcome};
 use crate::output::Output;
 use crate::signals;
-use crate::verbs::{
-    allocated, block_bitmap, compare, completions, convert, create, formats, hidden, info, inspect,
-    kill_data, man, map,
-};
+use crate::verbs::*;
 
 /// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX and raw images.
 ///
@@ -64,6 +61,10 @@ enum Verb {
     Convert(convert::Args),
     Map(map::Args),
     Compare(compare::Args),
+    Commit(commit::Args),
+    Rebase(rebase::Args),
+    Resize(resize::Args),
+    Snapshot(snapshot::Args),
     Allocated(allocated::Args),
     BlockBitmap(block_bitmap::Args),
     Hidden(hidden::Args),
@@ -104,6 +105,10 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
         Verb::Convert(args) => convert::run(&args, out),
         Verb::Map(args) => map::run(&args, out),
         Verb::Compare(args) => compare::run(&args, out),
+        Verb::Commit(args) => commit::run(&args, out),
+        Verb::Rebase(args) => rebase::run(&args, out),
+        Verb::Resize(args) => resize::run(&args, out),
+        Verb::Snapshot(args) => snapshot::run(&args, out),
         Verb::Allocated(args) => allocated::run(&args, out),
         Verb::BlockBitmap(args) => block_bitmap::run(&args, out),
         Verb::Hidden(args) => hidden::run(&args, out),

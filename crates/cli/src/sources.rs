@@ -78,6 +78,15 @@ impl Sharing {
             ..Open::default()
         }
     }
+
+    /// The way of opening an image that is to be changed.
+    pub(crate) fn writing(&self, format: Option<&str>, parents: &Parents, cache: Cache) -> Result<Open> {
+        if self.force_share {
+            return Err(Error::invalid("--force-share is for reading, and this writes")
+                .hint("stop the program that uses the image, and leave out -U"));
+        }
+        Ok(self.open(format, parents, cache))
+    }
 }
 
 /// `driver=qcow2,file.driver=file,file.filename=PATH`.

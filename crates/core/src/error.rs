@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Changed,
     /// Two things that must be the same differ (a parent's identity, a verification).
     Mismatch,
+    /// A chain has, or would have, more layers than it may.
+    ChainTooLong,
     /// No space is left where the image is written.
     NoSpace,
     /// Reading or writing failed.

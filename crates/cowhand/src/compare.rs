@@ -7,7 +7,7 @@ use cowhand_core::{Error, Image, Kind, Result, is_zero};
 
 use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
-use crate::plan::{Concat, Piece, Plan};
+use crate::plan::{Concat, Piece, Plan, most_empty};
 use cowhand_core::Progress;
 
 /// How two disks differ.
@@ -40,10 +40,6 @@ pub struct CompareError {
 }
 
 const SECTOR: usize = 512;
-/// Least bytes of an empty stretch in one piece: the other disk may have data there, which is shared among threads.
-const EMPTY: u64 = 64 << 20;
-/// Most pieces that a disk is cut into where it is empty: an empty one of any size is compared at once.
-const PIECES: u64 = 4096;
 
 /// Compares two disks, with as many threads as there are processors.
 pub fn compare(
@@ -76,8 +72,7 @@ pub(crate) fn compare_sources(
         allocation: Mutex::new(false),
         reading: Mutex::new(false),
     };
-    let empty = (a.size() / PIECES).max(EMPTY) / EMPTY * EMPTY;
-    let plan = Plan::new(a, SECTOR as u64, PIECE, 0).with_empty(empty);
+    let plan = Plan::new(a, SECTOR as u64, PIECE, 0).with_empty(most_empty(a.size()));
     plan.run(threads, |plan| {
         let mut bufs = (Buffer::default(), Buffer::default());
         while let Some(piece) = plan.next()? {

@@ -120,6 +120,7 @@ impl Base {
             &Open {
                 format: self.backing_format.clone(),
                 lock: how.lock,
+                cache: how.cache,
                 secrets: how.secrets.clone(),
                 policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
                 ..Open::default()
@@ -137,7 +138,7 @@ impl Base {
     }
 
     /// An image that stands on itself: the one that was there would be lost.
-    fn refuse_itself(&self, path: &Path) -> Result<()> {
+    pub(crate) fn refuse_itself(&self, path: &Path) -> Result<()> {
         let Some(backing) = &self.backing else { return Ok(()) };
         let file = |path: &Path| std::fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
         let (image, below) = (file(path), file(&in_folder(&folder_of(path), backing)));
@@ -158,17 +159,22 @@ impl Base {
         size: u64,
         secrets: &Secrets,
     ) -> Result<Arc<dyn Layer>> {
-        let parent = self.backing.as_ref().map(|backing| ParentRef {
-            candidates: vec![backing.clone()],
-            format: self.backing_format.clone(),
-            ..ParentRef::default()
-        });
+        let parent = self.parent();
         let options = Options::check(format.options(), &self.options)?;
         format.create(
             storage,
             files,
             &CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: true },
         )
+    }
+
+    /// The parent as the image is to name it.
+    pub(crate) fn parent(&self) -> Option<ParentRef> {
+        self.backing.as_ref().map(|backing| ParentRef {
+            candidates: vec![backing.clone()],
+            format: self.backing_format.clone(),
+            ..ParentRef::default()
+        })
     }
 
     pub(crate) fn size(&self) -> Option<u64> {

@@ -127,7 +127,8 @@ impl Info {
     }
 }
 
-fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
+/// A snapshot as `qemu-img info --output=json` prints it.
+pub fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
     const BILLION: u64 = 1_000_000_000;
     let mut value = json!({
         "id": snapshot.id,

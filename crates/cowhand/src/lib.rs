@@ -22,6 +22,7 @@
 
 mod allocated;
 mod buffer;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -31,18 +32,26 @@ pub mod inspect;
 mod map;
 mod open;
 mod plan;
+mod rebase;
 mod registry;
+mod resize;
 mod resolve;
+mod runs;
+mod snapshots;
 mod target;
 
 pub use allocated::{allocated, bitmap_unit, block_bitmap};
+pub use commit::{Commit, Committed, commit};
 pub use compare::{CompareError, Comparison, Difference, compare};
 pub use convert::{Convert, Converted, convert};
 pub use cowhand_core::*;
 pub use create::{Create, Created, create};
 pub use hidden::{hidden, kill_data, set_hidden};
-pub use info::{Info, info};
+pub use info::{Info, info, snapshot_json};
 pub use map::{MapEntry, map};
 pub use open::{Open, Opened, Parent, open, open_alone};
+pub use rebase::{Rebase, Rebased, rebase};
 pub use registry::{detect, format, format_for_target, formats};
+pub use resize::{NewSize, Resize, Resized, resize};
 pub use resolve::Policy;
+pub use snapshots::{apply_snapshot, create_snapshot, delete_snapshot, list_snapshots};

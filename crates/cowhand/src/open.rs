@@ -29,8 +29,10 @@ pub enum Parent {
 pub struct Open {
     /// The top file's format; `None`: by content.
     pub format: Option<String>,
-    /// For writing too. Parents are read-only always.
+    /// The top for writing too. Parents are read-only, but for `writable_parent`.
     pub writable: bool,
+    /// The parent at this depth (1: the top's own) for writing too, whether or not the top is.
+    pub writable_parent: Option<usize>,
     /// [`Lock::None`] is `--force-share`.
     pub lock: Lock,
     /// What reads, writes and syncs promise.
@@ -84,6 +86,16 @@ impl Opened {
         Ok(())
     }
 
+    /// Which files the layers are, top first: device and inode.
+    pub(crate) fn layer_files(&self) -> Vec<(u64, u64)> {
+        let watched = self.watched();
+        let of = |link: &Link| {
+            let found = watched.iter().find(|file| file.name == link.name);
+            found.map_or((0, 0), |file| (file.identity.device, file.identity.inode)) // never: every layer was opened as a file
+        };
+        self.image.links().iter().map(of).collect()
+    }
+
     /// Every file that was opened.
     pub(crate) fn watched(&self) -> Vec<Watched> {
         self.files.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
@@ -93,8 +105,7 @@ impl Opened {
 /// Opens the disk whose top is `path`.
 pub fn open(path: &Path, how: &Open) -> Result<Opened> {
     let files = Files::beside(path, how.policy.clone(), how.lock, how.cache);
-    let access = if how.writable { Access::Write } else { Access::Read };
-    let storage = files.trusted(path, access)?;
+    let storage = files.trusted(path, access(how.writable))?;
     let format = match &how.format {
         Some(name) => registry::format(name)?,
         None => registry::detect(storage.as_ref()).map_err(|error| error.image(path.display()))?,
@@ -117,18 +128,21 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
         Parent::Ignored => {}
         Parent::Named => follow(&mut links, path, parent, &files, how)?,
         Parent::Given(given) => {
-            let storage = files.trusted(given, Access::Read)?;
+            let storage = files.trusted(given, access(how.writes(1)))?;
             check_loop(path, given, storage.as_ref(), &files)?;
             let format = match &how.parent_format {
                 Some(name) => registry::format(name)?,
                 None => registry::detect(storage.as_ref()).map_err(|error| error.image(given.display()))?,
             };
-            let link = open_layer(given, storage, format, &files.of(given), &below(how))?;
+            let link = open_layer(given, storage, format, &files.of(given), &how.layer(1))?;
             check_identity(path, parent.as_ref(), &link, how)?;
             let next = link.layer.parent();
             links.push(link);
             follow(&mut links, given, next, &files, how)?;
         }
+    }
+    if how.writable_parent.is_some_and(|depth| depth >= links.len()) {
+        return Err(Error::invalid("Image does not have a backing file").image(path.display()));
     }
     Ok(Opened { image: Image::new(links)?, files })
 }
@@ -152,6 +166,10 @@ pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
     Ok(Open { lock, ..how.clone() })
 }
 
+fn access(writable: bool) -> Access {
+    if writable { Access::Write } else { Access::Read }
+}
+
 fn open_layer(
     path: &Path,
     storage: Arc<dyn Storage>,
@@ -163,9 +181,16 @@ fn open_layer(
     Ok(Link { layer, name: path.display().to_string(), format: format.names()[0] }) // never empty: every format has a name
 }
 
-/// How parents are opened.
-fn below(how: &Open) -> OpenOptions {
-    OpenOptions { secrets: how.secrets.clone(), ..OpenOptions::default() }
+impl Open {
+    /// The parent at that depth is opened for writing.
+    fn writes(&self, depth: usize) -> bool {
+        self.writable_parent == Some(depth)
+    }
+
+    /// How the parent at that depth is opened.
+    fn layer(&self, depth: usize) -> OpenOptions {
+        OpenOptions { writable: self.writes(depth), secrets: self.secrets.clone(), ..OpenOptions::default() }
+    }
 }
 
 fn snapshot(top: &Link, which: &str) -> Result<Arc<dyn Layer>> {
@@ -188,16 +213,17 @@ fn follow(
     while let Some(wanted) = parent {
         if links.len() >= DEPTH {
             return Err(Error::new(
-                ErrorKind::Unsupported,
+                ErrorKind::ChainTooLong,
                 format!("the chain has more than {DEPTH} layers"),
             )
             .image(child.display()));
         }
         let files = files.of(&child);
-        let (path, storage) = find_parent(&child, &wanted, &files)?;
+        let depth = links.len();
+        let (path, storage) = find_parent(&child, &wanted, &files, access(how.writes(depth)))?;
         check_loop(&child, &path, storage.as_ref(), &files)?;
         let format = parent_format(&child, &path, storage.as_ref(), &wanted, how)?;
-        let link = open_layer(&path, storage, format, &files.of(&path), &below(how))?;
+        let link = open_layer(&path, storage, format, &files.of(&path), &how.layer(depth))?;
         check_identity(&child, Some(&wanted), &link, how)?;
         parent = link.layer.parent();
         links.push(link);
@@ -208,10 +234,15 @@ fn follow(
 
 /// The first candidate that is there and may be opened. A candidate that may not be opened is an error only where no
 /// other is found.
-fn find_parent(child: &Path, wanted: &ParentRef, files: &Files) -> Result<(PathBuf, Arc<dyn Storage>)> {
+fn find_parent(
+    child: &Path,
+    wanted: &ParentRef,
+    files: &Files,
+    access: Access,
+) -> Result<(PathBuf, Arc<dyn Storage>)> {
     let mut first_error: Option<Error> = None;
     for candidate in &wanted.candidates {
-        match files.named_by_image(candidate, Access::Read) {
+        match files.named_by_image(candidate, access) {
             Ok(found) => return Ok(found),
             Err(error) => {
                 let worse = first_error.as_ref().is_none_or(|first| {
@@ -226,7 +257,7 @@ fn find_parent(child: &Path, wanted: &ParentRef, files: &Files) -> Result<(PathB
     if wanted.any_case && first_error.as_ref().is_some_and(|error| error.kind() == ErrorKind::NotFound) {
         let spelt_otherwise = wanted.candidates.iter().filter_map(|candidate| files.in_any_case(candidate));
         if let Some(found) =
-            spelt_otherwise.filter_map(|name| files.named_by_image(&name, Access::Read).ok()).next()
+            spelt_otherwise.filter_map(|name| files.named_by_image(&name, access).ok()).next()
         {
             return Ok(found);
         }

@@ -120,6 +120,16 @@ pub(crate) struct Plan<'a> {
     stopped: AtomicBool,
 }
 
+/// Least bytes of an empty stretch in one piece: another disk may have data there, which is shared among threads.
+const EMPTY: u64 = 64 << 20;
+/// Most pieces that a disk is cut into where it is empty: an empty one of any size is over at once.
+const PIECES: u64 = 4096;
+
+/// For [`Plan::with_empty`], for a disk of `size` bytes: a multiple of every unit.
+pub(crate) fn most_empty(size: u64) -> u64 {
+    (size / PIECES).max(EMPTY) / EMPTY * EMPTY
+}
+
 struct State<'a> {
     at: u64,
     /// What is known from `at` on, so that the tables are looked at once.

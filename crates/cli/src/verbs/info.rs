@@ -3,15 +3,14 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use cowhand::{Cache, Info, Printable, Result, SnapshotInfo, info};
-use jiff::{Timestamp, tz::TimeZone};
+use cowhand::{Cache, Info, Printable, Result, info};
 use serde_json::Value;
 
 use crate::exit::{DONE, Outcome};
 use crate::output::{Output, json};
 use crate::sizes::Size;
 use crate::sources::{Parents, Sharing};
-use crate::verbs::Form;
+use crate::verbs::{Form, snapshot};
 
 /// Tell what an image is
 ///
@@ -85,11 +84,7 @@ fn describe(out: &mut Output, info: &Info) -> Result<()> {
         writeln!(out, "cleanly shut down: no")?;
     }
     parent(out, info)?;
-    if !info.snapshots.is_empty() {
-        writeln!(out, "Snapshot list:")?;
-        snapshot_line(out, ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"])?;
-        info.snapshots.iter().try_for_each(|snapshot| snapshot_of(out, snapshot))?;
-    }
+    snapshot::list(out, &info.snapshots)?;
     if !info.details.specific.is_empty() {
         writeln!(out, "Format specific information:")?;
         for (key, value) in &info.details.specific {
@@ -119,33 +114,6 @@ fn parent(out: &mut Output, info: &Info) -> Result<()> {
         writeln!(out, "backing file state: not looked up (--backing-chain looks)")?;
     }
     Ok(())
-}
-
-fn snapshot_of(out: &mut Output, snapshot: &SnapshotInfo) -> Result<()> {
-    let seconds = snapshot.vm_clock_nsec / 1_000_000_000;
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    let thousandths = snapshot.vm_clock_nsec / 1_000_000 % 1000;
-    snapshot_line(
-        out,
-        [
-            &Printable(&snapshot.id).to_string(),
-            &Printable(&snapshot.name).to_string(),
-            &Size(snapshot.vm_state_size).to_string(),
-            &local_time(snapshot.date_sec),
-            &format!("{hours:04}:{minutes:02}:{:02}.{thousandths:03}", seconds % 60),
-            &snapshot.icount.map_or_else(|| "--".to_owned(), |count| count.to_string()),
-        ],
-    )
-}
-
-fn snapshot_line(out: &mut Output, columns: [&str; 6]) -> Result<()> {
-    let [id, name, size, date, clock, count] = columns;
-    writeln!(out, "{id:<7} {name:<16} {size:>8} {date:>19} {clock:>15} {count:>10}")
-}
-
-fn local_time(seconds: u32) -> String {
-    let at = Timestamp::from_second(i64::from(seconds)).unwrap_or_default(); // never: 32 bits end in 2106
-    at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// `key: value`, and what has parts beneath its key.

@@ -2,6 +2,7 @@
 
 pub(crate) mod allocated;
 pub(crate) mod block_bitmap;
+pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
@@ -13,6 +14,9 @@ pub(crate) mod inspect;
 pub(crate) mod kill_data;
 pub(crate) mod man;
 pub(crate) mod map;
+pub(crate) mod rebase;
+pub(crate) mod resize;
+pub(crate) mod snapshot;
 
 /// How facts are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

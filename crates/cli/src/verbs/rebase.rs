@@ -1,0 +1,88 @@
+//! `rebase`: another parent for an image.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use cowhand::{Cache, Error, Rebase, rebase};
+
+use crate::exit::{DONE, Outcome};
+use crate::output::Output;
+use crate::progress::Meter;
+use crate::sources::{self, Parents, Sharing};
+
+/// Give an image another parent, or none
+///
+/// The disk's content stays: what the new parent would show otherwise is written into the image before its parent's
+/// name changes. Stopped before, the image stands on its old parent as it did.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cowhand rebase -b base.qcow2 -F qcow2 overlay.qcow2
+  cowhand rebase -b '' overlay.qcow2
+  cowhand rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2")]
+pub(crate) struct Args {
+    /// The image
+    image: OsString,
+
+    /// The new parent, as it is to be written into the image; '' for none
+    #[arg(short, long, value_name = "PATH")]
+    backing: Option<PathBuf>,
+
+    /// The new parent's format
+    #[arg(short = 'F', long, value_name = "FORMAT")]
+    backing_format: Option<String>,
+
+    /// Only change the name: the parents need not exist, and the disk's content is whatever the new one makes it
+    #[arg(short, long = "unsafe")]
+    unchecked: bool,
+
+    /// Write compressed clusters
+    #[arg(short, long)]
+    compress: bool,
+
+    /// The image's format; by its content if not given
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// The image's cache mode: none, writeback, writethrough, directsync or unsafe
+    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
+    cache: Cache,
+
+    /// The new parent's cache mode
+    #[arg(short = 'T', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
+    source_cache: Cache,
+
+    /// Show progress as qemu-img does
+    #[arg(short, long)]
+    progress: bool,
+
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    sharing: Sharing,
+
+    #[command(flatten)]
+    parents: Parents,
+}
+
+pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
+    if args.backing.is_none() && !args.unchecked {
+        return Err(Error::invalid("Must specify backing file (-b) or use unsafe mode (-u)").into());
+    }
+    let source = args.sharing.source(&args.image, args.format.as_deref())?;
+    let how = Rebase {
+        open: args.sharing.writing(source.format.as_deref(), &args.parents, args.cache)?,
+        backing: args.backing.clone().filter(|backing| !backing.as_os_str().is_empty()),
+        backing_format: args.backing_format.clone(),
+        backing_cache: args.source_cache,
+        unchecked: args.unchecked,
+        compress: args.compress,
+        workers: None,
+    };
+    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    rebase(&source.path, &how, &meter)?;
+    meter.finish();
+    Ok(DONE)
+}

@@ -1,0 +1,74 @@
+//! `resize`: a disk becomes longer, or, if that is asked for, shorter.
+
+use std::path::Path;
+
+use cowhand_core::{Error, Prealloc, Result};
+
+use crate::open::{Open, open};
+
+/// The size a disk shall have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSize {
+    /// So many guest bytes.
+    To(u64),
+    /// So many more.
+    Grow(u64),
+    /// So many fewer.
+    Shrink(u64),
+}
+
+/// How a disk is resized.
+#[derive(Clone, Debug)]
+pub struct Resize {
+    /// How the image and its chain are opened; it is writable always.
+    pub open: Open,
+    /// The new size; rounded up to whole sectors of 512 bytes.
+    pub size: NewSize,
+    /// It may become smaller: what is cut off is gone.
+    pub shrink: bool,
+    /// How what is new is laid out.
+    pub prealloc: Prealloc,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resized {
+    /// Guest bytes before.
+    pub before: u64,
+    /// Guest bytes now.
+    pub after: u64,
+}
+
+/// Gives the disk `path` another size. What is new reads zero, also over a longer parent. The size it has is no change.
+pub fn resize(path: &Path, how: &Resize) -> Result<Resized> {
+    let disk = open(path, &Open { writable: true, ..how.open.clone() })?;
+    let named = |error: Error| error.image(path.display());
+    let before = disk.size();
+    let asked = match how.size {
+        NewSize::To(size) => Some(size),
+        NewSize::Grow(more) => before.checked_add(more),
+        NewSize::Shrink(fewer) => Some(before.saturating_sub(fewer)),
+    };
+    let after = asked
+        .and_then(|size| size.checked_next_multiple_of(512))
+        .filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| named(Error::invalid("no disk can be that large")))?;
+    if after == 0 {
+        return Err(named(Error::invalid("New image size must be positive")));
+    }
+    if after <= before && how.prealloc != Prealloc::Off {
+        return Err(named(Error::invalid("Preallocation can only be used for growing images")));
+    }
+    if after < before && !how.shrink {
+        return Err(named(Error::invalid("Use the --shrink option to perform a shrink operation").hint(
+            "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an \
+             operation, make sure there is no important data there",
+        )));
+    }
+    if after != before {
+        disk.resize(after, how.prealloc)?;
+    }
+    let after = disk.size();
+    disk.close()?;
+    Ok(Resized { before, after })
+}

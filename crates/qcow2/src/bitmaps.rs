@@ -14,7 +14,7 @@ const AUTO: u64 = 2;
 /// The bitmaps' names, granularities and flags as `info` shows them. `None` where there are none, where they are not
 /// in step with the data, or where their directory cannot be read: none of that concerns the disk.
 pub(crate) fn list(file: &dyn Storage, header: &Header) -> Option<Value> {
-    let at = header.extensions.bitmaps.filter(|_| header.autoclear & AUTOCLEAR_BITMAPS != 0)?;
+    let at = header.extensions.bitmaps().filter(|_| header.autoclear & AUTOCLEAR_BITMAPS != 0)?;
     let end = at.offset.checked_add(at.size)?;
     if at.size > MAX_DIRECTORY || end > file.len().ok()? {
         return None;

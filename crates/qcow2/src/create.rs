@@ -35,10 +35,10 @@ pub(crate) fn create(
     })?;
     let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
     header.lazy_refcounts = chosen.lazy_refcounts;
-    name_parent(&mut header, how)?;
+    header.name_parent(how.parent.as_ref())?;
     if let Some(name) = &chosen.data_file {
         header.has_data_file = true;
-        header.extensions.data_file = Some(name.clone().into_bytes());
+        header.extensions.set_data_file(Some(name.as_bytes()));
         if chosen.data_file_raw {
             header.autoclear |= AUTOCLEAR_DATA_FILE_RAW;
         }
@@ -112,19 +112,6 @@ pub(crate) fn create(
     layer.preallocate(chosen.prealloc, how.parent.is_some())?;
     layer.write_first()?;
     Ok(layer)
-}
-
-fn name_parent(header: &mut Header, how: &CreateOptions) -> Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    let Some(parent) = &how.parent else { return Ok(()) };
-    let name = parent.candidates.first().ok_or_else(|| Error::invalid("the backing file has no name"))?;
-    let name = name.as_os_str().as_bytes();
-    if name.is_empty() || name.len() > 1023 || name.contains(&0) {
-        return Err(Error::invalid("the backing file's name must have 1 to 1023 bytes, and no NUL"));
-    }
-    header.backing = Some(name.to_vec());
-    header.extensions.backing_format = parent.format.clone();
-    Ok(())
 }
 
 fn zero_out(file: &dyn Storage, at: u64, len: u64) -> Result<()> {

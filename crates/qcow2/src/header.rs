@@ -1,11 +1,13 @@
 //! The header: what stands in the first bytes of the file, and the same once it is known to make sense.
 
-use cowhand_core::{Error, Result, Storage};
+use std::ops::Range;
+
+use cowhand_core::{Error, ParentRef, Result, Storage};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::compress::Codec;
-use crate::extensions::{Extensions, Feature, FeatureKind};
+use crate::extensions::{self, Extensions, Feature, FeatureKind};
 use crate::geometry::Geometry;
 
 /// `QFI\xfb`.
@@ -15,6 +17,8 @@ const V2_LENGTH: u32 = 72;
 const V3_LENGTH: u32 = 104;
 /// What QEMU writes today: the compression type and its padding are in.
 const NEW_LENGTH: u32 = 112;
+/// Where the compression type stands.
+const AT_COMPRESSION: usize = 104;
 
 pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
@@ -30,6 +34,7 @@ const INCOMPATIBLE_KNOWN: u64 = (1 << 5) - 1;
 pub(crate) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 pub(crate) const AUTOCLEAR_DATA_FILE_RAW: u64 = 1 << 1;
+pub(crate) const AUTOCLEAR_KNOWN: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_FILE_RAW;
 
 /// Offset in the file of the fields that change while an image is used.
 pub(crate) const AT_REFCOUNT_TABLE: u64 = 48;
@@ -78,9 +83,15 @@ pub(crate) struct Header {
     pub(crate) dirty: bool,
     pub(crate) corrupt: bool,
     pub(crate) lazy_refcounts: bool,
+    /// Compatible features that mean nothing here.
+    other_compatible: u64,
     pub(crate) has_data_file: bool,
     pub(crate) autoclear: u64,
+    /// 0: not encrypted.
+    pub(crate) crypt_method: u32,
     pub(crate) codec: Codec,
+    /// Bytes of the header behind the fields of [`OnDisk`], as they stand; the first is the compression type.
+    rest: Vec<u8>,
     /// The backing file's name as it stands.
     pub(crate) backing: Option<Vec<u8>>,
     pub(crate) extensions: Extensions,
@@ -90,6 +101,32 @@ impl Header {
     /// The data file is a valid raw image of the disk.
     pub(crate) fn data_file_raw(&self) -> bool {
         self.has_data_file && self.autoclear & AUTOCLEAR_DATA_FILE_RAW != 0
+    }
+
+    /// The mark that hides the image from lists of disks.
+    pub(crate) fn hidden(&self) -> bool {
+        self.extensions.hidden().unwrap_or(false)
+    }
+
+    /// Names a parent, or none.
+    pub(crate) fn name_parent(&mut self, parent: Option<&ParentRef>) -> Result<()> {
+        use std::os::unix::ffi::OsStrExt;
+        let Some(parent) = parent else {
+            self.backing = None;
+            self.extensions.set_backing_format(None);
+            return Ok(());
+        };
+        if self.data_file_raw() {
+            return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
+        }
+        let name = parent.candidates.first().ok_or_else(|| Error::invalid("the backing file has no name"))?;
+        let name = name.as_os_str().as_bytes();
+        if name.is_empty() || name.len() > MAX_BACKING_NAME as usize || name.contains(&0) {
+            return Err(Error::invalid("the backing file's name must have 1 to 1023 bytes, and no NUL"));
+        }
+        self.backing = Some(name.to_vec());
+        self.extensions.set_backing_format(parent.format.as_deref());
+        Ok(())
     }
 
     /// Reads and judges the header. Reads the first cluster and nothing else.
@@ -148,11 +185,17 @@ impl Header {
         raw.judge(&whole, len, wrong)
     }
 
-    /// The first cluster's bytes, as QEMU lays them out.
+    /// The first cluster's bytes, as QEMU lays them out: the fields, the extensions, the backing file's name. Errors:
+    /// they do not fit.
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        Ok(self.lay_out(self.header_length())?.bytes)
+    }
+
+    /// As [`Header::encode`], with the extensions and the name from `at` on: the end of the fields, or further behind
+    /// (a multiple of 8 bytes, and at least 8) where an extension that says nothing bridges the way.
+    pub(crate) fn lay_out(&self, at: usize) -> Result<Laid> {
         let cluster = self.geometry.cluster_size() as usize;
-        let v3 = self.version == 3;
-        let header_length = if v3 { NEW_LENGTH } else { V2_LENGTH };
+        let header_length = self.header_length();
         let mut raw = OnDisk {
             magic: MAGIC,
             version: self.version.into(),
@@ -160,7 +203,7 @@ impl Header {
             backing_file_size: 0.into(),
             cluster_bits: self.geometry.cluster_bits().into(),
             size: self.size.into(),
-            crypt_method: 0.into(),
+            crypt_method: self.crypt_method.into(),
             l1_size: self.l1_entries.into(),
             l1_table_offset: self.l1_offset.into(),
             refcount_table_offset: self.refcount_table_offset.into(),
@@ -168,31 +211,44 @@ impl Header {
             nb_snapshots: self.snapshots.into(),
             snapshots_offset: self.snapshots_offset.into(),
             incompatible_features: self.incompatible().into(),
-            compatible_features: if self.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 }.into(),
+            compatible_features: self.compatible().into(),
             autoclear_features: self.autoclear.into(),
             refcount_order: self.geometry.refcount_order().into(),
-            header_length: header_length.into(),
+            header_length: (header_length as u32).into(),
         };
-        let extensions = self.extensions.encode(v3 && cluster > 4096);
-        let names_at = header_length as usize + extensions.len();
+        let extensions = self.extensions.encode();
+        let name_at = at + extensions.len();
         let backing = self.backing.as_deref().unwrap_or_default();
-        if names_at + backing.len() > cluster {
-            return Err(Error::invalid("the backing file's name does not fit into the first cluster")
+        let end = name_at + backing.len();
+        if end > cluster {
+            let what = if backing.is_empty() { "header's extensions do" } else { "backing file's name does" };
+            return Err(Error::invalid(format!("the {what} not fit into the first cluster"))
                 .hint("use a shorter name or a larger cluster_size"));
         }
         if !backing.is_empty() {
-            raw.backing_file_offset = (names_at as u64).into();
+            raw.backing_file_offset = (name_at as u64).into();
             raw.backing_file_size = (backing.len() as u32).into();
         }
-        let mut bytes = raw.as_bytes()[..header_length.min(V3_LENGTH) as usize].to_vec();
-        if v3 {
-            bytes.push(self.codec.number());
-            bytes.resize(NEW_LENGTH as usize, 0);
+        let mut bytes = Vec::with_capacity(cluster);
+        bytes.extend_from_slice(&raw.as_bytes()[..self.fixed_len()]); // never out of bounds: at most all of it
+        bytes.extend_from_slice(&self.rest);
+        if let Some(place) = bytes.get_mut(AT_COMPRESSION) {
+            *place = self.codec.number();
         }
+        if let Some(bridged) = at.checked_sub(header_length + extensions::PREFIX) {
+            bytes.extend_from_slice(&extensions::filler(bridged as u32));
+        }
+        let fields = bytes.len();
+        bytes.resize(at, 0);
         bytes.extend_from_slice(&extensions);
         bytes.extend_from_slice(backing);
         bytes.resize(cluster, 0);
-        Ok(bytes)
+        Ok(Laid { bytes, used: vec![0..fields, at..end] })
+    }
+
+    /// Bytes of the fields; the extensions come behind them.
+    pub(crate) fn header_length(&self) -> usize {
+        self.fixed_len() + self.rest.len()
     }
 
     /// Puts the fixed fields in which this header differs from `old` into `bytes`, which are the file's first ones
@@ -218,10 +274,8 @@ impl Header {
         if let Some(bits) = differs(Header::incompatible) {
             raw.incompatible_features = (raw.incompatible_features.get() & !INCOMPATIBLE_KNOWN | bits).into();
         }
-        if self.lazy_refcounts != old.lazy_refcounts {
-            let others = raw.compatible_features.get() & !COMPATIBLE_LAZY_REFCOUNTS;
-            let lazy = if self.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 };
-            raw.compatible_features = (others | lazy).into();
+        if let Some(bits) = differs(Header::compatible) {
+            raw.compatible_features = bits.into();
         }
         if let Some(bits) = differs(|header| header.autoclear) {
             raw.autoclear_features = bits.into();
@@ -244,9 +298,13 @@ impl Header {
             | bit(self.geometry.extended(), INCOMPATIBLE_EXTENDED_L2)
     }
 
+    fn compatible(&self) -> u64 {
+        self.other_compatible | if self.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 }
+    }
+
     /// The header of an image to be made; where its tables stand is filled in later.
     pub(crate) fn new(size: u64, geometry: Geometry, version: u32, codec: Codec) -> Header {
-        Header {
+        let mut header = Header {
             version,
             geometry,
             size,
@@ -259,12 +317,51 @@ impl Header {
             dirty: false,
             corrupt: false,
             lazy_refcounts: false,
+            other_compatible: 0,
             has_data_file: false,
             autoclear: 0,
+            crypt_method: 0,
             codec,
+            rest: Vec::new(),
             backing: None,
             extensions: Extensions::default(),
-        }
+        };
+        header.set_version(version);
+        header
+    }
+
+    /// Makes it one of version 2 or 3, with the fields and the feature names that QEMU gives to such a one.
+    pub(crate) fn set_version(&mut self, version: u32) {
+        self.version = version;
+        self.rest = vec![0; if version == 2 { 0 } else { (NEW_LENGTH - V3_LENGTH) as usize }];
+        self.extensions.set_features(version == 3 && self.geometry.cluster_size() > 4096);
+    }
+}
+
+/// The first cluster's bytes, and which of them mean something.
+#[derive(Clone, Debug)]
+pub(crate) struct Laid {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) used: Vec<Range<usize>>,
+}
+
+impl Laid {
+    /// What stands in a file's first cluster, whose header made sense.
+    pub(crate) fn of(bytes: Vec<u8>) -> Result<Laid> {
+        let (raw, _) = OnDisk::ref_from_prefix(&bytes).map_err(|_| short(bytes.len() as u64))?;
+        let fields = if raw.version.get() == 2 { V2_LENGTH } else { raw.header_length.get() } as usize;
+        let name_at = (raw.backing_file_offset.get() as usize).min(bytes.len());
+        let name_end = name_at.saturating_add(raw.backing_file_size.get() as usize).min(bytes.len());
+        let area_end = if name_at > 0 { name_at } else { bytes.len() };
+        let mut used = vec![0..fields, name_at..name_end];
+        let area = bytes.get(fields..area_end).unwrap_or_default();
+        let end = extensions::walk(area, fields as u64, |at, kind, data| {
+            let len = if extensions::is_filler(kind) { 0 } else { data.len() };
+            used.push(fields + at..fields + at + extensions::PREFIX + len);
+            Ok(())
+        })?;
+        used.push((fields + end).saturating_sub(extensions::PREFIX)..fields + end);
+        Ok(Laid { bytes, used })
     }
 }
 
@@ -318,7 +415,7 @@ impl OnDisk {
         match self.crypt_method.get() {
             0 => {}
             1 => wrong(encrypted("AES (the old encryption of qcow2)"))?,
-            2 if extensions.crypto_header.is_some() => wrong(encrypted("LUKS"))?,
+            2 if extensions.crypto_header().is_some() => wrong(encrypted("LUKS"))?,
             2 => wrong(
                 Error::corrupt(
                     "crypt_method",
@@ -356,9 +453,15 @@ impl OnDisk {
             dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
             corrupt: incompatible & INCOMPATIBLE_CORRUPT != 0,
             lazy_refcounts: self.compatible_features.get() & COMPATIBLE_LAZY_REFCOUNTS != 0,
+            other_compatible: self.compatible_features.get() & !COMPATIBLE_LAZY_REFCOUNTS,
             has_data_file,
             autoclear: self.autoclear_features.get(),
+            crypt_method: self.crypt_method.get(),
             codec,
+            rest: first
+                .get(V3_LENGTH as usize..header_length as usize)
+                .unwrap_or_default() // version 2
+                .to_vec(),
             backing,
             extensions,
         })
@@ -467,8 +570,7 @@ fn table(name: &str, offset: u64, bytes: u64, geometry: Geometry, len: u64, at: 
 }
 
 fn codec(first: &[u8], header_length: u32, incompatible: u64) -> Result<Codec> {
-    let number =
-        if header_length > V3_LENGTH { first.get(V3_LENGTH as usize).copied().unwrap_or(0) } else { 0 };
+    let number = if header_length > V3_LENGTH { first.get(AT_COMPRESSION).copied().unwrap_or(0) } else { 0 };
     let stated = incompatible & INCOMPATIBLE_COMPRESSION != 0;
     let codec = Codec::by_number(number).ok_or_else(|| {
         Error::unsupported(format!("compression type {number} is unknown")).field("compression_type").at(104)
@@ -492,11 +594,12 @@ fn encrypted(how: &str) -> Error {
 }
 
 fn unknown_features(bits: u64, extensions: &Extensions) -> Error {
+    let known = extensions.features();
     let names: Vec<String> = (0..64u8)
         .filter(|bit| bits & (1 << bit) != 0)
         .map(|bit| {
             let named = |feature: &&Feature| feature.kind == FeatureKind::Incompatible && feature.bit == bit;
-            match extensions.features.iter().find(named) {
+            match known.iter().find(named) {
                 Some(feature) => format!("'{}' (bit {bit})", feature.name),
                 None => format!("bit {bit}"),
             }

@@ -36,7 +36,7 @@ impl Qcow2Layer {
             refuse_writing(&header)?;
         }
         let (snapshots, snapshot_table) = snapshot::read_table(file.as_ref(), &header)?;
-        let data = match (header.has_data_file, &header.extensions.data_file) {
+        let data = match (header.has_data_file, header.extensions.data_file()) {
             (false, _) => file.clone(),
             (true, Some(name)) => files.open(&path_of(name), how.writable)?,
             (true, None) => {
@@ -103,7 +103,7 @@ pub(crate) fn parent_of(header: &Header) -> Option<ParentRef> {
     let name = header.backing.as_deref()?;
     Some(ParentRef {
         candidates: vec![path_of(name)],
-        format: header.extensions.backing_format.clone(),
+        format: header.extensions.backing_format().map(str::to_owned),
         ..ParentRef::default()
     })
 }
@@ -172,7 +172,7 @@ impl Layer for Qcow2Layer {
             put("bitmaps", list);
         }
         put("refcount-bits", (1u64 << header.geometry.refcount_order()).into());
-        if let Some(name) = header.extensions.data_file.as_deref().filter(|_| header.has_data_file) {
+        if let Some(name) = header.extensions.data_file().filter(|_| header.has_data_file) {
             put("data-file", String::from_utf8_lossy(name).into());
             put("data-file-raw", header.data_file_raw().into());
         }
@@ -189,6 +189,18 @@ impl Layer for Qcow2Layer {
 
     fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
         self.each_allocated(see)
+    }
+
+    fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
+        self.name_parent(parent)
+    }
+
+    fn hidden(&self) -> Option<bool> {
+        Some(self.shared().header().hidden())
+    }
+
+    fn set_hidden(&self, hidden: bool) -> Result<()> {
+        self.mark_hidden(hidden)
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {

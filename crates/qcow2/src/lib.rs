@@ -23,6 +23,7 @@ mod layer;
 mod options;
 mod read;
 mod refcount;
+mod rewrite;
 mod snapshot;
 mod tables;
 mod unpacked;

@@ -31,7 +31,7 @@ pub(crate) struct Freed {
 
 /// Freed clusters whose going is durable, and which an operation may still be reading.
 #[derive(Debug)]
-struct Waiting {
+pub(crate) struct Waiting {
     freed: Vec<Freed>,
     epoch: u64,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Writer {
     /// Held by who makes or copies an L2 table.
     tables: Mutex<()>,
     /// Held by who writes metadata to the file.
-    order: Mutex<Vec<Waiting>>,
+    pub(crate) order: Mutex<Vec<Waiting>>,
     /// Shared by who changes a mapping, held alone by who copies what is to be written.
     publish: RwLock<()>,
     freed: Mutex<Vec<Freed>>,
@@ -56,10 +56,10 @@ pub(crate) struct Writer {
     ready: AtomicBool,
     closed: AtomicBool,
     /// A write failed after which the file's state is not known.
-    failed: AtomicBool,
+    pub(crate) failed: AtomicBool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -82,21 +82,32 @@ impl Writer {
             failed: AtomicBool::new(false),
         }
     }
+
+    pub(crate) fn check_failed(&self) -> Result<()> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed")
+                .hint("close it and open it again"));
+        }
+        Ok(())
+    }
 }
 
 impl Qcow2Layer {
-    /// The writer, where this layer may be changed now. Looks at the image before the first change, and writes
-    /// metadata back where too much of it waits.
-    pub(crate) fn begin(&self) -> Result<&Writer> {
+    /// The writer, where this layer may be changed now.
+    fn writer(&self) -> Result<&Writer> {
         let writer =
             self.writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Denied, "is open read-only"))?;
         if writer.closed.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Denied, "is closed"));
         }
-        if writer.failed.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed")
-                .hint("close it and open it again"));
-        }
+        writer.check_failed()?;
+        Ok(writer)
+    }
+
+    /// The writer, where this layer may be changed now. Looks at the image before the first change, and writes
+    /// metadata back where too much of it waits.
+    pub(crate) fn begin(&self) -> Result<&Writer> {
+        let writer = self.writer()?;
         if !writer.ready.load(Ordering::Acquire) {
             self.prepare(writer)?;
         }
@@ -131,6 +142,12 @@ impl Qcow2Layer {
     /// L1 table, its snapshots). Readers go on. Errors: read-only, closed.
     pub(crate) fn alone(&self) -> Result<(&Writer, Claim<'_>)> {
         let writer = self.begin()?;
+        Ok((writer, writer.claims.take(0..=u64::MAX, true)))
+    }
+
+    /// As [`Qcow2Layer::alone`] for who changes the header alone: what the rest of the image is like does not matter.
+    pub(crate) fn still(&self) -> Result<(&Writer, Claim<'_>)> {
+        let writer = self.writer()?;
         Ok((writer, writer.claims.take(0..=u64::MAX, true)))
     }
 
@@ -309,10 +326,7 @@ impl Qcow2Layer {
     pub(crate) fn write_back(&self, writer: &Writer, last: bool) -> Result<()> {
         let shared = &self.view.shared;
         let mut order = lock(&writer.order);
-        if writer.failed.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed")
-                .hint("close it and open it again"));
-        }
+        writer.check_failed()?;
         let (copies, l1, freed) = {
             let _alone = writer.publish.write().unwrap_or_else(|poisoned| poisoned.into_inner());
             let copies = shared.slices.copy_dirty();

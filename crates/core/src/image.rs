@@ -230,6 +230,20 @@ impl Image {
         Ok(false)
     }
 
+    /// The top says nothing of some of these bytes.
+    fn has_hole(&self, start: u64, end: u64) -> Result<bool> {
+        let top = self.top();
+        let mut at = start;
+        while at < end {
+            let found = top.layer.extent(at, end - at).map_err(|error| error.image(&top.name))?;
+            if found.kind == Kind::Hole {
+                return Ok(true);
+            }
+            at += found.len;
+        }
+        Ok(false)
+    }
+
     /// Writes whole granules compressed; see [`Layer::write_compressed`].
     pub fn write_compressed(&self, at: u64, buf: &[u8]) -> Result<()> {
         self.check_range(at, buf.len() as u64)?;
@@ -285,8 +299,9 @@ impl Image {
         let old = self.size();
         let start = old - old % self.granule();
         let _held = self.alone(0, u64::MAX);
-        if start < old && size > old && below > old && self.must_fill(start, old)? {
+        if start < old && size > old && below > old && self.has_hole(start, old)? {
             // The last granule is cut by the old end: a layer cannot hide the parent behind that and show it before.
+            // That the parent is zero before says nothing of what it is behind.
             let mut whole = vec![0; (old - start) as usize];
             self.read(start, &mut whole)?;
             self.top().layer.write(start, &whole).map_err(|error| error.image(self.name()))?;

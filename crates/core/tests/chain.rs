@@ -305,6 +305,19 @@ fn growing_over_a_longer_parent_does_not_show_it() {
 }
 
 #[test]
+fn growing_hides_the_parent_behind_the_old_end_where_it_is_empty_before() {
+    let parent = Granules::new(12288, 1024);
+    parent.write(2048, &[7; 10240]).unwrap();
+    for size in [512, 1024, 2048, 4608] {
+        let image = chain(vec![Granules::new(size, 4096), parent.clone()]);
+        let before = read(&image, 0, size as usize);
+        image.resize(16384, Prealloc::Off).unwrap();
+        assert_eq!(read(&image, 0, size as usize), before);
+        assert!(read(&image, size, 16384 - size as usize).iter().all(|byte| *byte == 0), "{size}");
+    }
+}
+
+#[test]
 fn more_granules_than_stripes() {
     let image = chain(vec![Granules::new(1 << 20, 512), stamped(1 << 20)]);
     let mut wanted = vec![0; (1 << 20) - 1400];

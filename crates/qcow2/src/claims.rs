@@ -10,13 +10,15 @@ struct Claimed {
     alone: bool,
 }
 
+/// All claims, held or waited for, in the order in which they were asked for.
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    held: Vec<Claimed>,
+    claims: Vec<Claimed>,
 }
 
-/// The claims of one layer. As many as there are threads at work, so a list does.
+/// The claims of one layer. As many as there are threads at work, so a list does. Who asks first is served first: a
+/// stream of writers cannot keep one waiting who wants to be alone.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     state: Mutex<State>,
@@ -36,20 +38,21 @@ impl Claims {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits until no claim that overlaps is in the way: any, if this one is to be `alone`, else one that is alone.
+    /// Waits until no claim that overlaps is in the way: any, if this one is to be `alone`, else one that is alone. Nor
+    /// does it overtake one that waits and that it would be in the way of. A thread that holds a claim takes no other.
     pub(crate) fn take(&self, clusters: RangeInclusive<u64>, alone: bool) -> Claim<'_> {
         let mut state = self.state();
-        let in_the_way = |held: &Claimed| {
-            (held.alone || alone)
-                && held.clusters.start() <= clusters.end()
-                && clusters.start() <= held.clusters.end()
-        };
-        while state.held.iter().any(in_the_way) {
-            state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
         let id = state.next;
         state.next += 1;
-        state.held.push(Claimed { id, clusters, alone });
+        let in_the_way = |other: &&Claimed| {
+            (other.alone || alone)
+                && other.clusters.start() <= clusters.end()
+                && clusters.start() <= other.clusters.end()
+        };
+        state.claims.push(Claimed { id, clusters: clusters.clone(), alone });
+        while state.claims.iter().take_while(|other| other.id != id).any(|other| in_the_way(&other)) {
+            state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
         Claim { claims: self, id }
     }
 }
@@ -57,7 +60,7 @@ impl Claims {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut state = self.claims.state();
-        state.held.retain(|held| held.id != self.id);
+        state.claims.retain(|claim| claim.id != self.id);
         drop(state);
         self.claims.released.notify_all();
     }
@@ -86,5 +89,30 @@ mod tests {
         });
         let _shared = claims.take(1..=2, false);
         let _too = claims.take(2..=2, false);
+    }
+
+    #[test]
+    fn who_wants_to_be_alone_is_not_kept_waiting_by_a_stream_of_others() {
+        let claims = Claims::default();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Two that overlap in time: there is never a moment without a claim.
+            for thread in 0..2 {
+                let (claims, done) = (&claims, &done);
+                scope.spawn(move || {
+                    let mut held = claims.take(thread..=thread, false);
+                    while !done.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(1 + thread));
+                        drop(held);
+                        held = claims.take(thread..=thread, false);
+                    }
+                });
+            }
+            for _ in 0..20 {
+                let alone = claims.take(0..=u64::MAX, true);
+                assert_eq!(claims.state().claims.first().map(|first| first.id), Some(alone.id));
+            }
+            done.store(true, Ordering::SeqCst);
+        });
     }
 }

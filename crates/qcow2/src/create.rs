@@ -8,15 +8,13 @@ use cowhand_core::{CreateOptions, Error, Prealloc, Resolver, Result, Storage};
 
 use crate::alloc::{Allocator, Refused};
 use crate::compress::Deflater;
-use crate::entry::Plain;
-use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header, MAX_L1_BYTES};
+use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
 use crate::options::Chosen;
+use crate::prealloc::zero_out;
+use crate::resize::check_l1;
 use crate::view::{L1, Shared, View};
 use crate::writer::Writer;
-
-/// Clusters laid out in one step.
-const BATCH: u64 = 4096;
 
 pub(crate) fn create(
     file: Arc<dyn Storage>,
@@ -27,12 +25,8 @@ pub(crate) fn create(
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
     // As QEMU: a disk is whole sectors.
-    let size = how.size.checked_next_multiple_of(512).filter(|size| i64::try_from(*size).is_ok());
-    let size = size.filter(|size| geometry.l1_entries(*size) * 8 <= MAX_L1_BYTES).ok_or_else(|| {
-        Error::invalid(
-            "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
-        )
-    })?;
+    let size = how.size.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+    check_l1(geometry, size)?;
     let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
     header.lazy_refcounts = chosen.lazy_refcounts;
     header.name_parent(how.parent.as_ref())?;
@@ -109,63 +103,11 @@ pub(crate) fn create(
     let view = View::new(shared, size, l1);
     let writer = Writer::new(alloc, Deflater::new(codec, chosen.level), how.fresh, true);
     let layer = Qcow2Layer { view, snapshots: Mutex::default(), writer: Some(writer) };
-    layer.preallocate(chosen.prealloc, how.parent.is_some())?;
+    if let Some(writer) = layer.writer.as_ref().filter(|_| chosen.prealloc != Prealloc::Off) {
+        // Over a parent the space is kept, and the parent shows.
+        let data = if how.parent.is_some() { 0 } else { geometry.all_subclusters() };
+        layer.preallocate(writer, 0..size, chosen.prealloc, data)?;
+    }
     layer.write_first()?;
     Ok(layer)
-}
-
-fn zero_out(file: &dyn Storage, at: u64, len: u64) -> Result<()> {
-    let zeros = vec![0; len.min(1 << 20) as usize];
-    let mut done = 0;
-    while done < len {
-        let n = (len - done).min(zeros.len() as u64);
-        let piece = zeros.get(..n as usize).unwrap_or_default();
-        file.write_at(at + done, piece)
-            .map_err(|error| Error::io("cannot make the image", error).at(at + done))?;
-        done += n;
-    }
-    Ok(())
-}
-
-impl Qcow2Layer {
-    /// Maps the whole disk, and gives it its space where that is asked for. `holes`: a parent shows through.
-    fn preallocate(&self, prealloc: Prealloc, holes: bool) -> Result<()> {
-        let Some(writer) = self.writer.as_ref().filter(|_| prealloc != Prealloc::Off) else { return Ok(()) };
-        let shared = &self.view.shared;
-        let rules = shared.rules;
-        let bits = rules.geometry.cluster_bits();
-        let failed = |error| Error::io("cannot reserve the space", error);
-        let all = if holes { 0 } else { rules.geometry.all_subclusters() };
-        let clusters = self.view.size().div_ceil(1 << bits);
-        let mut first = 0;
-        while first < clusters {
-            let count = (clusters - first)
-                .min(BATCH)
-                .min(rules.geometry.l2_entries() - first % rules.geometry.l2_entries());
-            self.own_tables(writer, first, first + count - 1)?;
-            let host = if rules.data_file { first } else { self.reserve(writer, count)?.0.start };
-            self.publish(writer, first, count, Vec::new(), |index, _| {
-                rules.encode(Plain { host: Some((host + index) << bits), copied: true, data: all, zero: 0 })
-            })?;
-            let (at, len) = (host << bits, count << bits);
-            let len = if rules.data_file { len.min(self.view.size() - at) } else { len };
-            match prealloc {
-                Prealloc::Full => zero_out(shared.data.as_ref(), at, len)?,
-                Prealloc::Falloc => {
-                    if !shared.data.allocate(at, len).map_err(failed)? {
-                        return Err(Error::unsupported("this file system cannot reserve space")
-                            .hint("use preallocation=full or off"));
-                    }
-                }
-                Prealloc::Metadata | Prealloc::Off => {
-                    if shared.data.len().map_err(failed)? < at + len {
-                        shared.data.set_len(at + len).map_err(failed)?;
-                    }
-                }
-            }
-            first += count;
-            self.begin()?;
-        }
-        Ok(())
-    }
 }

@@ -61,6 +61,7 @@ impl Qcow2Layer {
         }
         let (first, last) = (at >> bits, (batch_end - 1) >> bits);
         let _claim = writer.claims.take(first..=last, true);
+        self.check_range(at, batch_end - at)?;
         let _operation = writer.epochs.enter();
         if shared.rules.raw_data {
             self.clear_data(at, batch_end - at)?;
@@ -93,7 +94,14 @@ impl Qcow2Layer {
 
     /// A cluster's entry after bytes `from..to` of it are erased, and whether its old place is free then. `None`: that
     /// cannot be said.
-    fn erased(&self, old: Entry, from: u64, to: u64, whole: bool, how: Erase) -> Option<(Plain, bool)> {
+    pub(crate) fn erased(
+        &self,
+        old: Entry,
+        from: u64,
+        to: u64,
+        whole: bool,
+        how: Erase,
+    ) -> Option<(Plain, bool)> {
         let shared = &self.view.shared;
         let geometry = shared.geometry();
         let all = geometry.all_subclusters();
@@ -126,7 +134,7 @@ impl Qcow2Layer {
     }
 
     /// Makes bytes of the data file zero.
-    fn clear_data(&self, at: u64, len: u64) -> Result<()> {
+    pub(crate) fn clear_data(&self, at: u64, len: u64) -> Result<()> {
         let data = &self.view.shared.data;
         let failed = |error| Error::io("cannot clear the data file", error).at(at);
         let file_len = data.len().map_err(failed)?;

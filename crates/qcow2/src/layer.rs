@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{
-    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Resolver, Result, Snapshots,
-    Storage,
+    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Prealloc, Resolver, Result,
+    Snapshots, Storage,
 };
 
 use crate::alloc::Allocator;
@@ -146,6 +146,10 @@ impl Layer for Qcow2Layer {
         self.erase_at(at, len, how)
     }
 
+    fn resize(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
+        self.resize_to(size, prealloc, below)
+    }
+
     fn flush(&self) -> Result<()> {
         self.flush_all()
     }
@@ -209,7 +213,7 @@ impl Layer for Qcow2Layer {
 }
 
 impl Qcow2Layer {
-    /// Refuses a range that is not on the disk.
+    /// Refuses a range that is not on the disk. Who waited for a claim asks again: the disk may have become shorter.
     pub(crate) fn check_range(&self, at: u64, len: u64) -> Result<()> {
         match at.checked_add(len) {
             Some(end) if end <= self.view.size() => Ok(()),

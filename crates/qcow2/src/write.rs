@@ -51,6 +51,7 @@ impl Qcow2Layer {
         let clusters = at >> bits..=(at + buf.len() as u64 - 1) >> bits;
         {
             let _claim = writer.claims.take(clusters.clone(), false);
+            self.check_range(at, buf.len() as u64)?;
             let _operation = writer.epochs.enter();
             let parts = self.parts(at, buf.len() as u64)?;
             if parts.iter().all(|part| matches!(part.place, Place::Over(_))) {
@@ -58,6 +59,7 @@ impl Qcow2Layer {
             }
         }
         let _claim = writer.claims.take(clusters, true);
+        self.check_range(at, buf.len() as u64)?;
         let _operation = writer.epochs.enter();
         self.write_claimed(writer, at, buf)
     }
@@ -294,6 +296,7 @@ impl Qcow2Layer {
         }
         let (first, last) = (at >> bits, (at + whole - 1) >> bits);
         let _claim = writer.claims.take(first..=last, true);
+        self.check_range(at, len)?;
         let _operation = writer.epochs.enter();
         self.own_tables(writer, first, last)?;
         let old = self.entries(first, last)?;
@@ -371,6 +374,7 @@ impl Qcow2Layer {
         let first = at >> bits;
         let last = (end - 1) >> bits;
         let _claim = writer.claims.take(first..=last, true);
+        self.check_range(at, buf.len() as u64)?;
         let _operation = writer.epochs.enter();
         self.own_tables(writer, first, last)?;
         let packed: Vec<_> =

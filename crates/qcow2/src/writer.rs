@@ -17,6 +17,7 @@ use crate::entry::{COPIED, Words};
 use crate::epoch::Epochs;
 use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
+use crate::view::L1;
 
 /// Freed runs that may wait for a flush.
 const MAX_FREED: usize = 1 << 16;
@@ -317,6 +318,51 @@ impl Qcow2Layer {
         }
         if !freed.is_empty() {
             lock(&writer.freed).extend(freed);
+        }
+        Ok(())
+    }
+
+    /// Changes an L1 entry. `freed`: what only the old one led to.
+    pub(crate) fn publish_l1(&self, writer: &Writer, index: usize, entry: u64, freed: Vec<Freed>) {
+        let _publish = writer.publish.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(place) = self.view.l1_mut().entries.get_mut(index) {
+            *place = entry;
+        }
+        lock(&writer.dirty_l1).insert(index);
+        lock(&writer.freed).extend(freed);
+    }
+
+    /// Writes an L1 table to new clusters. Nothing refers to it yet. Answers where it stands.
+    pub(crate) fn write_l1(&self, writer: &Writer, entries: &[u64]) -> Result<u64> {
+        let geometry = self.view.shared.geometry();
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let (run, _) = self.reserve(writer, (bytes.len() as u64).div_ceil(geometry.cluster_size()))?;
+        let at = run.start << geometry.cluster_bits();
+        let written = self.view.shared.file.write_at(at, &bytes);
+        written.map_err(|error| {
+            self.release(writer, run);
+            Error::io("cannot write an L1 table", error).at(at)
+        })?;
+        Ok(at)
+    }
+
+    /// Makes an L1 table that is durable the image's own, and changes other fields of the header in the same write. No
+    /// entry of the old one waits to be written, and the caller is alone.
+    pub(crate) fn switch_l1(&self, writer: &Writer, l1: L1, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let shared = &self.view.shared;
+        let geometry = shared.geometry();
+        let entries = l1.entries.len() as u32;
+        self.change_fields(writer, |header| {
+            header.l1_offset = l1.at;
+            header.l1_entries = entries;
+            change(header);
+        })?;
+        let old = std::mem::replace(&mut *self.view.l1_mut(), l1);
+        shared.moved_from(old.at);
+        let start = old.at >> geometry.cluster_bits();
+        let clusters = (old.entries.len() as u64 * 8).div_ceil(geometry.cluster_size());
+        if clusters > 0 {
+            lock(&writer.freed).push(Freed { run: start..start + clusters, punch: true });
         }
         Ok(())
     }

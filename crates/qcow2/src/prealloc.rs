@@ -1,0 +1,89 @@
+//! Laying out part of a disk before it is used: the mapping, and the space where that is asked for.
+
+use std::ops::Range;
+
+use cowhand_core::{Error, Prealloc, Result, Storage};
+
+use crate::entry::Plain;
+use crate::layer::Qcow2Layer;
+use crate::writer::Writer;
+
+/// Clusters laid out in one step.
+const BATCH: u64 = 4096;
+
+impl Qcow2Layer {
+    /// Maps guest bytes `disk`, which start with a cluster and of which nothing is mapped, to clusters that read zero (a
+    /// data file does so there already). `data`: the subclusters of each that the entries say hold data. Nobody else is
+    /// writing.
+    pub(crate) fn preallocate(
+        &self,
+        writer: &Writer,
+        disk: Range<u64>,
+        prealloc: Prealloc,
+        data: u32,
+    ) -> Result<()> {
+        let rules = self.view.shared.rules;
+        let bits = rules.geometry.cluster_bits();
+        let (mut first, end) = (disk.start >> bits, disk.end.div_ceil(1 << bits));
+        while first < end {
+            let count = (end - first)
+                .min(BATCH)
+                .min(rules.geometry.l2_entries() - first % rules.geometry.l2_entries());
+            self.own_tables(writer, first, first + count - 1)?;
+            let (host, zero) = if rules.data_file {
+                (first, true)
+            } else {
+                let (run, zero) = self.reserve(writer, count)?;
+                (run.start, zero)
+            };
+            let (at, len) = (host << bits, count << bits);
+            let len = if rules.data_file { len.min(disk.end - at) } else { len };
+            lay_out(self.view.shared.data.as_ref(), at, len, prealloc, zero)?;
+            self.publish(writer, first, count, Vec::new(), |index, _| {
+                rules.encode(Plain { host: Some((host + index) << bits), copied: true, data, zero: 0 })
+            })?;
+            first += count;
+            self.begin()?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives `len` bytes from `at` on their space, as far as `prealloc` asks for it; they read zero then. `zero`: they do
+/// so already.
+fn lay_out(file: &dyn Storage, at: u64, len: u64, prealloc: Prealloc, zero: bool) -> Result<()> {
+    let failed = |error| Error::io("cannot reserve the space", error).at(at);
+    if prealloc == Prealloc::Full {
+        return zero_out(file, at, len);
+    }
+    let there = file.len().map_err(failed)?;
+    if !zero && at < there {
+        let len = len.min(there - at);
+        if !file.punch(at, len).map_err(failed)? {
+            zero_out(file, at, len)?;
+        }
+    }
+    if prealloc == Prealloc::Falloc && !file.allocate(at, len).map_err(failed)? {
+        return Err(
+            Error::unsupported("this file system cannot reserve space").hint("use preallocation=full or off")
+        );
+    }
+    if file.len().map_err(failed)? < at + len {
+        file.set_len(at + len).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Writes zeros.
+pub(crate) fn zero_out(file: &dyn Storage, at: u64, len: u64) -> Result<()> {
+    let zeros = vec![0; len.min(1 << 20) as usize];
+    let mut done = 0;
+    while done < len {
+        let n = (len - done).min(zeros.len() as u64);
+        let piece = zeros.get(..n as usize).unwrap_or_default();
+        file.write_at(at + done, piece)
+            .map_err(|error| Error::io("cannot write zeros", error).at(at + done))?;
+        done += n;
+    }
+    Ok(())
+}

@@ -294,24 +294,24 @@ pub(crate) fn workers(asked: Option<usize>) -> usize {
 }
 
 /// The copying itself.
-struct Job<'a> {
+pub(crate) struct Job<'a> {
     how: &'a Convert,
-    target: &'a Image,
+    pub(crate) target: &'a Image,
     /// Zeros need not be written.
-    reads_zero: bool,
+    pub(crate) reads_zero: bool,
     /// What the source does not reach must be made zero.
     rest_must_be_zero: bool,
     /// Holes of the source show what the target stands on.
     on_backing: bool,
     /// What lies around a write does not read zero, so allocation units are written whole.
-    whole_blocks: bool,
+    pub(crate) whole_blocks: bool,
     written: AtomicU64,
     cloned: AtomicU64,
     since: Instant,
 }
 
 impl<'a> Job<'a> {
-    fn new(how: &'a Convert, target: &'a Image, on_backing: bool) -> Job<'a> {
+    pub(crate) fn new(how: &'a Convert, target: &'a Image, on_backing: bool) -> Job<'a> {
         Job {
             how,
             target,
@@ -335,7 +335,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn run(&self, source: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
+    pub(crate) fn run(&self, source: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
         if self.how.compress {
             // A format that cannot compress says so now, also where there is nothing to write.
             self.target.write_compressed(0, &[])?;
@@ -457,7 +457,7 @@ impl<'a> Job<'a> {
     }
 
     /// Writes what is not zero, in runs of `unit`.
-    fn put(&self, at: u64, buf: &[u8], unit: usize, everything: bool) -> Result<()> {
+    pub(crate) fn put(&self, at: u64, buf: &[u8], unit: usize, everything: bool) -> Result<()> {
         let mut done = 0;
         while done < buf.len() {
             let rest = &buf[done..];

@@ -21,11 +21,14 @@
 #![forbid(unsafe_code)]
 
 mod allocated;
+mod amend;
 mod buffer;
+mod child;
 mod commit;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod hidden;
 mod info;
 pub mod inspect;
@@ -41,11 +44,14 @@ mod snapshots;
 mod target;
 
 pub use allocated::{allocated, bitmap_unit, block_bitmap};
+pub use amend::{Amend, amend};
+pub use child::{Child, ChildMade, child};
 pub use commit::{Commit, Committed, commit};
 pub use compare::{CompareError, Comparison, Difference, compare};
 pub use convert::{Convert, Converted, convert};
 pub use cowhand_core::*;
 pub use create::{Create, Created, create};
+pub use dd::{Copied, Dd, DdInput, DdOutput, dd};
 pub use hidden::{hidden, kill_data, set_hidden};
 pub use info::{Info, info, snapshot_json};
 pub use map::{MapEntry, map};

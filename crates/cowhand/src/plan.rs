@@ -125,6 +125,14 @@ const EMPTY: u64 = 64 << 20;
 /// Most pieces that a disk is cut into where it is empty: an empty one of any size is over at once.
 const PIECES: u64 = 4096;
 
+/// Says how far it has come. Errors: somebody asked to stop.
+pub(crate) fn report(progress: &dyn Progress, done: u64, total: u64) -> Result<()> {
+    match progress.at(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "stopped on request")),
+    }
+}
+
 /// For [`Plan::with_empty`], for a disk of `size` bytes: a multiple of every unit.
 pub(crate) fn most_empty(size: u64) -> u64 {
     (size / PIECES).max(EMPTY) / EMPTY * EMPTY
@@ -256,10 +264,7 @@ impl<'a> Plan<'a> {
     /// Says that `len` bytes are dealt with. Errors: somebody asked to stop.
     pub(crate) fn advance(&self, len: u64, progress: &dyn Progress) -> Result<()> {
         let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
-        match progress.at(done.min(self.source.size()), self.source.size()) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "stopped on request")),
-        }
+        report(progress, done.min(self.source.size()), self.source.size())
     }
 
     /// Lets `workers` threads work off the plan; the first error stops all.

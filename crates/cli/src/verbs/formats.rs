@@ -25,9 +25,32 @@ pub(crate) fn run(out: &mut Output) -> Outcome {
     Ok(DONE)
 }
 
+const SIZE: OptionSpec = OptionSpec { name: "size", kind: OptionKind::Size, help: "Virtual disk size" };
+
+/// What `amend -o help` prints.
+pub(crate) fn amend_help(out: &mut Output, format: &dyn cowhand::Format) -> Result<()> {
+    let name = format.names().first().unwrap_or(&""); // never empty: every format has a name
+    if format.amend_options().is_empty() {
+        return Err(cowhand::Error::unsupported(format!(
+            "Format driver '{name}' does not support option amendment"
+        )));
+    }
+    const COMMON: [OptionSpec; 3] = [
+        OptionSpec { name: "backing_file", kind: OptionKind::Text, help: "File name of a base image" },
+        OptionSpec { name: "backing_fmt", kind: OptionKind::Text, help: "Image format of the base image" },
+        SIZE,
+    ];
+    writeln!(out, "Amend options for '{name}':")?;
+    let mut all: Vec<OptionSpec> = format.amend_options().to_vec();
+    all.extend(
+        COMMON.iter().filter(|common| all.iter().all(|spec| spec.name != common.name)).collect::<Vec<_>>(),
+    );
+    all.sort_by_key(|spec| spec.name);
+    list(out, "  ", &all)
+}
+
 /// What `-o help` prints.
 pub(crate) fn help(out: &mut Output, format: &dyn cowhand::Format) -> Result<()> {
-    const SIZE: OptionSpec = OptionSpec { name: "size", kind: OptionKind::Size, help: "Virtual disk size" };
     writeln!(out, "Supported {} options:", format.names().first().unwrap_or(&""))?; // never empty: every format has a name
     let mut all: Vec<OptionSpec> = format.options().to_vec();
     if !all.iter().any(|spec| spec.name == SIZE.name) {

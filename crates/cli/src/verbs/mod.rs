@@ -1,12 +1,15 @@
 //! The verbs, one module each: its arguments, and what it prints.
 
 pub(crate) mod allocated;
+pub(crate) mod amend;
 pub(crate) mod block_bitmap;
+pub(crate) mod child;
 pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod dd;
 pub(crate) mod formats;
 pub(crate) mod hidden;
 pub(crate) mod info;

@@ -1,0 +1,83 @@
+//! `amend`: an image's options, changed after it was made.
+
+use std::ffi::OsString;
+
+use cowhand::{Amend, Cache, Error, amend, format, open_alone, parse_option_string};
+
+use crate::exit::{DONE, Outcome};
+use crate::output::Output;
+use crate::progress::Meter;
+use crate::sources::{self, Parents, Sharing};
+use crate::verbs::create::asks_for_help;
+use crate::verbs::formats;
+
+/// Change options of an image
+///
+/// The disk's content stays, another backing file included.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cowhand amend -o compat=1.1,lazy_refcounts=on vm.qcow2
+  cowhand amend -o size=40G vm.qcow2
+  cowhand amend -f qcow2 -o help")]
+pub(crate) struct Args {
+    /// The image
+    #[arg(required_unless_present = "options")]
+    image: Option<OsString>,
+
+    /// The options and their new values; help lists them
+    #[arg(short, value_name = "NAME=VALUE,...")]
+    options: Vec<String>,
+
+    /// The image's format; by its content if not given
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// The cache mode: none, writeback, writethrough, directsync or unsafe
+    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
+    cache: Cache,
+
+    /// Show progress as qemu-img does
+    #[arg(short, long)]
+    progress: bool,
+
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    sharing: Sharing,
+
+    #[command(flatten)]
+    parents: Parents,
+}
+
+pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
+    let options: Vec<(String, String)> =
+        args.options.iter().flat_map(|text| parse_option_string(text)).collect();
+    if asks_for_help(&options) {
+        let name = match (&args.format, &args.image) {
+            (Some(name), _) => name.clone(),
+            (None, Some(image)) => {
+                let source = args.sharing.source(image, None)?;
+                let how = args.sharing.open(source.format.as_deref(), &args.parents, Cache::default());
+                open_alone(&source.path, &how)?.links().first().map_or("raw", |top| top.format).to_owned() // never empty: every image has a layer
+            }
+            (None, None) => return Err(no_image().into()),
+        };
+        formats::amend_help(out, format(&name)?)?;
+        return Ok(DONE);
+    }
+    let image = args.image.as_ref().ok_or_else(no_image)?;
+    let source = args.sharing.source(image, args.format.as_deref())?;
+    let how =
+        Amend { open: args.sharing.writing(source.format.as_deref(), &args.parents, args.cache)?, options };
+    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    amend(&source.path, &how, &meter)?;
+    meter.finish();
+    Ok(DONE)
+}
+
+fn no_image() -> Error {
+    Error::invalid("no image was named").hint("name the image, or its format with -f")
+}

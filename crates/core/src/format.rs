@@ -33,6 +33,8 @@ pub struct OpenOptions {
     pub options: Options,
     /// What opens encrypted content: the one that an option names, else each that fits.
     pub secrets: Secrets,
+    /// Guest data will be neither read nor written, so what is encrypted needs no secret.
+    pub metadata_only: bool,
 }
 
 /// How an image is made.

@@ -144,6 +144,12 @@ pub trait Layer: Send + Sync + Debug {
         Ok(0)
     }
 
+    /// In an image that was just made, what was never written reads zero. False where it reads as noise: an encrypted
+    /// disk that keeps no record of what was written.
+    fn new_reads_zero(&self) -> bool {
+        true
+    }
+
     /// Changes the disk's size. What is new reads zero, also where a layer of `below` guest bytes stands beneath: at no
     /// moment does the parent show through there, a power cut included. A granule that the old end cuts is left as it
     /// is: the caller has filled it where it must be. What is cut off is gone. Errors: a size that the format cannot

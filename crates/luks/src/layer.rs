@@ -1,0 +1,260 @@
+//! A LUKS file as a layer: all its sectors behind the header, each encrypted by its number.
+
+use std::fmt::{self, Debug};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use cowhand_core::{
+    CreateOptions, Details, Error, ErrorKind, Extent, Layer, OpenOptions, Options, Prealloc, Progress,
+    Result, Secrets, Storage,
+};
+
+use crate::area::Area;
+use crate::sectors::{SECTOR, Sectors};
+use crate::volume::{Choice, Volume, candidates, chosen};
+
+const UNIT: u64 = SECTOR as u64;
+/// How much is encrypted and written at a time, in bytes.
+const PIECE: usize = 1 << 20;
+
+pub(crate) struct LuksLayer {
+    file: Arc<dyn Storage>,
+    volume: Volume,
+    /// `None`: opened for what the header says alone.
+    sectors: Option<Sectors>,
+    /// Where the disk starts in the file.
+    payload: u64,
+    size: AtomicU64,
+    writable: bool,
+    /// Held alone by who writes parts of sectors, since he reads and writes the rest of them too; else shared.
+    partly: RwLock<()>,
+}
+
+impl Debug for LuksLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LuksLayer").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl LuksLayer {
+    pub(crate) fn open(file: Arc<dyn Storage>, how: &OpenOptions) -> Result<LuksLayer> {
+        let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+        let area = Area { storage: file.clone(), base: 0, len };
+        let volume = if how.metadata_only {
+            Volume::open(area, None)?
+        } else {
+            Volume::open(area, Some(&candidates(&how.options, "key-secret", &how.secrets)?))?
+        };
+        let payload = volume.payload();
+        let size = len.checked_sub(payload).ok_or_else(|| {
+            let text = format!("is {payload}, past the end of the file ({len} bytes)");
+            Error::corrupt("payload-offset", text).at(104)
+        })?;
+        LuksLayer::over(file, volume, size, how.writable)
+    }
+
+    fn over(file: Arc<dyn Storage>, volume: Volume, size: u64, writable: bool) -> Result<LuksLayer> {
+        Ok(LuksLayer {
+            sectors: volume.sectors()?,
+            payload: volume.payload(),
+            size: AtomicU64::new(rounded(size)?),
+            file,
+            volume,
+            writable,
+            partly: RwLock::default(),
+        })
+    }
+
+    /// What stands in the file where nothing was written is noise once decrypted, as QEMU has it too.
+    pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<LuksLayer> {
+        if how.parent.is_some() {
+            return Err(Error::unsupported("a LUKS image cannot have a backing file")
+                .hint("choose qcow2 with encrypt.format=luks"));
+        }
+        let choice = Choice::from(&how.options, "")?;
+        let passphrase = chosen(&how.options, "key-secret", &how.secrets)?;
+        let size = rounded(how.size)?;
+        let payload = choice.header_len();
+        let len = payload.checked_add(size).ok_or_else(|| too_large(size))?;
+        file.set_len(len).map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error))?;
+        let area = Area { storage: file.clone(), base: 0, len: payload };
+        let volume = Volume::create(area, &choice, passphrase)?;
+        let layer = LuksLayer::over(file, volume, size, true)?;
+        match how.prealloc() {
+            Prealloc::Off | Prealloc::Metadata => {}
+            Prealloc::Falloc => {
+                let failed = |error| Error::io("cannot reserve the space", error);
+                if !layer.file.allocate(payload, size).map_err(failed)? {
+                    return Err(Error::unsupported("this file system cannot reserve space")
+                        .hint("use preallocation=full or off"));
+                }
+            }
+            Prealloc::Full => layer.zero(0, size)?,
+        }
+        Ok(layer)
+    }
+
+    /// Writes zeros, encrypted.
+    fn zero(&self, at: u64, len: u64) -> Result<()> {
+        let sectors = self.sectors()?;
+        let mut piece = vec![0; PIECE];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(PIECE as u64);
+            let (bytes, _) = piece.split_at_mut(n as usize);
+            bytes.fill(0);
+            sectors.encrypt((at + done) / UNIT, bytes);
+            self.put(at + done, bytes)?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn sectors(&self) -> Result<&Sectors> {
+        self.sectors.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Denied, "is encrypted, and was opened without a secret")
+                .hint("pass --key-file PATH, or --object secret,id=ID,file=PATH")
+        })
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::new(ErrorKind::Denied, "is open read-only")) }
+    }
+
+    /// Fills `buf`, whole sectors, with what stands in the file; past its end it reads zero.
+    fn get(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let failed = |error| Error::io("cannot read", error).at(self.payload + at);
+        let there = match self.file.read_at(self.payload + at, buf) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                let len = self.file.len().map_err(failed)?;
+                let there = len.saturating_sub(self.payload + at);
+                // Only the last sector may be cut.
+                let missing = (buf.len() as u64).saturating_sub(there);
+                if missing >= UNIT {
+                    return Err(failed(error));
+                }
+                there as usize
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let (stored, tail) = buf.split_at_mut(there.min(buf.len()));
+        self.file.read_at(self.payload + at, stored).map_err(failed)?;
+        tail.fill(0);
+        Ok(())
+    }
+
+    fn put(&self, at: u64, buf: &[u8]) -> Result<()> {
+        let failed = |error| Error::io("cannot write", error).at(self.payload + at);
+        self.file.write_at(self.payload + at, buf).map_err(failed)
+    }
+}
+
+fn rounded(size: u64) -> Result<u64> {
+    size.checked_next_multiple_of(UNIT).filter(|size| *size <= i64::MAX as u64).ok_or_else(|| too_large(size))
+}
+
+fn too_large(size: u64) -> Error {
+    Error::invalid(format!("a disk of {size} bytes is too large"))
+}
+
+impl Layer for LuksLayer {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn granule(&self) -> u64 {
+        UNIT
+    }
+
+    fn host(&self) -> &Arc<dyn Storage> {
+        &self.file
+    }
+
+    fn extent(&self, at: u64, max: u64) -> Result<Extent> {
+        Ok(Extent::data(max.min(self.size().saturating_sub(at)), None))
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
+        let sectors = self.sectors()?;
+        let len = buf.len() as u64;
+        let from = at / UNIT * UNIT;
+        let to = (at + len).next_multiple_of(UNIT);
+        let _whole = self.partly.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if to - from == len {
+            self.get(from, buf)?;
+            sectors.decrypt(from / UNIT, buf);
+        } else {
+            let mut whole = vec![0; (to - from) as usize];
+            self.get(from, &mut whole)?;
+            sectors.decrypt(from / UNIT, &mut whole);
+            let inside = whole.get((at - from) as usize..).unwrap_or_default();
+            buf.iter_mut().zip(inside).for_each(|(place, byte)| *place = *byte);
+        }
+        Ok(Extent::data(len, None))
+    }
+
+    fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        let sectors = self.sectors()?;
+        let end = at + buf.len() as u64;
+        let (from, to) = (at / UNIT * UNIT, end.next_multiple_of(UNIT));
+        if (from, to) != (at, end) {
+            let _alone = self.partly.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut whole = vec![0; (to - from) as usize];
+            self.get(from, &mut whole)?;
+            sectors.decrypt(from / UNIT, &mut whole);
+            let inside = whole.get_mut((at - from) as usize..).unwrap_or_default();
+            inside.iter_mut().zip(buf).for_each(|(place, byte)| *place = *byte);
+            sectors.encrypt(from / UNIT, &mut whole);
+            return self.put(from, &whole);
+        }
+        let _shared = self.partly.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut piece = Vec::with_capacity(buf.len().min(PIECE));
+        for (index, bytes) in buf.chunks(PIECE).enumerate() {
+            let here = at + (index * PIECE) as u64;
+            piece.clear();
+            piece.extend_from_slice(bytes);
+            sectors.encrypt(here / UNIT, &mut piece);
+            self.put(here, &piece)?;
+        }
+        Ok(())
+    }
+
+    fn resize(&self, size: u64, _prealloc: Prealloc, _below: u64) -> Result<()> {
+        self.check_writable()?;
+        let (old, size) = (self.size(), rounded(size)?);
+        let len = self.payload.checked_add(size).ok_or_else(|| too_large(size))?;
+        if size > old {
+            self.sectors()?;
+            // What is new reads zero only once that is written: the file grows as it goes, and has its space by that.
+            self.zero(old, size - old)?;
+        } else {
+            self.file
+                .set_len(len)
+                .map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error))?;
+        }
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.file.sync().map_err(|error| Error::io("cannot sync", error))
+    }
+
+    fn new_reads_zero(&self) -> bool {
+        false
+    }
+
+    fn details(&self) -> Details {
+        Details { encrypted: true, specific: self.volume.details(None), ..Details::default() }
+    }
+
+    fn amend(&self, options: &Options, secrets: &Secrets, _progress: &dyn Progress) -> Result<()> {
+        self.check_writable()?;
+        self.volume.amend(options, "", secrets)
+    }
+}

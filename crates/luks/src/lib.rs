@@ -1,0 +1,91 @@
+//! LUKS version 1: encrypted disks.
+//!
+//! The specification is cryptsetup's *LUKS1 On-Disk Format*; names here are its terms. [`Luks`] is the format of files
+//! that are a LUKS volume. Another format that keeps a LUKS header within its own file (qcow2) has [`Volume`] for the
+//! header and its key slots, and [`Sectors`] for the disk's bytes.
+
+#![forbid(unsafe_code)]
+
+mod algorithms;
+mod area;
+mod hash;
+mod header;
+mod keyslot;
+mod layer;
+mod options;
+mod sectors;
+mod split;
+mod volume;
+
+use std::sync::Arc;
+
+use cowhand_core::{
+    CreateOptions, Error, ErrorKind, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver,
+    Result, Storage,
+};
+
+pub use algorithms::{CIPHERS, IVGENS, MODES};
+pub use area::Area;
+pub use hash::HASHES;
+pub use header::MAGIC;
+pub use sectors::{SECTOR, Sectors};
+pub use volume::{Choice, Volume, candidates, chosen};
+
+/// Files that are a LUKS volume.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Luks;
+
+impl Format for Luks {
+    fn names(&self) -> &'static [&'static str] {
+        &["luks"]
+    }
+
+    fn extensions(&self) -> &'static [&'static str] {
+        &["luks"]
+    }
+
+    fn probe(&self, head: &[u8], _storage: &dyn Storage) -> Probe {
+        // Whatever its version: one that is not read here is this format's to refuse.
+        if head.starts_with(&MAGIC) { Probe::Sure } else { Probe::No }
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        options::CREATE
+    }
+
+    fn open_options(&self) -> &'static [OptionSpec] {
+        options::OPEN
+    }
+
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        options::AMEND
+    }
+
+    fn open(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &OpenOptions,
+    ) -> Result<Arc<dyn Layer>> {
+        Ok(Arc::new(layer::LuksLayer::open(file, how)?))
+    }
+
+    fn create(
+        &self,
+        file: Arc<dyn Storage>,
+        _files: &dyn Resolver,
+        how: &CreateOptions,
+    ) -> Result<Arc<dyn Layer>> {
+        Ok(Arc::new(layer::LuksLayer::create(file, how)?))
+    }
+
+    fn inspector(&self) -> Option<Box<dyn Inspector>> {
+        None
+    }
+}
+
+/// Fills `buf` with bytes that nobody can guess.
+fn random(buf: &mut [u8]) -> Result<()> {
+    getrandom::fill(buf)
+        .map_err(|error| Error::new(ErrorKind::Io, format!("the system gives no random bytes: {error}")))
+}

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use cowhand::{Cache, Error, Lock, Open, Parent, Policy, Result, parse_option_string};
 
+use crate::keys::Keys;
+
 /// How an image and what it stands on are opened.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Sharing {
@@ -24,6 +26,9 @@ pub(crate) struct Sharing {
     /// The sources are "driver=FORMAT,file.filename=PATH" in place of a path
     #[arg(long)]
     pub(crate) image_opts: bool,
+
+    #[command(flatten)]
+    pub(crate) keys: Keys,
 }
 
 /// What an image stands on, where it is not what the image says.
@@ -47,13 +52,15 @@ pub(crate) struct Parents {
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
     pub(crate) format: Option<String>,
+    /// Options of the format.
+    pub(crate) options: Vec<(String, String)>,
 }
 
 impl Sharing {
     /// What `word` means, given `-f`.
     pub(crate) fn source(&self, word: &OsString, format: Option<&str>) -> Result<Source> {
         if !self.image_opts {
-            return Ok(Source { path: word.into(), format: format.map(str::to_owned) });
+            return Ok(Source { path: word.into(), format: format.map(str::to_owned), options: Vec::new() });
         }
         if format.is_some() {
             return Err(Error::invalid("--image-opts and -f exclude each other")
@@ -65,10 +72,12 @@ impl Sharing {
         image_options(text)
     }
 
-    /// The way of opening that goes with these flags.
-    pub(crate) fn open(&self, format: Option<&str>, parents: &Parents, cache: Cache) -> Open {
-        Open {
-            format: format.map(str::to_owned),
+    /// The way of opening that goes with these flags. Errors: a secret that cannot be read.
+    pub(crate) fn open(&self, source: &Source, parents: &Parents, cache: Cache) -> Result<Open> {
+        Ok(Open {
+            format: source.format.clone(),
+            options: source.options.clone(),
+            secrets: self.keys.secrets()?,
             lock: if self.force_share { Lock::None } else { Lock::Default },
             cache,
             policy: self.paths.iter().cloned().reduce(Policy::and).unwrap_or_default(),
@@ -76,31 +85,33 @@ impl Sharing {
             parent_format: parents.parent_format.clone(),
             any_parent: parents.any_parent,
             ..Open::default()
-        }
+        })
     }
 
     /// The way of opening an image that is to be changed.
-    pub(crate) fn writing(&self, format: Option<&str>, parents: &Parents, cache: Cache) -> Result<Open> {
+    pub(crate) fn writing(&self, source: &Source, parents: &Parents, cache: Cache) -> Result<Open> {
         if self.force_share {
             return Err(Error::invalid("--force-share is for reading, and this writes")
                 .hint("stop the program that uses the image, and leave out -U"));
         }
-        Ok(self.open(format, parents, cache))
+        self.open(source, parents, cache)
     }
 }
 
-/// `driver=qcow2,file.driver=file,file.filename=PATH`.
+/// `driver=qcow2,file.driver=file,file.filename=PATH`; what else is named is the format's own.
 fn image_options(text: &str) -> Result<Source> {
     let (mut path, mut format, mut protocol) = (None, None, None);
+    let mut options = Vec::new();
     for (name, value) in parse_option_string(text) {
         match name.as_str() {
             "driver" => format = Some(value),
             "file.driver" => protocol = Some(value),
             "file.filename" | "filename" => path = Some(PathBuf::from(value)),
-            _ => {
+            _ if name.starts_with("file.") || name.starts_with("backing") => {
                 return Err(Error::unsupported(format!("the image option '{name}' is not known here"))
-                    .hint("known are driver, file.driver, file.filename and filename"));
+                    .hint("known are driver, file.driver, file.filename, filename, and the driver's own"));
             }
+            _ => options.push((name, value)),
         }
     }
     // A bare protocol driver is the file itself: its bytes as they stand.
@@ -118,7 +129,7 @@ fn image_options(text: &str) -> Result<Source> {
         Error::invalid(format!("'{text}' names no file"))
             .hint("--image-opts takes driver=FORMAT,file.filename=PATH")
     })?;
-    Ok(Source { path, format })
+    Ok(Source { path, format, options })
 }
 
 /// A cache mode by QEMU's name.
@@ -136,8 +147,15 @@ mod tests {
     #[test]
     fn image_options_name_a_file_and_its_format() {
         let found = image_options("driver=qcow2,file.driver=file,file.filename=a,,b").unwrap();
-        assert_eq!(found, Source { path: "a,b".into(), format: Some("qcow2".into()) });
-        assert_eq!(image_options("filename=x").unwrap(), Source { path: "x".into(), format: None });
+        let source = |path: &str, format: Option<&str>| Source {
+            path: path.into(),
+            format: format.map(str::to_owned),
+            options: Vec::new(),
+        };
+        assert_eq!(found, source("a,b", Some("qcow2")));
+        assert_eq!(image_options("filename=x").unwrap(), source("x", None));
+        let found = image_options("driver=luks,key-secret=s,file.filename=x").unwrap();
+        assert_eq!(found.options, [("key-secret".to_owned(), "s".to_owned())]);
         for (text, part) in [
             ("driver=qcow2", "names no file"),
             ("driver=raw,file.driver=nbd,file.host=h", "file.host"),

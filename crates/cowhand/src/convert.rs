@@ -148,6 +148,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
     let layer =
         base.make(format, target.storage().clone(), &files, size, &how.open.secrets).map_err(named)?;
+    let layer_reads_zero = layer.new_reads_zero();
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let written = chain(&how.target, layer, format, &below)?;
 
@@ -155,7 +156,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     let mut job = Job::new(how, &written, shared.is_some());
     // A device holds what it held before, also where it is only the data file.
     let on_device = target.is_device() || files.have_device();
-    job.reads_zero = !base.has_backing() && (!on_device || how.target_is_zero);
+    job.reads_zero = !base.has_backing() && layer_reads_zero && (!on_device || how.target_is_zero);
     job.rest_must_be_zero = backing.as_ref().is_some_and(|backing| backing.size() > content);
     job.whole_blocks = on_device;
     let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));

@@ -23,7 +23,8 @@ pub fn kill_data(path: &Path, how: &Open) -> Result<()> {
 }
 
 fn change(path: &Path, how: &Open, act: impl Fn(&Opened) -> Result<()>) -> Result<()> {
-    let image = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.clone() })?;
+    let image =
+        open(path, &Open { writable: true, parent: Parent::Ignored, metadata_only: true, ..how.clone() })?;
     act(&image).map_err(|error| error.image(path.display()))?;
     image.close()
 }

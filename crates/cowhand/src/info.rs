@@ -33,9 +33,13 @@ pub struct Info {
 
 /// Looks at `path`, and with `chain` at all its ancestors, top first.
 ///
-/// Without `chain` no other file is opened. A raw image is looked at even while somebody writes to it.
+/// Without `chain` no other file is opened. What is encrypted needs no secret. A raw image is looked at even while somebody writes to it.
 pub fn info(path: &Path, how: &Open, chain: bool) -> Result<Vec<Info>> {
-    let opened = if chain { open(path, &shared_if_raw(path, how)?)? } else { open_alone(path, how)? };
+    let opened = if chain {
+        open(path, &Open { metadata_only: true, ..shared_if_raw(path, how)? })?
+    } else {
+        open_alone(path, how)?
+    };
     let links = opened.links();
     links.iter().enumerate().map(|(depth, link)| of_link(&opened, link, depth + 1 < links.len())).collect()
 }

@@ -49,6 +49,8 @@ pub struct Open {
     pub options: Vec<(String, String)>,
     /// What opens encrypted content, of any layer.
     pub secrets: Secrets,
+    /// Guest data will be neither read nor written, so what is encrypted needs no secret.
+    pub metadata_only: bool,
     /// An internal snapshot of the top, by id or name, in place of its present state.
     pub snapshot: Option<String>,
 }
@@ -117,7 +119,7 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
         storage,
         format,
         &files,
-        &OpenOptions { writable: how.writable, options, secrets: how.secrets.clone() },
+        &OpenOptions { writable: how.writable, options, ..how.layer(0) },
     )?;
     let parent = top.layer.parent();
     if let Some(which) = &how.snapshot {
@@ -147,9 +149,10 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
     Ok(Opened { image: Image::new(links)?, files })
 }
 
-/// Opens one file to look at it, and none that it names. A raw image is looked at even while somebody writes to it.
+/// Opens one file to look at what it says of itself, and none that it names: guest data cannot be read where it is
+/// encrypted. A raw image is looked at even while somebody writes to it.
 pub fn open_alone(path: &Path, how: &Open) -> Result<Opened> {
-    let how = Open { parent: Parent::Ignored, policy: Policy::Deny, ..how.clone() };
+    let how = Open { parent: Parent::Ignored, policy: Policy::Deny, metadata_only: true, ..how.clone() };
     open(path, &shared_if_raw(path, &how)?)
 }
 
@@ -189,7 +192,12 @@ impl Open {
 
     /// How the parent at that depth is opened.
     fn layer(&self, depth: usize) -> OpenOptions {
-        OpenOptions { writable: self.writes(depth), secrets: self.secrets.clone(), ..OpenOptions::default() }
+        OpenOptions {
+            writable: self.writes(depth),
+            secrets: self.secrets.clone(),
+            metadata_only: self.metadata_only,
+            ..OpenOptions::default()
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use cowhand_core::{Error, ErrorKind, Format, Probe, Result, Storage};
 
 /// All formats. Raw is last: it takes what nothing else claims.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&cowhand_qcow2::Qcow2, &cowhand_vhd::Vhd, &cowhand_vhdx::Vhdx, &Raw]
+    &[&cowhand_qcow2::Qcow2, &cowhand_vhd::Vhd, &cowhand_vhdx::Vhdx, &cowhand_luks::Luks, &Raw]
 }
 
 /// The format of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.
@@ -31,7 +31,7 @@ pub fn format_for_target(path: &Path) -> Result<&'static dyn Format> {
     match extension.as_str() {
         "vmdk" | "vdi" | "qed" | "dmg" | "hdd" | "iso" | "ova" => {
             Err(Error::unsupported(format!("cannot write a .{extension} file"))
-                .hint("name the format it shall have: raw, qcow2, vpc or vhdx")
+                .hint("name the format it shall have: raw, qcow2, vpc, vhdx or luks")
                 .image(path.display()))
         }
         _ => Ok(&Raw),
@@ -88,8 +88,6 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
         Some("a VDI image")
     } else if at(0, b"WithoutFreeSpace") || at(0, b"WithouFreSpacExt") {
         Some("a Parallels image")
-    } else if at(0, b"LUKS\xba\xbe") {
-        Some("a LUKS encrypted volume")
     } else if at(0, b"VMA\0") {
         Some("a VMA backup archive")
     } else {

@@ -9,7 +9,7 @@ use crate::open::{Open, Opened, Parent, open};
 
 /// All internal snapshots of `path`, in the file's order; none where the format has no such thing.
 pub fn list_snapshots(path: &Path, how: &Open) -> Result<Vec<SnapshotInfo>> {
-    let image = open(path, &Open { parent: Parent::Ignored, ..how.clone() })?;
+    let image = open(path, &Open { parent: Parent::Ignored, metadata_only: true, ..how.clone() })?;
     match image.links().first().and_then(|top| top.layer.as_snapshots()) {
         Some(snapshots) => snapshots.list().map_err(|error| error.image(path.display())),
         None => Ok(Vec::new()),
@@ -38,7 +38,8 @@ pub fn delete_snapshot(path: &Path, how: &Open, which: &str) -> Result<()> {
 }
 
 fn change<T>(path: &Path, how: &Open, work: impl FnOnce(&dyn Snapshots) -> Result<T>) -> Result<T> {
-    let image: Opened = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.clone() })?;
+    let image: Opened =
+        open(path, &Open { writable: true, parent: Parent::Ignored, metadata_only: true, ..how.clone() })?;
     let top = &image.links()[0]; // never empty: every image has a layer
     let snapshots = top.layer.as_snapshots().ok_or_else(|| {
         Error::unsupported(format!("a {} image has no internal snapshots", top.format)).image(&top.name)

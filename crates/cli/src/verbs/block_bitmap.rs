@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
             .into());
     }
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let how = args.sharing.open(source.format.as_deref(), &Parents::default(), Cache::default());
+    let how = args.sharing.open(&source, &Parents::default(), Cache::default())?;
     let image = open_alone(&source.path, &how)?;
     block_bitmap(&image, |bytes| out.write_all(bytes))?;
     Ok(DONE)

@@ -62,7 +62,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Commit {
-        open: args.sharing.writing(source.format.as_deref(), &args.parents, args.cache)?,
+        open: args.sharing.writing(&source, &args.parents, args.cache)?,
         base: args.base.clone(),
         keep: args.drop,
         workers: None,

@@ -105,7 +105,7 @@ fn open_one(args: &Args, image: &OsString, format: &Option<String>) -> Result<co
     let source = args.sharing.source(image, format.as_deref())?;
     let parents =
         Parents { parent: None, parent_format: args.parent_format.clone(), any_parent: args.any_parent };
-    open(&source.path, &args.sharing.open(source.format.as_deref(), &parents, args.cache))
+    open(&source.path, &args.sharing.open(&source, &parents, args.cache)?)
 }
 
 fn say(args: &Args, out: &mut Output, text: &str) -> Result<(), Error> {

@@ -137,8 +137,6 @@ struct Refused {
     bitmaps: bool,
     #[arg(long, hide = true)]
     target_image_opts: bool,
-    #[arg(long, hide = true, value_name = "OBJECT")]
-    object: Vec<String>,
 }
 
 impl Refused {
@@ -147,7 +145,6 @@ impl Refused {
             (self.salvage, "--salvage (going on where the source cannot be read)"),
             (self.bitmaps, "--bitmaps (copying persistent bitmaps)"),
             (self.target_image_opts, "--target-image-opts (a target described by options)"),
-            (!self.object.is_empty(), "--object (secrets of encrypted images)"),
         ];
         match all.iter().find(|(given, _)| *given) {
             Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported"))),
@@ -204,12 +201,16 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 }
 
 fn job(args: &Args, sources: &[Source], target: &Path, options: Vec<(String, String)>) -> Result<Convert> {
-    let format = sources.first().and_then(|source| source.format.clone());
-    if sources.iter().any(|source| source.format != format) {
-        return Err(Error::unsupported("sources of different formats in one --image-opts conversion")
-            .hint("leave out the formats: they are known by the content"));
+    let Some(first) = sources.first() else {
+        return Err(Error::invalid("Must specify image file name").hint("name a source and a target"));
+    };
+    if sources.iter().any(|source| (&source.format, &source.options) != (&first.format, &first.options)) {
+        return Err(Error::unsupported(
+            "sources of different formats or options in one --image-opts conversion",
+        )
+        .hint("leave them out: formats are known by the content, and every secret is tried"));
     }
-    let mut open = args.sharing.open(format.as_deref(), &args.parents, args.source_cache);
+    let mut open = args.sharing.open(first, &args.parents, args.source_cache)?;
     if let Some(snapshot) = &args.snapshot {
         let [source] = sources else {
             return Err(Error::invalid("-l names a snapshot of one source, and there are several"));

@@ -7,6 +7,7 @@ use cowhand::{
 };
 
 use crate::exit::{DONE, Outcome};
+use crate::keys::Keys;
 use crate::output::Output;
 use crate::verbs::formats;
 
@@ -17,6 +18,7 @@ Examples:
   cowhand create disk.qcow2 20G
   cowhand create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
   cowhand create -f vpc -o subformat=fixed disk.vhd 10G
+  cowhand create --key-file passphrase -o encrypt.format=luks vault.qcow2 20G
   cowhand create -f qcow2 -o help")]
 pub(crate) struct Args {
     /// The new image
@@ -54,6 +56,9 @@ pub(crate) struct Args {
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
+
+    #[command(flatten)]
+    keys: Keys,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
@@ -79,6 +84,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         backing_format: args.backing_format.clone(),
         unchecked: args.unchecked,
         policy: args.paths.iter().cloned().reduce(Policy::and).unwrap_or_default(),
+        secrets: args.keys.secrets()?,
         ..Create::default()
     };
     let made = create(image, &how)?;

@@ -40,7 +40,7 @@ enum Mark {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let how = args.sharing.open(source.format.as_deref(), &Parents::default(), Cache::default());
+    let how = args.sharing.open(&source, &Parents::default(), Cache::default())?;
     if let Some(mark) = args.mark {
         set_hidden(&source.path, mark == Mark::On, &how)?;
         return Ok(DONE);

@@ -46,7 +46,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let how = args.sharing.open(source.format.as_deref(), &args.parents, Cache::default());
+    let how = args.sharing.open(&source, &args.parents, Cache::default())?;
     let found = info(&source.path, &how, args.backing_chain)?;
     match args.output {
         Form::Human => {

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let how = args.sharing.open(source.format.as_deref(), &Parents::default(), Cache::default());
+    let how = args.sharing.open(&source, &Parents::default(), Cache::default())?;
     kill_data(&source.path, &how)?;
     Ok(DONE)
 }

@@ -44,7 +44,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let how = args.sharing.open(source.format.as_deref(), &args.parents, Cache::default());
+    let how = args.sharing.open(&source, &args.parents, Cache::default())?;
     let disk = open(&source.path, &how)?;
     let length = args.max_length.unwrap_or(u64::MAX);
     match args.output {

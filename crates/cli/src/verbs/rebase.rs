@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
     }
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Rebase {
-        open: args.sharing.writing(source.format.as_deref(), &args.parents, args.cache)?,
+        open: args.sharing.writing(&source, &args.parents, args.cache)?,
         backing: args.backing.clone().filter(|backing| !backing.as_os_str().is_empty()),
         backing_format: args.backing_format.clone(),
         backing_cache: args.source_cache,

@@ -54,7 +54,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Resize {
-        open: args.sharing.writing(source.format.as_deref(), &args.parents, Cache::default())?,
+        open: args.sharing.writing(&source, &args.parents, Cache::default())?,
         size: args.size,
         shrink: args.shrink,
         prealloc: args.preallocation,

@@ -70,11 +70,11 @@ struct Action {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let (path, format) = (&source.path, source.format.as_deref());
+    let path = &source.path;
     let parents = Parents::default();
     let Action { create, apply, delete, .. } = &args.action;
     if create.is_none() && apply.is_none() && delete.is_none() {
-        let found = list_snapshots(path, &args.sharing.open(format, &parents, Cache::default()))?;
+        let found = list_snapshots(path, &args.sharing.open(&source, &parents, Cache::default())?)?;
         match args.output {
             Form::Human => list(out, &found)?,
             Form::Json => {
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         }
         return Ok(DONE);
     }
-    let how = args.sharing.writing(format, &parents, Cache::default())?;
+    let how = args.sharing.writing(&source, &parents, Cache::default())?;
     if let Some(name) = create {
         create_snapshot(path, &how, name)?;
     }

@@ -48,7 +48,7 @@ pub(crate) struct Parents {
 }
 
 /// One image on the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
     pub(crate) format: Option<String>,

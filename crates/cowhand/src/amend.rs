@@ -17,6 +17,8 @@ pub struct Amend {
     /// Options of the image's format, from [`Format::amend_options`](crate::Format::amend_options); also `size`,
     /// which only grows, and `backing_file` (empty: none) and `backing_fmt`, which leave the disk's content as it is.
     pub options: Vec<(String, String)>,
+    /// Also what loses data (`--force`), where the format knows such a thing.
+    pub force: bool,
 }
 
 /// What every format can do, apart from what is the format's own.
@@ -61,7 +63,11 @@ pub fn amend(path: &Path, how: &Amend, progress: &dyn Progress) -> Result<()> {
             "Format driver '{format}' does not support option amendment"
         ))));
     }
-    let own = Options::check(table, &common.own).map_err(named)?;
+    let mut given = common.own.clone();
+    if how.force && table.iter().any(|spec| spec.name == "force") {
+        given.push(("force".to_owned(), "on".to_owned()));
+    }
+    let own = Options::check(table, &given).map_err(named)?;
     if common.size.is_some_and(|size| size < image.size()) {
         return Err(named(
             Error::invalid("amend does not make a disk smaller").hint("use 'cowhand resize --shrink'"),

@@ -19,6 +19,8 @@ use crate::verbs::formats;
 Examples:
   cowhand amend -o compat=1.1,lazy_refcounts=on vm.qcow2
   cowhand amend -o size=40G vm.qcow2
+  cowhand amend --object secret,id=old,file=a --object secret,id=new,file=b \\
+      -o encrypt.state=active,encrypt.new-secret=new vault.qcow2
   cowhand amend -f qcow2 -o help")]
 pub(crate) struct Args {
     /// The image
@@ -36,6 +38,10 @@ pub(crate) struct Args {
     /// The cache mode: none, writeback, writethrough, directsync or unsafe
     #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
     cache: Cache,
+
+    /// Also what loses data: overwriting an active keyslot, erasing the last one
+    #[arg(long)]
+    force: bool,
 
     /// Show progress as qemu-img does
     #[arg(short, long)]
@@ -60,7 +66,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
             (Some(name), _) => name.clone(),
             (None, Some(image)) => {
                 let source = args.sharing.source(image, None)?;
-                let how = args.sharing.open(source.format.as_deref(), &args.parents, Cache::default());
+                let how = args.sharing.open(&source, &args.parents, Cache::default())?;
                 open_alone(&source.path, &how)?.links().first().map_or("raw", |top| top.format).to_owned() // never empty: every image has a layer
             }
             (None, None) => return Err(no_image().into()),
@@ -70,8 +76,8 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     }
     let image = args.image.as_ref().ok_or_else(no_image)?;
     let source = args.sharing.source(image, args.format.as_deref())?;
-    let how =
-        Amend { open: args.sharing.writing(source.format.as_deref(), &args.parents, args.cache)?, options };
+    let open = args.sharing.writing(&source, &args.parents, args.cache)?;
+    let how = Amend { open, options, force: args.force };
     let meter = Meter::new(args.progress && !args.quiet, args.quiet);
     amend(&source.path, &how, &meter)?;
     meter.finish();

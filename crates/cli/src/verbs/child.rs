@@ -64,7 +64,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.parent, args.format.as_deref())?;
     let how = Child {
-        open: args.sharing.open(source.format.as_deref(), &Parents::default(), Cache::default()),
+        open: args.sharing.open(&source, &Parents::default(), Cache::default())?,
         format: args.target_format.clone(),
         options: args.options.iter().flat_map(|text| parse_option_string(text)).collect(),
         size: args.size,

@@ -8,7 +8,7 @@ use cowhand::{Cache, Dd, DdInput, DdOutput, Error, Result, dd, parse_size};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::sources::{Parents, Sharing};
+use crate::sources::{Parents, Sharing, Source};
 
 /// Copy blocks of a disk into a new image
 ///
@@ -83,12 +83,11 @@ fn unknown(name: &str) -> Error {
 pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
     let operands = Operands::of(&args.operands)?;
     let source = match &operands.from {
-        Some(word) => Some(args.sharing.source(&word.into(), args.format.as_deref())?),
-        None => None,
+        Some(word) => args.sharing.source(&word.into(), args.format.as_deref())?,
+        None => Source { format: args.format.clone(), ..Source::default() },
     };
-    let format = source.as_ref().map_or(args.format.as_deref(), |source| source.format.as_deref());
     let how = Dd {
-        open: args.sharing.open(format, &Parents::default(), Cache::default()),
+        open: args.sharing.open(&source, &Parents::default(), Cache::default())?,
         format: args.target_format.clone(),
         block_size: operands.block_size.unwrap_or(512),
         count: operands.count,
@@ -99,8 +98,8 @@ pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
         ..Dd::default()
     };
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    let from = match &source {
-        Some(source) => DdInput::Image(&source.path),
+    let from = match &operands.from {
+        Some(_) => DdInput::Image(&source.path),
         None => DdInput::Stream(&mut input),
     };
     let to = match &operands.to {

@@ -152,8 +152,8 @@ pub trait Layer: Send + Sync + Debug {
 
     /// Changes the disk's size. What is new reads zero, also where a layer of `below` guest bytes stands beneath: at no
     /// moment does the parent show through there, a power cut included. A granule that the old end cuts is left as it
-    /// is: the caller has filled it where it must be. What is cut off is gone. Errors: a size that the format cannot
-    /// say.
+    /// is: the caller has filled it where it must be. What is cut off is gone. Durable when it returns; a power cut
+    /// leaves the old size or the new one. Errors: a size that the format cannot say.
     fn resize(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
         let _ = (size, prealloc, below);
         Err(cannot("resized"))

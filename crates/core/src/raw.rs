@@ -207,6 +207,7 @@ impl Layer for RawLayer {
         if size > old {
             preallocate(self.file.as_ref(), old, size - old, prealloc)?;
         }
+        self.flush()?;
         self.len.store(size, Ordering::Relaxed);
         self.size.store(size, Ordering::Relaxed);
         Ok(())

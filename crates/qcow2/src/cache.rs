@@ -258,8 +258,9 @@ impl Shard {
 pub(crate) fn read_to_end(file: &dyn Storage, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
     match file.read_at(at, buf) {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            let there = file.len()?.saturating_sub(at);
-            if there == 0 || there >= buf.len() as u64 {
+            // It may be longer now: then all of it is there.
+            let there = file.len()?.saturating_sub(at).min(buf.len() as u64);
+            if there == 0 {
                 return Err(error);
             }
             let (stored, tail) = buf.split_at_mut(there as usize);

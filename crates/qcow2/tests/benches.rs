@@ -102,10 +102,10 @@ fn a_data_file_is_a_flat_vector_too() {
 fn threads_leave_each_other_alone() {
     let time = Duration::from_millis(200);
     for (text, unit, _) in VARIANTS {
-        let alone = RaceTest::new(maker(1 << 20, text, false), reopen).unit(unit).time(time);
+        let alone = RaceTest::new(maker(1 << 20, text, false), reopen).unit(unit).time(time).compressed(true);
         alone.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
-        let over =
-            RaceTest::new(maker(1 << 20, text, true), reopen).unit(unit).time(time).parent(parent(1 << 20));
+        let over = RaceTest::new(maker(1 << 20, text, true), reopen).unit(unit).time(time);
+        let over = over.parent(parent(1 << 20)).compressed(true);
         over.run().unwrap_or_else(|failure| panic!("{text} over a parent: {failure}"));
     }
 }
@@ -142,6 +142,78 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
             println!("{text} seed {seed}: {counts:?}");
             assert!(counts.states > 200, "{text}: {counts:?}");
         }
+    }
+}
+
+/// The disk is large and its clusters small, so that there are many tables.
+const TABLES: (&str, u64, u64) = ("cluster_size=512", 512, 1 << 19);
+
+#[test]
+fn a_power_cut_while_threads_write_loses_nothing_either() {
+    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[5], TABLES] {
+        let shape = Shape { compressed: true, ..Shape::new(size, unit) };
+        for seed in 0..3 {
+            let test = CrashTest::new(maker(size, text, false), reopen).shape(shape).seed(seed).threads(3);
+            test.per_epoch(10).run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
+        }
+    }
+}
+
+/// A device: nothing reads zero of itself, and nothing can be punched.
+#[test]
+fn old_bytes_of_a_device_never_show() {
+    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[5], TABLES] {
+        let shape = Shape { compressed: true, ..Shape::new(size, unit) };
+        for seed in 0..3 {
+            let test = CrashTest::new(maker(size, text, false), reopen).view(view).shape(shape).seed(seed);
+            let test = test.device(4 << 20).per_epoch(10);
+            test.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
+        }
+    }
+}
+
+fn word(file: &MemoryStorage, at: u64) -> u64 {
+    let mut word = [0; 8];
+    file.read_at(at, &mut word).unwrap();
+    u64::from_be_bytes(word)
+}
+
+/// The offsets in the table at `at` of as many entries as are asked for.
+fn table(file: &MemoryStorage, at: u64, entries: u64) -> Vec<u64> {
+    (0..entries).map(|index| word(file, at + 8 * index) & 0x00ff_ffff_ffff_fe00).collect()
+}
+
+/// Which structure of an image with clusters of 512 bytes stands at `at`.
+fn structure(file: &MemoryStorage, at: u64) -> &'static str {
+    let (l1, l1_entries) = (word(file, 40), word(file, 32) & 0xffff_ffff);
+    let (counts, clusters) = (word(file, 48), word(file, 56) >> 32);
+    if at < 512 {
+        "header"
+    } else if (l1..l1 + 8 * l1_entries).contains(&at) {
+        "L1"
+    } else if (counts..counts + 512 * clusters).contains(&at) {
+        "refcount table"
+    } else if table(file, counts, 64 * clusters).contains(&(at - at % 512)) {
+        "refcount block"
+    } else {
+        // L2 tables and data: a new table is in no L1 table yet.
+        "other"
+    }
+}
+
+/// Every barrier is needed: where one is left out, the crash test sees it.
+#[test]
+fn the_crash_test_sees_every_barrier_that_is_missing() {
+    // So much is written that the refcount table grows.
+    let (text, unit, size) = ("cluster_size=512,refcount_bits=64", 512, 1 << 22);
+    let shape = Shape { compressed: true, max_len: 1 << 18, spots: 40, ops: 40, ..Shape::new(size, unit) };
+    for missing in ["L1", "refcount table", "refcount block", "header", "other"] {
+        let seen = (0..30).any(|seed| {
+            let test = CrashTest::new(maker(size, text, false), reopen).shape(shape).seed(seed).per_epoch(20);
+            let test = test.units(&[512]).nested(2).device(8 << 20);
+            test.without_barrier(move |file, at| structure(file, at) == missing).run().is_err()
+        });
+        assert!(seen, "the barrier before what is written to: {missing}");
     }
 }
 

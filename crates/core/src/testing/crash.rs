@@ -1,6 +1,7 @@
 //! Records what is written to several files, and what was made durable when: the matter of crash states.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -77,13 +78,22 @@ impl Files {
 #[derive(Debug)]
 pub struct Journal(Mutex<Log>);
 
-#[derive(Debug)]
+/// Told what a file holds and where it is written next: is the barrier right before that left out?
+pub(super) type LeftOut = Arc<dyn Fn(&MemoryStorage, u64) -> bool + Send + Sync>;
+
 struct Log {
     /// Durable from the beginning.
     start: Files,
     /// As programs see it now.
     live: Files,
     events: Vec<Event>,
+    left_out: Option<LeftOut>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Log of {} events", self.events.len())
+    }
 }
 
 impl Journal {
@@ -99,7 +109,14 @@ impl Journal {
             start.names.insert(name, start.files.len());
             start.files.push(file.snapshot());
         }
-        Arc::new(Journal(Mutex::new(Log { live: start.snapshot(), start, events: Vec::new() })))
+        let log = Log { live: start.snapshot(), start, events: Vec::new(), left_out: None };
+        Arc::new(Journal(Mutex::new(log)))
+    }
+
+    /// From here on forgets a sync that a write to the same file follows at once, where `left_out` says so of that
+    /// write. What a mark has confirmed is not forgotten.
+    pub(super) fn leave_out(&self, left_out: LeftOut) {
+        self.log().left_out = Some(left_out);
     }
 
     /// The folder through which it records.
@@ -233,6 +250,14 @@ impl Storage for CrashStorage {
     }
 
     fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        let mut log = self.journal.log();
+        if let Some(left_out) = log.left_out.clone()
+            && matches!(log.events.last(), Some(Event::Sync { file }) if *file == self.file)
+            && left_out(&log.live.files[self.file], at)
+        {
+            log.events.pop();
+        }
+        drop(log);
         self.record(Event::Write { file: self.file, at, bytes: buf.into() }, |live| live.write_at(at, buf))
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::bench::{Failure, Opener, makes, no_panic, opens};
 use super::fault::{Fault, Faults, Io, WRITES};
-use super::history::{History, Run, list};
+use super::history::{History, Moment, list};
+use super::run::Run;
 use super::script::{Op, Shape};
 use crate::{Error, Folder, Layer, MemoryFolder, Result, Storage};
 
@@ -136,7 +137,7 @@ impl<'a> FaultTest<'a> {
         self
     }
 
-    /// The shape of the random script. `align`, `resize` are ignored; at most 25 operations.
+    /// The shape of the random script. `align` is ignored; at most 25 operations.
     #[must_use]
     pub fn shape(mut self, shape: Shape) -> Self {
         self.shape = Shape { ops: shape.ops.min(25), ..shape };
@@ -176,7 +177,7 @@ impl<'a> FaultTest<'a> {
     /// Runs it. The failure says which fault, and what came of it.
     pub fn run(&self) -> Result<FaultCounts, Failure> {
         let reopen = self.shape.reopen && !self.fresh;
-        let script = Shape { align: 512, resize: false, reopen, ..self.shape }.script(self.seed);
+        let script = Shape { align: 512, reopen, ..self.shape }.script(self.seed);
         let folder = Arc::new(MemoryFolder::new());
         if !self.fresh {
             (self.make)(&(folder.clone() as Arc<dyn Folder>))?.close()?;
@@ -224,15 +225,15 @@ impl<'a> FaultTest<'a> {
         // Where it does not even open, nothing was written.
         let mut history = None;
         let open = if self.fresh { &self.make } else { &self.reopen };
-        let (errors, mark) = match Run::open(faults.folder(inner.clone()), open, parent) {
+        let (errors, moment) = match Run::open(faults.folder(inner.clone()), open, parent) {
             Err(error) => {
                 expect_error(&faults.fired(), Some(&error), self.tolerated)?;
-                (1, 0)
+                (1, Moment { flushed: 0, reached: 0 })
             }
             Ok(mut run) => {
                 let opened = faults.fired();
                 expect_error(&opened, None, self.tolerated).map_err(|failure| failure.during("opening"))?;
-                let history = history.insert(History::new(run.image.size(), parent)?);
+                let history = history.insert(History::new(&run.image, parent)?);
                 self.script(&mut run, history, script, faults, fault)?
             }
         };
@@ -245,9 +246,9 @@ impl<'a> FaultTest<'a> {
             .map_err(|error| Failure::from(error).during("opened again"))?;
         let history = match history {
             Some(history) => history,
-            None => History::new(run.image.size(), parent)?,
+            None => History::new(&run.image, parent)?,
         };
-        history.check(&run.image, mark).map_err(|failure| failure.during("opened again"))?;
+        history.check(&run.image, moment).map_err(|failure| failure.during("opened again"))?;
         if let Some(check) = &self.check {
             check(&run.image.links()[0].layer).map_err(|failure| failure.during("the check"))?;
         }
@@ -255,7 +256,7 @@ impl<'a> FaultTest<'a> {
         Ok(errors)
     }
 
-    /// Runs the script, reads, closes. Answers how many operations failed, and up to which one all is durable.
+    /// Runs the script, reads, closes. Answers how many operations failed, and how far it had come.
     fn script(
         &self,
         run: &mut Run<'_>,
@@ -263,48 +264,49 @@ impl<'a> FaultTest<'a> {
         script: &[Op],
         faults: &Faults,
         fault: Fault,
-    ) -> Result<(u64, u64), Failure> {
-        let (mut errors, mut mark, mut reached) = (0, 0, 0);
+    ) -> Result<(u64, Moment), Failure> {
+        let (mut errors, mut reached) = (0, 0);
         let mut usable = true;
         for (number, op) in (1..).zip(script) {
             let before = faults.fired();
             let done = run.step(history, number, *op);
-            reached = number;
             let fired = faults.fired();
             let during = |failure: Failure| failure.during(format!("operation {number}, {op:?}"));
             match done {
-                Ok(durable) => {
+                Ok(()) => {
+                    reached = number;
                     expect_error(&fired[before.len()..], None, self.tolerated).map_err(during)?;
-                    if durable {
-                        if *op == Op::Flush && before.contains(&Io::Sync) {
-                            return Err(during(Failure::new("a flush goes well after a sync has failed")));
-                        }
-                        mark = number;
+                    if *op == Op::Flush && before.contains(&Io::Sync) {
+                        return Err(during(Failure::new("a flush goes well after a sync has failed")));
                     }
                 }
                 Err(error) => {
                     expect_error(&fired, Some(&error), self.tolerated).map_err(during)?;
                     errors += 1;
-                    // What was being closed and opened is in neither state.
+                    // What was being closed and opened is in neither state; what changes the disk as a whole is in
+                    // one of two.
                     usable = *op != Op::Reopen;
-                    if fault.forever || !usable {
+                    if fault.forever || !usable || (op.range().is_none() && *op != Op::Flush) {
                         break;
                     }
+                    reached = number;
                 }
             }
         }
         faults.disarm();
+        let mut moment = history.moment(reached);
         if usable {
             // A layer may refuse everything after a failure; what it does read must be right.
-            if let Err(failure) = history.check(&run.image, reached)
+            let now = Moment { flushed: reached, reached };
+            if let Err(failure) = history.check(&run.image, now)
                 && !failure.is_error()
             {
                 return Err(failure.during("read through the same layer"));
             }
             if run.image.close().is_ok() {
-                mark = reached;
+                moment = now;
             }
         }
-        Ok((errors, mark))
+        Ok((errors, moment))
     }
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bench::{Failure, Opener, Rng, image, makes, no_panic, opens};
-use super::history::{list, read_all};
+use super::history::{list, read_all, snapshot_name};
 use super::script::{Op, SECTOR, Shape, describe, fill};
-use crate::{Erase, ErrorKind, Folder, Image, Kind, Layer, MemoryFolder, Prealloc, Result, Storage};
+use crate::{
+    Erase, ErrorKind, Folder, Image, Kind, Layer, MemoryFolder, NewSnapshot, Prealloc, Result, Storage,
+};
 
 /// A random script on a layer (through an [`Image`], over a parent if one is given) against a flat vector:
 ///
@@ -30,6 +32,8 @@ struct Model {
     bytes: Vec<u8>,
     /// What a revealed byte shows.
     below: Vec<u8>,
+    /// The operations that made them, and what the disk held.
+    snapshots: Vec<(u64, Vec<u8>)>,
 }
 
 impl<'a> ModelTest<'a> {
@@ -110,7 +114,7 @@ impl<'a> ModelTest<'a> {
         if let Some(parent) = &self.parent {
             below = read_all(parent, below.len() as u64)?;
         }
-        let mut model = Model { bytes: below[..disk.size() as usize].to_vec(), below };
+        let mut model = Model { bytes: below[..disk.size() as usize].to_vec(), below, snapshots: Vec::new() };
         let mut rng = Rng::new(self.seed);
         model.compare_all(&disk, &mut rng)?;
         for (number, op) in (1..).zip(script) {
@@ -171,7 +175,83 @@ impl Model {
                 self.bytes.resize(size as usize, 0);
             }
             Op::Flush => disk.flush()?,
+            Op::Snapshot | Op::Apply { .. } | Op::Delete { .. } => self.snapshot(disk, number, op)?,
+            Op::Hide { hidden } => {
+                let layer = &disk.links()[0].layer;
+                match layer.set_hidden(hidden) {
+                    Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                    done => {
+                        done?;
+                        if layer.hidden() != Some(hidden) {
+                            return Err(Failure::new(format!("hidden is {:?}", layer.hidden())));
+                        }
+                    }
+                }
+            }
+            Op::Clear if self.snapshots.is_empty() => match disk.links()[0].layer.clear() {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                done => {
+                    done?;
+                    let size = self.bytes.len();
+                    self.bytes.copy_from_slice(&self.below[..size]);
+                }
+            },
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, disk: &Image, number: u64, op: Op) -> Result<(), Failure> {
+        let layer = disk.links()[0].layer.clone();
+        let Some(snapshots) = layer.as_snapshots() else { return Ok(()) };
+        let which = |nth: usize| nth % self.snapshots.len().max(1);
+        match op {
+            Op::Snapshot if self.snapshots.len() < 3 => {
+                let name = snapshot_name(number);
+                match snapshots.create(&NewSnapshot { name, ..NewSnapshot::default() }) {
+                    Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                    done => {
+                        done?;
+                        self.snapshots.push((number, self.bytes.clone()));
+                    }
+                }
+            }
+            Op::Apply { nth } if !self.snapshots.is_empty() => {
+                let (of, bytes) = self.snapshots[which(nth)].clone();
+                snapshots.apply(&snapshot_name(of))?;
+                self.bytes = bytes;
+            }
+            Op::Delete { nth } if !self.snapshots.is_empty() => {
+                let (of, _) = self.snapshots.remove(which(nth));
+                snapshots.delete(&snapshot_name(of))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Each snapshot is listed, and holds what the disk held then.
+    fn compare_snapshots(&self, disk: &Image) -> Result<(), Failure> {
+        let Some(snapshots) = disk.links()[0].layer.as_snapshots() else { return Ok(()) };
+        let list: Vec<String> = snapshots.list()?.into_iter().map(|snapshot| snapshot.name).collect();
+        let names: Vec<String> = self.snapshots.iter().map(|(of, _)| snapshot_name(*of)).collect();
+        if list != names {
+            return Err(Failure::new(format!("the snapshots are {list:?}, not {names:?}")));
+        }
+        for ((_, bytes), name) in self.snapshots.iter().zip(&names) {
+            let mut links = disk.links().to_vec();
+            links[0].layer = snapshots.open(name)?;
+            let then = Image::new(links)?;
+            let mut read = vec![0x5a; then.size() as usize];
+            then.read(0, &mut read)?;
+            if read != *bytes {
+                let byte = read.iter().zip(bytes).position(|(a, b)| a != b);
+                return Err(Failure::new(format!(
+                    "'{name}' of {} bytes is not what the disk of {} was (first at byte {byte:?})",
+                    read.len(),
+                    bytes.len()
+                )));
+            }
         }
         Ok(())
     }
@@ -217,6 +297,7 @@ impl Model {
                 self.bytes.len()
             )));
         }
+        self.compare_snapshots(disk)?;
         self.compare(disk, 0, disk.size(), rng)
     }
 

@@ -10,14 +10,15 @@ use super::bench::{Failure, Opener, Rng, image, makes, no_panic, opens};
 use super::history::read_all;
 use super::script::{SECTOR, describe, fill, stamp_of};
 use super::slow::Chance;
-use crate::{Erase, Folder, Image, Layer, MemoryFolder, Result, Storage};
+use crate::{Erase, Folder, Image, Layer, MemoryFolder, NewSnapshot, Prealloc, Result, Storage};
 
 /// Threads on one disk, in rounds of a fresh image each.
 ///
 /// Most sectors belong to one thread each, in turn or in odd runs, so that neighbours share allocation units: what
 /// their owner reads is always what it wrote (or erased) last, or what the image began with. The others belong to
-/// all: each holds what somebody wrote to it, whole. In the end everything is read again, flushed, opened again and
-/// read once more. Storages and layers hesitate at random, so that what can overlap does.
+/// all: each holds what somebody wrote to it, whole; some of these are erased too. In the end everything is read again
+/// (if asked for, while the disk's size changes and snapshots are made, gone back to and taken away), flushed, opened
+/// again and read once more. Storages and layers hesitate at random, so that what can overlap does.
 pub struct RaceTest<'a> {
     make: Opener<'a>,
     reopen: Opener<'a>,
@@ -27,6 +28,9 @@ pub struct RaceTest<'a> {
     threads: u64,
     time: Duration,
     erase: bool,
+    compressed: bool,
+    resize: bool,
+    snapshots: bool,
     fresh: bool,
 }
 
@@ -58,6 +62,9 @@ impl<'a> RaceTest<'a> {
             threads: 4,
             time,
             erase: true,
+            compressed: false,
+            resize: false,
+            snapshots: false,
             fresh: false,
         }
     }
@@ -104,6 +111,27 @@ impl<'a> RaceTest<'a> {
         self
     }
 
+    /// Whether they write whole units compressed too.
+    #[must_use]
+    pub fn compressed(mut self, compressed: bool) -> Self {
+        self.compressed = compressed;
+        self
+    }
+
+    /// Whether the disk's size changes while they read.
+    #[must_use]
+    pub fn resize(mut self, resize: bool) -> Self {
+        self.resize = resize;
+        self
+    }
+
+    /// Whether snapshots are made, gone back to and taken away while they read.
+    #[must_use]
+    pub fn snapshots(mut self, snapshots: bool) -> Self {
+        self.snapshots = snapshots;
+        self
+    }
+
     /// Uses the layer that `make` answers: for a format that is only written fresh. `reopen` may open read-only.
     #[must_use]
     pub fn fresh(mut self) -> Self {
@@ -147,7 +175,7 @@ impl<'a> RaceTest<'a> {
             let start = |number| {
                 let field = &field;
                 scope.spawn(move || {
-                    let done = no_panic(|| Thread::new(field, number, self.threads, seed).work(self.erase));
+                    let done = no_panic(|| Thread::new(field, number, self.threads, seed).work(self));
                     field.stop.fetch_or(done.is_err(), Ordering::Relaxed);
                     done
                 })
@@ -158,6 +186,9 @@ impl<'a> RaceTest<'a> {
         let mut ends = ends.into_iter().collect::<Result<Vec<Thread<'_>>, Failure>>()?;
         for thread in &mut ends {
             thread.check(0..sectors).map_err(|failure| failure.during("when all had ended"))?;
+        }
+        if self.resize || self.snapshots {
+            self.read_on(&field, &mut ends, sectors).map_err(|failure| failure.during("reading on"))?;
         }
         disk.close()?;
         let known: Vec<_> = ends.into_iter().map(|thread| (thread.number, thread.own)).collect();
@@ -172,14 +203,70 @@ impl<'a> RaceTest<'a> {
         Ok(())
     }
 
-    /// Who owns each sector: a thread, or (this many) nobody.
+    /// Everybody reads while the disk as a whole is changed, and what they read is not.
+    fn read_on(&self, field: &Field<'_>, threads: &mut [Thread<'_>], sectors: u64) -> Result<(), Failure> {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let readers: Vec<_> = threads
+                .iter_mut()
+                .map(|thread| {
+                    let over = &over;
+                    scope.spawn(move || {
+                        no_panic(|| {
+                            while !over.load(Ordering::Relaxed) {
+                                let from = thread.rng.below(sectors);
+                                let to = from + 1 + thread.rng.below(sectors - from);
+                                thread.check(from..to)?;
+                            }
+                            thread.check(0..sectors)
+                        })
+                    })
+                })
+                .collect();
+            let changed = no_panic(|| self.change(field.disk));
+            over.store(true, Ordering::Relaxed);
+            readers.into_iter().try_for_each(|reader| reader.join().unwrap())?;
+            changed
+        })
+    }
+
+    fn change(&self, disk: &Image) -> Result<(), Failure> {
+        let size = disk.size();
+        for round in 1..=3 {
+            if self.resize {
+                disk.resize(size + round * self.unit, Prealloc::Off)?;
+                let mut new = vec![0xee; (round * self.unit) as usize];
+                disk.read(size, &mut new)?;
+                if !crate::is_zero(&new) {
+                    return Err(Failure::new("what the disk grew by is not zero"));
+                }
+                fill(&mut new, size, round);
+                disk.write(size, &new)?;
+                disk.resize(size, Prealloc::Off)?;
+            }
+            if self.snapshots {
+                let layer = &disk.links()[0].layer;
+                let snapshots = layer.as_snapshots().ok_or_else(|| Failure::new("has no snapshots"))?;
+                let made =
+                    snapshots.create(&NewSnapshot { name: format!("{round}"), ..NewSnapshot::default() })?;
+                disk.flush()?;
+                snapshots.apply(&made.id)?;
+                snapshots.delete(&made.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who owns each sector: a thread, or (this many) nobody, or (one more) nobody, and it may be erased.
     fn owners(&self, sectors: u64, seed: u64) -> Vec<u64> {
         let mut rng = Rng::new(seed);
         let mut owners = Vec::new();
         while (owners.len() as u64) < sectors {
-            let longest = if rng.chance(1, 2) { 3 } else { self.unit / SECTOR };
-            let run = 1 + rng.below(longest);
-            let owner = rng.below(self.threads + 1);
+            let unit = self.unit / SECTOR;
+            let longest = if rng.chance(1, 2) { 3 } else { unit };
+            let whole = self.compressed && (owners.len() as u64).is_multiple_of(unit) && rng.chance(1, 2);
+            let run = if whole { unit } else { 1 + rng.below(longest) };
+            let owner = rng.below(self.threads + 2);
             owners.extend((0..run).map(|_| owner));
         }
         owners.truncate(sectors as usize);
@@ -212,20 +299,24 @@ impl<'a> Thread<'a> {
         Thread { field, number, threads, rng: Rng::new(seed.wrapping_mul(1000) + number), own, version: 0 }
     }
 
-    fn work(mut self, erase: bool) -> Result<Self, Failure> {
+    fn work(mut self, test: &RaceTest<'_>) -> Result<Self, Failure> {
         for _ in 0..OPERATIONS {
             if self.field.stop.load(Ordering::Relaxed) {
                 break;
             }
             let range = self.range();
             let (at, len) = (range.start * SECTOR, (range.end - range.start) * SECTOR);
-            let owned = self.field.owners[range.start as usize] == self.number;
+            let owner = self.field.owners[range.start as usize];
             match self.rng.below(20) {
                 0 => self.field.disk.flush()?,
-                1..=3 if erase && owned => {
-                    let how = *self.rng.pick(&[Erase::Zero, Erase::Free]);
+                1..=3 if test.erase && owner != self.threads => {
+                    let how = *self.rng.pick(&[Erase::Zero, Erase::Free, Erase::Reveal]);
                     self.field.disk.erase(at, len, how)?;
-                    self.own[range.start as usize..range.end as usize].fill(Some(0));
+                    if owner == self.number && how == Erase::Reveal {
+                        self.learn(range)?;
+                    } else {
+                        self.own[range.start as usize..range.end as usize].fill(Some(0));
+                    }
                 }
                 4..=8 => self.check(range)?,
                 _ => {
@@ -234,7 +325,12 @@ impl<'a> Thread<'a> {
                     let version = self.version * self.threads + self.number + 1;
                     let mut buf = vec![0; len as usize];
                     fill(&mut buf, at, version);
-                    self.field.disk.write(at, &buf)?;
+                    let whole = at.is_multiple_of(test.unit) && len == test.unit;
+                    if test.compressed && whole && self.rng.chance(1, 2) {
+                        self.field.disk.write_compressed(at, &buf)?;
+                    } else {
+                        self.field.disk.write(at, &buf)?;
+                    }
                     self.own[range.start as usize..range.end as usize].fill(Some(version));
                 }
             }
@@ -248,15 +344,28 @@ impl<'a> Thread<'a> {
         loop {
             let start = self.rng.below(owners.len() as u64);
             let owner = owners[start as usize];
-            if owner == self.number || owner == self.threads {
+            if owner == self.number || owner >= self.threads {
                 let run = owners[start as usize..].iter().take_while(|other| **other == owner).count() as u64;
                 let max = if self.rng.chance(1, 2) { run } else { run.min(3) };
                 return start..start + 1 + self.rng.below(max);
             }
-            if !owners.iter().any(|owner| *owner == self.number || *owner == self.threads) {
+            if !owners.iter().any(|owner| *owner == self.number || *owner >= self.threads) {
                 return 0..0;
             }
         }
+    }
+
+    /// Each of these own sectors shows what the image began with, or what it held: a layer reveals what it can.
+    fn learn(&mut self, range: Range<u64>) -> Result<(), Failure> {
+        for sector in range {
+            let mut held = [0; SECTOR as usize];
+            self.field.disk.read(sector * SECTOR, &mut held)?;
+            if held == self.field.start[(sector * SECTOR) as usize..][..SECTOR as usize] {
+                self.own[sector as usize] = None;
+            }
+            self.check(sector..sector + 1)?;
+        }
+        Ok(())
     }
 
     /// Reads sectors and judges those that are this thread's or nobody's.
@@ -267,6 +376,13 @@ impl<'a> Thread<'a> {
             let start = &self.field.start[(sector * SECTOR) as usize..][..SECTOR as usize];
             let stamp = stamp_of(held).filter(|_| held != start);
             let wanted = match self.own[sector as usize] {
+                _ if self.field.owners[sector as usize] == self.threads + 1 => {
+                    let theirs = stamp.is_some_and(|(number, _)| number == sector);
+                    if theirs || held == start || crate::is_zero(held) {
+                        continue;
+                    }
+                    "what one of the threads wrote there, or nothing".to_owned()
+                }
                 _ if self.field.owners[sector as usize] == self.threads => {
                     let written = self.own[sector as usize].is_some();
                     // Once this thread has written it, what the disk began with can never come back.

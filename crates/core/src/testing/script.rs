@@ -1,5 +1,7 @@
 //! Random operations on a disk, and the stamped bytes they write.
 
+use std::ops::Range;
+
 use super::Rng;
 use crate::Erase;
 
@@ -37,10 +39,46 @@ pub enum Op {
         /// Guest bytes.
         size: u64,
     },
+    /// Makes an internal snapshot.
+    Snapshot,
+    /// Goes back to one of the snapshots there are.
+    Apply {
+        /// Which, counted round and round.
+        nth: usize,
+    },
+    /// Takes one of the snapshots away.
+    Delete {
+        /// Which, counted round and round.
+        nth: usize,
+    },
+    /// Sets or takes the mark that hides an image.
+    Hide {
+        /// Whether it is hidden.
+        hidden: bool,
+    },
+    /// Names another parent; what lies below stays what it is.
+    Rename {
+        /// The new name's length.
+        len: usize,
+    },
+    /// Takes all guest data away. Passed over while there are snapshots.
+    Clear,
     /// A durable barrier.
     Flush,
     /// Closes and opens again.
     Reopen,
+}
+
+impl Op {
+    /// The guest bytes it works on.
+    pub(super) fn range(&self) -> Option<Range<u64>> {
+        match *self {
+            Op::Write { at, len } | Op::Compressed { at, len } | Op::Erase { at, len, .. } => {
+                Some(at..at + len)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What random operations look like.
@@ -63,15 +101,18 @@ pub struct Shape {
     pub erase: bool,
     /// Compressed writes.
     pub compressed: bool,
-    /// Changes of the disk's size. Only in model tests; never above twice the size.
+    /// Changes of the disk's size, never above twice the size.
     pub resize: bool,
+    /// Internal snapshots: made, gone back to, taken away.
+    pub snapshots: bool,
+    /// What stands in the header alone: the mark that hides it, the parent's name, all data taken away at once.
+    pub header: bool,
     /// Closing and opening again.
     pub reopen: bool,
 }
 
 impl Shape {
-    /// What suits most: 60 operations on six units, all kinds but compressed writes and changes of size, offsets by
-    /// the byte.
+    /// What suits most: 60 operations on six units, writes, erasing, flushing and opening again, offsets by the byte.
     pub fn new(size: u64, unit: u64) -> Self {
         Shape {
             size,
@@ -83,6 +124,8 @@ impl Shape {
             erase: true,
             compressed: false,
             resize: false,
+            snapshots: false,
+            header: false,
             reopen: true,
         }
     }
@@ -108,6 +151,16 @@ impl Shape {
                 *size = (self.size / 2 + rng.below(self.size + self.size / 2)).next_multiple_of(SECTOR);
                 Op::Resize { size: *size }
             }
+            11 if self.snapshots => match rng.below(5) {
+                0..=2 => Op::Snapshot,
+                3 => Op::Apply { nth: rng.below(6) as usize },
+                _ => Op::Delete { nth: rng.below(6) as usize },
+            },
+            12 if self.header => match rng.below(5) {
+                0..=1 => Op::Hide { hidden: rng.chance(1, 2) },
+                2..=3 => Op::Rename { len: 1 + rng.below(40) as usize },
+                _ => Op::Clear,
+            },
             4..=5 if self.compressed => Op::Compressed { at: start, len: self.unit.min(*size - start) },
             6..=9 if self.erase => {
                 let how = *rng.pick(&[Erase::Zero, Erase::Free, Erase::Reveal]);

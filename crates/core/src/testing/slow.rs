@@ -7,7 +7,7 @@ use std::time::Duration;
 use std::{io, thread};
 
 use super::Rng;
-use crate::{Erase, Extent, Folder, Identity, Layer, Result, Storage};
+use crate::{Erase, Extent, Folder, Identity, Layer, Prealloc, Result, Snapshots, Storage};
 
 /// When to hesitate.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ impl Storage for Slow {
     }
 }
 
-/// What the image asks of a layer; the rest is as for a layer that cannot do it.
+/// What an image asks of a layer; the rest is as for a layer that cannot do it.
 #[derive(Debug)]
 struct SlowLayer {
     inner: Arc<dyn Layer>,
@@ -160,9 +160,22 @@ impl Layer for SlowLayer {
         self.inner.write(at, buf)
     }
 
+    fn write_compressed(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.chance.hesitate();
+        self.inner.write_compressed(at, buf)
+    }
+
     fn erase(&self, at: u64, len: u64, how: Erase) -> Result<u64> {
         self.chance.hesitate();
         self.inner.erase(at, len, how)
+    }
+
+    fn resize(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
+        self.inner.resize(size, prealloc, below)
+    }
+
+    fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        self.inner.as_snapshots()
     }
 
     fn flush(&self) -> Result<()> {

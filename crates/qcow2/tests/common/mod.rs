@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // Each test file uses a part of it, and panics where it must.
 
+pub(crate) mod crash;
 pub(crate) mod cut;
 
 use std::path::{Path, PathBuf};

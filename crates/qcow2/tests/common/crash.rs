@@ -1,0 +1,135 @@
+//! The power-cut test of qcow2 in its configurations: a few states of each in the tests, many in `examples/crash.rs`.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cowhand_core::testing::{CrashCounts, CrashTest, Failure, Shape, State};
+use cowhand_core::{
+    CheckOptions, CreateOptions, Folder, Format, Layer, MemoryStorage, NoFiles, OpenOptions, Quiet, Resolver,
+    Result, Storage,
+};
+use cowhand_qcow2::Qcow2;
+
+/// Gives an image the files of its folder.
+#[derive(Debug)]
+pub(crate) struct In<'a>(pub(crate) &'a Arc<dyn Folder>);
+
+impl Resolver for In<'_> {
+    fn open(&self, name: &Path, writable: bool) -> Result<Arc<dyn Storage>> {
+        self.0.open(name.to_str().unwrap(), writable)
+    }
+
+    fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
+        self.0.create_new(name.to_str().unwrap())
+    }
+}
+
+/// What is cut off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Configuration {
+    pub(crate) name: &'static str,
+    pub(crate) options: &'static str,
+    /// Bytes of a cluster.
+    pub(crate) unit: u64,
+    /// Guest bytes.
+    pub(crate) size: u64,
+}
+
+const fn of(name: &'static str, options: &'static str, unit: u64, size: u64) -> Configuration {
+    Configuration { name, options, unit, size }
+}
+
+pub(crate) const CONFIGURATIONS: &[Configuration] = &[
+    of("64 KiB clusters", "cluster_size=64k", 65536, 1 << 20),
+    of("4 KiB clusters", "cluster_size=4k", 4096, 1 << 18),
+    of("512-byte clusters", "cluster_size=512", 512, 1 << 17),
+    of("extended L2, 64 KiB", "cluster_size=64k,extended_l2=on", 65536, 1 << 20),
+    of("extended L2, 16 KiB", "cluster_size=16k,extended_l2=on", 16384, 1 << 19),
+    of("version 2, 4 KiB", "cluster_size=4k,compat=0.10", 4096, 1 << 18),
+    of("refcounts of 1 bit, 4 KiB", "cluster_size=4k,refcount_bits=1", 4096, 1 << 18),
+    of("refcounts of 64 bits, 512", "cluster_size=512,refcount_bits=64", 512, 1 << 17),
+    of("data file, 64 KiB", "cluster_size=64k,data_file=data", 65536, 1 << 20),
+    of("raw data file, 64 KiB", "cluster_size=64k,data_file=data,data_file_raw=on", 65536, 1 << 20),
+];
+
+/// A parent that holds data.
+pub(crate) fn parent(size: u64) -> Arc<dyn Layer> {
+    let file = Arc::new(MemoryStorage::from_bytes(&super::pattern(0, size as usize, 0x77)));
+    cowhand_core::raw::Raw.open(file, &NoFiles, &OpenOptions::default()).unwrap()
+}
+
+/// Runs one seed: alone, over a parent, on devices that hold old bytes, or with several threads, by turns. Each state
+/// is checked by our own check, every `sample`th also by QEMU's.
+pub(crate) fn cut(
+    configuration: &Configuration,
+    seed: u64,
+    per_epoch: usize,
+    sample: usize,
+) -> Result<CrashCounts, Failure> {
+    let Configuration { options, unit, size, .. } = *configuration;
+    let below = seed % 4 == 1;
+    let how = CreateOptions {
+        parent: if below { super::named("base", "raw") } else { None },
+        ..super::how(size + 512 * (seed / 4 % 2), options)
+    };
+    let make = move |folder: &Arc<dyn Folder>| Qcow2.create(folder.create_new("disk")?, &In(folder), &how);
+    let reopen = |folder: &Arc<dyn Folder>| {
+        let how = OpenOptions { writable: true, ..OpenOptions::default() };
+        Qcow2.open(folder.open("disk", true)?, &In(folder), &how)
+    };
+    let shape = Shape {
+        ops: 40,
+        compressed: true,
+        resize: true,
+        snapshots: true,
+        header: true,
+        ..Shape::new(size, unit)
+    };
+    let seen = AtomicUsize::new(0);
+    let check = |state: &State, _: &Arc<dyn Layer>| {
+        let seen = seen.fetch_add(1, Ordering::Relaxed);
+        check(state)?;
+        if sample > 0 && seen % sample == sample / 2 { check_by_qemu(state, below) } else { Ok(()) }
+    };
+    let mut test = CrashTest::in_folder(make, reopen).shape(shape).seed(seed).per_epoch(per_epoch).check(check);
+    match seed % 4 {
+        1 => test = test.parent(parent(size * 3 / 2)),
+        2 => test = test.device(4 * size),
+        3 => test = test.threads(3),
+        _ => {}
+    }
+    test.run().map_err(|failure| failure.during(format!("{}, seed {seed}", configuration.name)))
+}
+
+/// Our own check finds leaks at most.
+fn check(state: &State) -> Result<(), Failure> {
+    let Some(checker) = Qcow2.checker() else { return Ok(()) };
+    let Some(file) = state.file("disk") else { return Err(Failure::new("the image is gone")) };
+    let folder: Arc<dyn Folder> = state.folder();
+    let how = CheckOptions { workers: 1, ..CheckOptions::default() };
+    let report = checker.check(file, &In(&folder), &how, &Quiet)?;
+    if report.corruptions == 0 && report.check_errors == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(format!("the check finds {:?}", report.faults)))
+}
+
+fn check_by_qemu(state: &State, below: bool) -> Result<(), Failure> {
+    let folder = tempfile::tempdir()?;
+    for (name, file) in state.folder().entries() {
+        std::fs::write(folder.path().join(name), file.to_vec())?;
+    }
+    if below {
+        std::fs::write(folder.path().join("base"), [0; 512])?;
+    }
+    let out = Command::new("qemu-img")
+        .current_dir(folder.path())
+        .args(["check", "-f", "qcow2", "disk"])
+        .output()?;
+    match out.status.code() {
+        Some(0 | 3) => Ok(()),
+        _ => Err(Failure::new(String::from_utf8_lossy(&[out.stdout, out.stderr].concat()))),
+    }
+}

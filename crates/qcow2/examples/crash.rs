@@ -53,7 +53,9 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, or: u64| arguments.get(at).map_or(or, |word| word.parse().unwrap());
     let (states, wanted, first) = (number(0, 100_000), arguments.get(1), number(2, 0));
-    println!("| configuration | seeds | epochs | states | of power cuts during recovery | seeds with an error | time |");
+    println!(
+        "| configuration | seeds | epochs | states | of power cuts during recovery | seeds with an error | time |"
+    );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     let mut failed = 0;
     for configuration in CONFIGURATIONS {

@@ -4,32 +4,16 @@
 
 mod common;
 
-use std::cell::Cell;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::crash::{CONFIGURATIONS, In, cut, parent};
 use common::{how, named, qemu};
-use cowhand_core::testing::{CrashTest, Failure, FaultTest, ModelTest, Op, RaceTest, Shape, State};
+use cowhand_core::testing::{CrashTest, FaultTest, ModelTest, Op, RaceTest, Shape};
 use cowhand_core::{
-    CreateOptions, Folder, Format, Layer, MemoryStorage, NoFiles, OpenOptions, Resolver, Result, Storage,
+    CreateOptions, Folder, Format, Layer, MemoryStorage, NoFiles, OpenOptions, Result, Storage,
 };
 use cowhand_qcow2::Qcow2;
-
-/// Gives an image the files of its folder.
-#[derive(Debug)]
-struct In<'a>(&'a Arc<dyn Folder>);
-
-impl Resolver for In<'_> {
-    fn open(&self, name: &Path, writable: bool) -> Result<Arc<dyn Storage>> {
-        self.0.open(name.to_str().unwrap(), writable)
-    }
-
-    fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
-        self.0.create_new(name.to_str().unwrap())
-    }
-}
 
 type Make = Box<dyn Fn(Arc<dyn Storage>) -> Result<Arc<dyn Layer>> + Send + Sync>;
 
@@ -40,16 +24,6 @@ fn maker(size: u64, text: &str, parent: bool) -> Make {
 
 fn reopen(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
     Qcow2.open(file, &NoFiles, &OpenOptions { writable: true, ..OpenOptions::default() })
-}
-
-fn view(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
-    Qcow2.open(file, &NoFiles, &OpenOptions::default())
-}
-
-/// A parent that holds data.
-fn parent(size: usize) -> Arc<dyn Layer> {
-    let file = Arc::new(MemoryStorage::from_bytes(&common::pattern(0, size, 0x77)));
-    cowhand_core::raw::Raw.open(file, &NoFiles, &OpenOptions::default()).unwrap()
 }
 
 /// (options, allocation unit, disk size)
@@ -75,7 +49,7 @@ fn every_variant_is_a_flat_vector() {
             let alone = ModelTest::new(maker(size, text, false), reopen).shape(shape).seed(seed);
             alone.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
             let over = ModelTest::new(maker(size, text, true), reopen).shape(shape).seed(seed + 100);
-            let over = over.parent(parent(size as usize / 1024 * 512));
+            let over = over.parent(parent(size / 1024 * 512));
             over.run().unwrap_or_else(|failure| panic!("{text} over a parent: {failure}"));
         }
     }
@@ -110,64 +84,14 @@ fn threads_leave_each_other_alone() {
     }
 }
 
+/// A few states of what `examples/crash.rs` looks at many of.
 #[test]
 fn a_power_cut_loses_nothing_that_was_flushed() {
-    let qemu = qemu();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.qcow2");
-    std::fs::write(folder.path().join("base"), [0; 512]).unwrap();
-    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[2], VARIANTS[4], VARIANTS[5]] {
-        let seen = Cell::new(0);
-        // Leaks alone are allowed; some states are shown to QEMU.
-        let sample = |state: &State, _: &Arc<dyn Layer>| {
-            seen.set(seen.get() + 1);
-            if qemu && seen.get() % 97 == 7 {
-                std::fs::write(&path, state.file("disk").unwrap().to_vec())?;
-                let out = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output()?;
-                if !matches!(out.status.code(), Some(0 | 3)) {
-                    return Err(Failure::new(String::from_utf8_lossy(&[out.stdout, out.stderr].concat())));
-                }
-            }
-            Ok(())
-        };
-        for (seed, below) in [(1, false), (2, true)] {
-            let shape = Shape { compressed: true, ..Shape::new(size, unit) };
-            let mut test =
-                CrashTest::new(maker(size, text, below), reopen).view(view).check(sample).shape(shape);
-            if below {
-                test = test.parent(parent(size as usize));
-            }
-            let counts =
-                test.seed(seed).per_epoch(40).run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
-            println!("{text} seed {seed}: {counts:?}");
-            assert!(counts.states > 200, "{text}: {counts:?}");
-        }
-    }
-}
-
-/// The disk is large and its clusters small, so that there are many tables.
-const TABLES: (&str, u64, u64) = ("cluster_size=512", 512, 1 << 19);
-
-#[test]
-fn a_power_cut_while_threads_write_loses_nothing_either() {
-    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[5], TABLES] {
-        let shape = Shape { compressed: true, ..Shape::new(size, unit) };
-        for seed in 0..3 {
-            let test = CrashTest::new(maker(size, text, false), reopen).shape(shape).seed(seed).threads(3);
-            test.per_epoch(10).run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
-        }
-    }
-}
-
-/// A device: nothing reads zero of itself, and nothing can be punched.
-#[test]
-fn old_bytes_of_a_device_never_show() {
-    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[5], TABLES] {
-        let shape = Shape { compressed: true, ..Shape::new(size, unit) };
-        for seed in 0..3 {
-            let test = CrashTest::new(maker(size, text, false), reopen).view(view).shape(shape).seed(seed);
-            let test = test.device(4 << 20).per_epoch(10);
-            test.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
+    let sample = if qemu() { 97 } else { 0 };
+    for configuration in CONFIGURATIONS {
+        for seed in 0..4 {
+            let counts = cut(configuration, seed, 25, sample).unwrap_or_else(|failure| panic!("{failure}"));
+            assert!(counts.states > 100, "{configuration:?}, seed {seed}: {counts:?}");
         }
     }
 }

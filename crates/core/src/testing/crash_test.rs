@@ -117,6 +117,16 @@ impl<'a> CrashTest<'a> {
         self
     }
 
+    /// Opens read-only (a format of several files).
+    #[must_use]
+    pub fn view_in_folder(
+        mut self,
+        view: impl Fn(&Arc<dyn Folder>) -> Result<Arc<dyn Layer>> + Send + Sync + 'a,
+    ) -> Self {
+        self.view = Some(Box::new(view));
+        self
+    }
+
     /// Called for every state with what was opened for writing there; [`State::file`] gives the bytes before that.
     #[must_use]
     pub fn check(mut self, check: impl Fn(&State, &Arc<dyn Layer>) -> Result<(), Failure> + 'a) -> Self {

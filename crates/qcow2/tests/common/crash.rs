@@ -69,15 +69,17 @@ pub(crate) fn cut(
     sample: usize,
 ) -> Result<CrashCounts, Failure> {
     let Configuration { options, unit, size, .. } = *configuration;
-    let below = seed % 4 == 1;
+    // What a raw data file holds is the disk: it has no parent, and a device shows what it held.
+    let turn = if options.contains("data_file_raw") { 3 * (seed % 2) } else { seed % 4 };
+    let below = turn == 1;
     let how = CreateOptions {
         parent: if below { super::named("base", "raw") } else { None },
         ..super::how(size + 512 * (seed / 4 % 2), options)
     };
     let make = move |folder: &Arc<dyn Folder>| Qcow2.create(folder.create_new("disk")?, &In(folder), &how);
-    let reopen = |folder: &Arc<dyn Folder>| {
-        let how = OpenOptions { writable: true, ..OpenOptions::default() };
-        Qcow2.open(folder.open("disk", true)?, &In(folder), &how)
+    let open = |folder: &Arc<dyn Folder>, writable| {
+        let how = OpenOptions { writable, ..OpenOptions::default() };
+        Qcow2.open(folder.open("disk", writable)?, &In(folder), &how)
     };
     let shape = Shape {
         ops: 40,
@@ -93,8 +95,13 @@ pub(crate) fn cut(
         check(state)?;
         if sample > 0 && seen % sample == sample / 2 { check_by_qemu(state, below) } else { Ok(()) }
     };
-    let mut test = CrashTest::in_folder(make, reopen).shape(shape).seed(seed).per_epoch(per_epoch).check(check);
-    match seed % 4 {
+    let mut test = CrashTest::in_folder(make, move |folder| open(folder, true))
+        .view_in_folder(move |folder| open(folder, false))
+        .shape(shape)
+        .seed(seed)
+        .per_epoch(per_epoch)
+        .check(check);
+    match turn {
         1 => test = test.parent(parent(size * 3 / 2)),
         2 => test = test.device(4 * size),
         3 => test = test.threads(3),

@@ -66,13 +66,16 @@ impl Qcow2Layer {
         self.change_fields(writer, |header| header.size = size)?;
         self.view.set_size(size);
         self.drop_behind(writer, size.div_ceil(shared.geometry().cluster_size()))?;
+        self.write_back(writer, true)?;
         if shared.rules.data_file {
+            // Not before the last entry that points there is durably gone.
             shared
                 .data
                 .set_len(size)
                 .map_err(|error| Error::io("cannot make the data file shorter", error))?;
+            self.barrier(writer)?;
         }
-        self.write_back(writer, true)
+        Ok(())
     }
 
     /// Takes everything away that guest clusters from `first` on map to, as far as the L1 table goes.

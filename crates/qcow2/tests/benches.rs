@@ -45,7 +45,13 @@ fn every_variant_is_a_flat_vector() {
         for seed in 0..4 {
             // Two of four disks end inside a cluster.
             let size = size + 512 * (seed % 2);
-            let shape = Shape { compressed: true, ..Shape::new(size, unit) };
+            let shape = Shape {
+                compressed: true,
+                resize: true,
+                snapshots: true,
+                header: true,
+                ..Shape::new(size, unit)
+            };
             let alone = ModelTest::new(maker(size, text, false), reopen).shape(shape).seed(seed);
             alone.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
             let over = ModelTest::new(maker(size, text, true), reopen).shape(shape).seed(seed + 100);
@@ -66,7 +72,8 @@ fn a_data_file_is_a_flat_vector_too() {
             let open = move |folder: &Arc<dyn Folder>| {
                 Qcow2.open(folder.open("disk", true)?, &In(folder), &options())
             };
-            let test = ModelTest::in_folder(make, open).shape(Shape::new(1 << 20, 65536)).seed(seed);
+            let shape = Shape { resize: true, snapshots: true, header: true, ..Shape::new(1 << 20, 65536) };
+            let test = ModelTest::in_folder(make, open).shape(shape).seed(seed);
             test.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
         }
     }
@@ -76,10 +83,14 @@ fn a_data_file_is_a_flat_vector_too() {
 fn threads_leave_each_other_alone() {
     let time = Duration::from_millis(200);
     for (text, unit, _) in VARIANTS {
-        let alone = RaceTest::new(maker(1 << 20, text, false), reopen).unit(unit).time(time).compressed(true);
+        let alone = RaceTest::new(maker(1 << 20, text, false), reopen)
+            .unit(unit)
+            .time(time)
+            .compressed(true)
+            .resize(true);
         alone.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
         let over = RaceTest::new(maker(1 << 20, text, true), reopen).unit(unit).time(time);
-        let over = over.parent(parent(1 << 20)).compressed(true);
+        let over = over.parent(parent(1 << 20)).compressed(true).resize(true);
         over.run().unwrap_or_else(|failure| panic!("{text} over a parent: {failure}"));
     }
 }
@@ -148,7 +159,8 @@ fn the_crash_test_sees_every_barrier_that_is_missing() {
 #[test]
 fn a_failing_input_or_output_loses_nothing() {
     for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[2], VARIANTS[5]] {
-        let shape = Shape { compressed: true, ..Shape::new(size, unit) };
+        let shape =
+            Shape { compressed: true, resize: true, snapshots: true, header: true, ..Shape::new(size, unit) };
         let test = FaultTest::new(maker(size, text, false), reopen).shape(shape).seed(3).every(3);
         let counts = test.run().unwrap_or_else(|failure| panic!("{text}: {failure}"));
         assert!(counts.errors > 30, "{text}: {counts:?}");

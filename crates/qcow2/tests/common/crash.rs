@@ -90,10 +90,10 @@ pub(crate) fn cut(
         ..Shape::new(size, unit)
     };
     let seen = AtomicUsize::new(0);
-    let check = |state: &State, _: &Arc<dyn Layer>| {
+    let check = |state: &State, layer: &Arc<dyn Layer>| {
         let seen = seen.fetch_add(1, Ordering::Relaxed);
         check(state)?;
-        if sample > 0 && seen % sample == sample / 2 { check_by_qemu(state, below) } else { Ok(()) }
+        if sample > 0 && seen % sample == sample / 2 { check_by_qemu(state, layer) } else { Ok(()) }
     };
     let mut test = CrashTest::in_folder(make, move |folder| open(folder, true))
         .view_in_folder(move |folder| open(folder, false))
@@ -123,13 +123,13 @@ fn check(state: &State) -> Result<(), Failure> {
     Err(Failure::new(format!("the check finds {:?}", report.faults)))
 }
 
-fn check_by_qemu(state: &State, below: bool) -> Result<(), Failure> {
+fn check_by_qemu(state: &State, layer: &Arc<dyn Layer>) -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     for (name, file) in state.folder().entries() {
         std::fs::write(folder.path().join(name), file.to_vec())?;
     }
-    if below {
-        std::fs::write(folder.path().join("base"), [0; 512])?;
+    for name in layer.parent().into_iter().flat_map(|parent| parent.candidates) {
+        std::fs::write(folder.path().join(name), [0; 512])?;
     }
     let out = Command::new("qemu-img")
         .current_dir(folder.path())

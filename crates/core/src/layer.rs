@@ -197,7 +197,8 @@ pub trait Layer: Send + Sync + Debug {
     }
 
     /// Changes what [`Format::amend_options`](crate::Format::amend_options) lists. `secrets` has what those options
-    /// name.
+    /// name. What does not fit together is found before anything changes. The layer may be closed behind it: open it
+    /// again to go on.
     fn amend(&self, options: &Options, secrets: &Secrets, progress: &dyn Progress) -> Result<()> {
         let _ = (options, secrets, progress);
         Err(Error::unsupported("this format has nothing that can be amended"))

@@ -1,6 +1,8 @@
 //! The allocator: which host clusters are free, by the refcounts. Counts go up before anything points at a cluster,
 //! and down only after nothing durable does.
 
+mod rebuild;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;

@@ -39,6 +39,10 @@ impl Geometry {
         self.refcount_order
     }
 
+    pub(crate) fn with_refcount_order(self, refcount_order: u32) -> Geometry {
+        Geometry { refcount_order, ..self }
+    }
+
     /// 64-bit words of an L2 entry.
     pub(crate) fn entry_words(self) -> usize {
         if self.extended { 2 } else { 1 }

@@ -289,7 +289,8 @@ impl Header {
         if self.version == 2 { V2_LENGTH as usize } else { V3_LENGTH as usize }
     }
 
-    fn incompatible(&self) -> u64 {
+    /// The incompatible features that are in use.
+    pub(crate) fn incompatible(&self) -> u64 {
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
         bit(self.dirty, INCOMPATIBLE_DIRTY)
             | bit(self.corrupt, INCOMPATIBLE_CORRUPT)

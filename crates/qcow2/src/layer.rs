@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{
-    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, ParentRef, Prealloc, Resolver, Result,
-    Snapshots, Storage,
+    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options, ParentRef, Prealloc, Progress,
+    Resolver, Result, Secrets, Snapshots, Storage,
 };
 
 use crate::alloc::Allocator;
 use crate::bitmaps;
 use crate::compress::{Codec, Deflater};
 use crate::header::Header;
+use crate::options;
 use crate::snapshot::{self, Snapshot};
 use crate::view::{Shared, View};
 use crate::writer::Writer;
@@ -49,8 +50,9 @@ impl Qcow2Layer {
         };
         let writer = how.writable.then(|| {
             let alloc = Allocator::open(file.clone(), header.geometry, header.refcount_table_offset);
-            Writer::new(alloc, default_deflater(header.codec), false, false)
+            Ok::<_, Error>(Writer::new(alloc, deflater(header.codec, &how.options)?, false, false))
         });
+        let writer = writer.transpose()?;
         let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
         let shared = Arc::new(Shared::new(file, data, header, snapshot_table, !how.writable));
         Ok(Qcow2Layer {
@@ -69,8 +71,8 @@ impl Qcow2Layer {
     }
 }
 
-pub(crate) fn default_deflater(codec: Codec) -> Deflater {
-    Deflater::new(codec, codec.levels().1)
+fn deflater(codec: Codec, options: &Options) -> Result<Deflater> {
+    Ok(Deflater::new(codec, options::level(codec, options)?))
 }
 
 fn refuse_writing(header: &Header) -> Result<()> {
@@ -197,6 +199,10 @@ impl Layer for Qcow2Layer {
 
     fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
         self.name_parent(parent)
+    }
+
+    fn amend(&self, options: &Options, _secrets: &Secrets, progress: &dyn Progress) -> Result<()> {
+        self.amend_with(options, progress)
     }
 
     fn hidden(&self) -> Option<bool> {

@@ -6,6 +6,7 @@
 
 mod alloc;
 mod allocated;
+mod amend;
 mod audit;
 mod bitmaps;
 mod cache;
@@ -64,6 +65,14 @@ impl Format for Qcow2 {
 
     fn options(&self) -> &'static [OptionSpec] {
         options::OPTIONS
+    }
+
+    fn open_options(&self) -> &'static [OptionSpec] {
+        options::OPEN_OPTIONS
+    }
+
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        amend::AMEND_OPTIONS
     }
 
     fn open(

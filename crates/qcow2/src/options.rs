@@ -1,9 +1,18 @@
 //! `-o` of qcow2: names, checks, and what QEMU says when they do not fit together.
 
-use cowhand_core::{CreateOptions, Error, OptionKind, OptionSpec, Prealloc, Result};
+use cowhand_core::{CreateOptions, Error, OptionKind, OptionSpec, Options, Prealloc, Result};
 
 use crate::compress::Codec;
 use crate::geometry::Geometry;
+
+const LEVEL: OptionSpec = OptionSpec {
+    name: "compression_level",
+    kind: OptionKind::Number,
+    help: "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
+};
+
+/// What can be set when an image is opened for writing.
+pub(crate) const OPEN_OPTIONS: &[OptionSpec] = &[LEVEL];
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec { name: "cluster_size", kind: OptionKind::Size, help: "qcow2 cluster size" },
@@ -12,11 +21,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         kind: OptionKind::Choice(&["0.10", "v2", "1.1", "v3"]),
         help: "Compatibility level (v2 [0.10] or v3 [1.1])",
     },
-    OptionSpec {
-        name: "compression_level",
-        kind: OptionKind::Number,
-        help: "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
-    },
+    LEVEL,
     OptionSpec {
         name: "compression_type",
         kind: OptionKind::Choice(&["zlib", "zstd"]),
@@ -90,16 +95,7 @@ impl Chosen {
         newer("Lazy refcounts", lazy_refcounts)?;
         let codec = if options.text("compression_type") == Some("zstd") { Codec::Zstd } else { Codec::Zlib };
         newer("Non-zlib compression type is", codec != Codec::Zlib)?;
-        let (levels, default) = codec.levels();
-        let level = options.number("compression_level").unwrap_or(default.into());
-        let level = u32::try_from(level).ok().filter(|level| levels.contains(level)).ok_or_else(|| {
-            Error::invalid(format!(
-                "compression_level of {} is {} to {}",
-                codec.name(),
-                levels.start(),
-                levels.end()
-            ))
-        })?;
+        let level = level(codec, options)?;
         let data_file = options.text("data_file").filter(|name| !name.is_empty()).map(str::to_owned);
         newer("External data files are", data_file.is_some())?;
         let data_file_raw = options.flag("data_file_raw").unwrap_or(false);
@@ -122,4 +118,14 @@ impl Chosen {
         let geometry = Geometry::new(cluster.trailing_zeros(), extended, refcount_bits.trailing_zeros());
         Ok(Chosen { version, geometry, codec, level, lazy_refcounts, data_file, data_file_raw, prealloc })
     }
+}
+
+/// The level at which `codec` compresses.
+pub(crate) fn level(codec: Codec, options: &Options) -> Result<u32> {
+    let (levels, default) = codec.levels();
+    let level = options.number(LEVEL.name).unwrap_or(default.into());
+    u32::try_from(level).ok().filter(|level| levels.contains(level)).ok_or_else(|| {
+        let (name, least, most) = (codec.name(), levels.start(), levels.end());
+        Error::invalid(format!("compression_level of {name} is {least} to {most}"))
+    })
 }

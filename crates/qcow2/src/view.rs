@@ -394,6 +394,26 @@ impl View {
         Ok(Some((table + slice * geometry.slice_bytes(), (in_table % geometry.slice_entries()) as usize)))
     }
 
+    /// The entries of the L2 table that the L1 entry at `index` leads to; none where there is no table.
+    pub(crate) fn table_entries(&self, index: u64) -> Result<Vec<Entry>> {
+        let shared = &self.shared;
+        let geometry = shared.geometry();
+        let (entry, entry_at) = self.l1_entry(index as usize);
+        let Some(table) = shared.l2_table(entry, entry_at)? else { return Ok(Vec::new()) };
+        let words = geometry.entry_words();
+        let mut entries = Vec::with_capacity(geometry.l2_entries() as usize);
+        for offset in (0..geometry.cluster_size()).step_by(geometry.slice_bytes() as usize) {
+            let slice = table + offset;
+            shared.slices.look(shared.file.as_ref(), slice, |body| {
+                (0..geometry.slice_entries() as usize).try_for_each(|index| {
+                    entries.push(shared.entry(body.get(index, words), slice + (index * words * 8) as u64)?);
+                    Ok::<_, Error>(())
+                })
+            })??;
+        }
+        Ok(entries)
+    }
+
     /// What stands at `at`, for at most `max` bytes, as far as it is alike.
     pub(crate) fn stretch(&self, at: u64, max: u64) -> Result<Stretch> {
         let max = max.min(self.size().saturating_sub(at));

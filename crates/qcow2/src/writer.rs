@@ -84,6 +84,10 @@ impl Writer {
         }
     }
 
+    pub(crate) fn alloc(&self) -> MutexGuard<'_, Allocator> {
+        lock(&self.alloc)
+    }
+
     pub(crate) fn check_failed(&self) -> Result<()> {
         if self.failed.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Io, "an earlier write of the image's tables failed")

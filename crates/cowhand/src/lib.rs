@@ -35,6 +35,8 @@ pub mod inspect;
 mod map;
 mod open;
 mod plan;
+#[cfg(test)]
+mod power_cuts;
 mod rebase;
 mod registry;
 mod resize;

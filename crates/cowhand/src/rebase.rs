@@ -77,14 +77,28 @@ pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Reba
     let top = chain.links().first().cloned(); // never none: every image has a layer
     let new = Image::new(top.into_iter().chain(below_links.iter().cloned()).collect())?;
     let shared = shared(&chain, below.as_ref());
-    let done = keep_content(&chain, &new, shared, how.compress, workers(how.workers), progress);
-    let flushed = chain.flush();
-    let written = done?;
-    flushed?;
     if let (Some(parent), Some(link)) = (&mut parent, below_links.first()) {
         parent.expected.extend(link.layer.identity().0);
     }
-    name(&chain, parent.as_ref())?;
+    rebase_chain(&chain, &new, shared, parent.as_ref(), how.compress, workers(how.workers), progress)
+}
+
+/// Gives the top, which both chains have in common and which is open for writing, the parent of the new one. The last
+/// `shared` layers of both are the same.
+pub(crate) fn rebase_chain(
+    old: &Image,
+    new: &Image,
+    shared: usize,
+    parent: Option<&ParentRef>,
+    compress: bool,
+    workers: usize,
+    progress: &dyn Progress,
+) -> Result<Rebased> {
+    let done = keep_content(old, new, shared, compress, workers, progress);
+    let flushed = old.flush();
+    let written = done?;
+    flushed?;
+    name(old, parent)?;
     Ok(Rebased { written })
 }
 
@@ -118,9 +132,8 @@ fn shared(old: &Opened, new: Option<&Opened>) -> usize {
     old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count()
 }
 
-/// Writes into the top, which both chains have in common, what `old` shows and `new` would not. The last `shared`
-/// layers of both are the same. Answers the guest bytes written.
-pub(crate) fn keep_content(
+/// Writes into the top what `old` shows and `new` would not. Answers the guest bytes written.
+fn keep_content(
     old: &Image,
     new: &Image,
     shared: usize,

@@ -1,0 +1,303 @@
+//! What commit and rebase leave when the power is cut, or an input or output fails, at any moment: the disk's content,
+//! and a chain on which they can be run again.
+
+use std::sync::Arc;
+
+use cowhand_core::testing::{Failure, Fault, Faults, Io, Journal, Plan, Rng, fault_test};
+use cowhand_core::{
+    CreateOptions, Erase, Folder, Image, Link, MemoryFolder, NoFiles, OpenOptions, Options, ParentRef, Quiet,
+    Result,
+};
+
+use crate::commit::{Committed, commit_chain};
+use crate::rebase::rebase_chain;
+use crate::registry;
+
+/// A file of a chain: name, format, options, guest bytes.
+type File = (&'static str, &'static str, &'static str, u64);
+
+const K: u64 = 1 << 10;
+
+fn open(folder: &dyn Folder, files: &[File], writable: &[&str]) -> Result<Image> {
+    let link = |(name, format, ..): &File| {
+        let writable = writable.contains(name);
+        let how = OpenOptions { writable, ..OpenOptions::default() };
+        let layer = registry::format(format)?.open(folder.open(name, writable)?, &NoFiles, &how)?;
+        Ok(Link { layer, name: (*name).to_owned(), format })
+    };
+    Image::new(files.iter().map(link).collect::<Result<_>>()?)
+}
+
+/// Makes the chain, top first, with something written at random into each layer.
+fn chain(files: &[File], seed: u64) -> Arc<MemoryFolder> {
+    let folder = Arc::new(MemoryFolder::new());
+    let mut rng = Rng::new(seed);
+    for (index, (name, format, options, size)) in files.iter().enumerate().rev() {
+        let format = registry::format(format).unwrap();
+        let parent = files.get(index + 1).map(|(name, format, ..)| ParentRef {
+            candidates: vec![(*name).into()],
+            format: Some((*format).to_owned()),
+            ..ParentRef::default()
+        });
+        let options = Options::check(format.options(), &cowhand_core::parse_option_string(options)).unwrap();
+        let how = CreateOptions { size: *size, options, parent, ..CreateOptions::default() };
+        format.create(folder.create_new(name).unwrap(), &NoFiles, &how).unwrap().close().unwrap();
+        let image = open(folder.as_ref(), &files[index..], &[name]).unwrap();
+        for _ in 0..16 {
+            let len = (1 + rng.below(24)) * 512;
+            let at = rng.below((size - len) / 512 + 1) * 512;
+            match rng.below(4) {
+                0 => image.erase(at, len, Erase::Free).unwrap(),
+                1 => image.write(at, &vec![9; len as usize]).unwrap(),
+                _ => image.write(at, &vec![rng.any() as u8; len as usize]).unwrap(),
+            }
+        }
+        image.close().unwrap();
+    }
+    folder
+}
+
+fn content(image: &Image) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; image.size() as usize];
+    image.read(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn expect(image: &Image, wanted: &[u8], what: &str) -> Result<(), Failure> {
+    let found = content(image)?;
+    match found.iter().zip(wanted).position(|(found, wanted)| found != wanted) {
+        None if found.len() >= wanted.len() => Ok(()),
+        None => Err(Failure::new(format!("{what} has {} bytes, not {}", found.len(), wanted.len()))),
+        Some(at) => {
+            Err(Failure::new(format!("{what} differs at {at}: {} and not {}", found[at], wanted[at])))
+        }
+    }
+}
+
+fn states(seed: u64) -> Plan {
+    Plan { seed, unit: 512, per_epoch: 24, max_states: 500, ..Plan::default() }
+}
+
+const COMMITS: [(&[File], usize, bool); 5] = [
+    (&[("top", "qcow2", "cluster_size=4k", 200 * K), ("base", "raw", "", 200 * K)], 1, false),
+    (
+        &[
+            ("top", "qcow2", "cluster_size=4k", 300 * K + 512),
+            ("base", "qcow2", "cluster_size=8k", 100 * K),
+            ("root", "raw", "", 250 * K),
+        ],
+        1,
+        false,
+    ),
+    (
+        &[
+            ("top", "qcow2", "cluster_size=16k,extended_l2=on", 220 * K),
+            ("middle", "qcow2", "cluster_size=4k", 130 * K),
+            ("base", "qcow2", "cluster_size=512", 90 * K),
+        ],
+        2,
+        false,
+    ),
+    (
+        &[
+            ("top", "qcow2", "cluster_size=4k", 120 * K),
+            ("middle", "qcow2", "cluster_size=4k", 120 * K),
+            ("base", "raw", "", 60 * K),
+        ],
+        2,
+        false,
+    ),
+    (
+        &[
+            ("top", "qcow2", "compat=0.10,cluster_size=4k", 90 * K),
+            ("base", "qcow2", "cluster_size=4k", 200 * K),
+        ],
+        1,
+        false,
+    ),
+];
+
+fn commit(folder: &dyn Folder, files: &[File], depth: usize, empty: bool) -> Result<Committed> {
+    let writable: &[&str] = if empty { &["top", "base"] } else { &["base"] };
+    commit_chain(&open(folder, files, writable)?, depth, empty, 1, &Quiet)
+}
+
+/// The chain reads as before; a commit that is run (again) ends, and then the base reads so too.
+fn check_commit(folder: &Arc<MemoryFolder>, case: usize, wanted: &[u8]) -> Result<(), Failure> {
+    let (files, depth, empty) = COMMITS[case];
+    expect(&open(folder.as_ref(), files, &[])?, wanted, "the chain")?;
+    commit(folder.as_ref(), files, depth, empty)?;
+    expect(&open(folder.as_ref(), files, &[])?, wanted, "the chain, committed again")?;
+    expect(&open(folder.as_ref(), &files[depth..], &[])?, wanted, "the base, committed again")
+}
+
+#[test]
+fn a_power_cut_during_commit_changes_nothing_that_is_read() {
+    for (case, (files, depth, empty)) in COMMITS.into_iter().enumerate() {
+        for seed in 0..2 {
+            let folder = chain(files, seed);
+            let wanted = content(&open(folder.as_ref(), files, &[]).unwrap()).unwrap();
+            let journal = Journal::over(&folder);
+            let done = commit(journal.folder().as_ref(), files, depth, empty).unwrap();
+            assert!(done.moved > 0 && done.moved <= done.held && done.emptied == empty, "{done:?}");
+            let mut count = 0;
+            for state in journal.states(&states(seed)) {
+                count += 1;
+                if let Err(failure) = check_commit(&state.folder(), case, &wanted) {
+                    panic!("case {case}, seed {seed}: {failure}\n{state}");
+                }
+            }
+            assert!(count > 20, "case {case}: {count} states");
+            let done = commit(journal.live().as_ref(), files, depth, empty).unwrap();
+            assert_eq!(done.moved, 0, "case {case}: all is there already");
+        }
+    }
+}
+
+#[test]
+fn a_failure_during_commit_is_an_error_and_changes_nothing_that_is_read() {
+    for (case, (files, depth, empty)) in COMMITS.into_iter().enumerate() {
+        let folder = chain(files, 7);
+        let wanted = content(&open(folder.as_ref(), files, &[]).unwrap()).unwrap();
+        for fault in [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC] {
+            fault_test(
+                fault,
+                || Journal::over(&folder).live(),
+                |world, faults: &Arc<Faults>| {
+                    commit(faults.folder(world.clone()).as_ref(), files, depth, empty).map(drop)
+                },
+                |world, _| check_commit(world, case, &wanted),
+            )
+            .unwrap_or_else(|failure| panic!("case {case}: {failure}"));
+        }
+    }
+}
+
+/// The old chain, the new one's parents, and how many of the files at the end are the same.
+const REBASES: [(&[File], &[File], usize); 5] = [
+    (
+        &[("top", "qcow2", "cluster_size=4k", 200 * K), ("old", "raw", "", 150 * K)],
+        &[("new", "raw", "", 100 * K)],
+        0,
+    ),
+    (
+        &[("top", "qcow2", "cluster_size=8k", 130 * K + 512), ("old", "qcow2", "cluster_size=4k", 130 * K)],
+        &[],
+        0,
+    ),
+    (&[("top", "qcow2", "cluster_size=4k", 100 * K)], &[("new", "qcow2", "cluster_size=4k", 200 * K)], 0),
+    (
+        &[
+            ("top", "qcow2", "cluster_size=16k,extended_l2=on", 150 * K),
+            ("middle", "qcow2", "cluster_size=4k", 90 * K),
+            ("base", "qcow2", "cluster_size=4k", 140 * K),
+        ],
+        &[("base", "qcow2", "cluster_size=4k", 140 * K)],
+        1,
+    ),
+    (
+        &[
+            ("top", "qcow2", "compat=0.10,cluster_size=4k", 150 * K),
+            ("base", "qcow2", "cluster_size=4k", 140 * K),
+        ],
+        &[("other", "qcow2", "cluster_size=512", 160 * K), ("base", "qcow2", "cluster_size=4k", 140 * K)],
+        1,
+    ),
+];
+
+/// The files of both chains.
+fn two_chains(case: usize, seed: u64) -> Arc<MemoryFolder> {
+    let (old, new, shared) = REBASES[case];
+    let folder = chain(old, seed);
+    // What both have is made with the old chain; the new one's own layers are made over a copy of it.
+    let own = &new[..new.len() - shared];
+    let others = chain(new, seed + 100);
+    for (name, file) in others.entries() {
+        if own.iter().any(|(of_new, ..)| *of_new == name) {
+            folder.insert(&name, file);
+        }
+    }
+    folder
+}
+
+fn new_chain(case: usize) -> Vec<File> {
+    let (old, new, _) = REBASES[case];
+    std::iter::once(old[0]).chain(new.iter().copied()).collect()
+}
+
+fn rebase(folder: &dyn Folder, case: usize) -> Result<u64> {
+    let (old, new, shared) = REBASES[case];
+    let old = open(folder, old, &["top"])?;
+    let below = if new.is_empty() { Vec::new() } else { open(folder, new, &[])?.links().to_vec() };
+    let parent = new.first().map(|(name, format, ..)| ParentRef {
+        candidates: vec![(*name).into()],
+        format: Some((*format).to_owned()),
+        ..ParentRef::default()
+    });
+    let new = Image::new(old.links()[..1].iter().cloned().chain(below).collect())?;
+    rebase_chain(&old, &new, shared, parent.as_ref(), false, 1, &Quiet).map(|done| done.written)
+}
+
+/// The top stands on what it names, and the disk reads as before; a rebase that is run (again) ends.
+fn check_rebase(folder: &Arc<MemoryFolder>, case: usize, wanted: &[u8]) -> Result<(), Failure> {
+    let (old, new, _) = REBASES[case];
+    let new_chain = new_chain(case);
+    let names = |chain: &[File]| chain.get(1).map(|(name, ..)| (*name).to_owned());
+    let stands_on = || -> Result<Option<String>> {
+        let top = open(folder.as_ref(), &old[..1], &[])?;
+        let parent = top.links()[0].layer.parent();
+        Ok(parent.map(|parent| parent.candidates[0].display().to_string()))
+    };
+    let now = stands_on()?;
+    let is_new = now == names(&new_chain);
+    if !is_new && now != names(old) {
+        return Err(Failure::new(format!("stands on {now:?}")));
+    }
+    expect(&open(folder.as_ref(), if is_new { &new_chain } else { old }, &[])?, wanted, "the disk")?;
+    if is_new {
+        return Ok(());
+    }
+    rebase(folder.as_ref(), case)?;
+    if stands_on()? != new.first().map(|(name, ..)| (*name).to_owned()) {
+        return Err(Failure::new("has not its new parent after a second rebase"));
+    }
+    expect(&open(folder.as_ref(), &new_chain, &[])?, wanted, "the disk, rebased again")
+}
+
+#[test]
+fn a_power_cut_during_rebase_changes_nothing_that_is_read() {
+    for case in 0..REBASES.len() {
+        for seed in 0..2 {
+            let folder = two_chains(case, seed);
+            let wanted = content(&open(folder.as_ref(), REBASES[case].0, &[]).unwrap()).unwrap();
+            let journal = Journal::over(&folder);
+            let written = rebase(journal.folder().as_ref(), case).unwrap();
+            assert!(written > 0, "case {case}");
+            let mut count = 0;
+            for state in journal.states(&states(seed)) {
+                count += 1;
+                if let Err(failure) = check_rebase(&state.folder(), case, &wanted) {
+                    panic!("case {case}, seed {seed}: {failure}\n{state}");
+                }
+            }
+            assert!(count > 20, "case {case}: {count} states");
+        }
+    }
+}
+
+#[test]
+fn a_failure_during_rebase_is_an_error_and_changes_nothing_that_is_read() {
+    for case in 0..REBASES.len() {
+        let folder = two_chains(case, 3);
+        let wanted = content(&open(folder.as_ref(), REBASES[case].0, &[]).unwrap()).unwrap();
+        for fault in [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC] {
+            fault_test(
+                fault,
+                || Journal::over(&folder).live(),
+                |world, faults: &Arc<Faults>| rebase(faults.folder(world.clone()).as_ref(), case).map(drop),
+                |world, _| check_rebase(world, case, &wanted),
+            )
+            .unwrap_or_else(|failure| panic!("case {case}: {failure}"));
+        }
+    }
+}

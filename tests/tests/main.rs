@@ -12,6 +12,7 @@ mod hostile_vhd;
 mod hostile_vhdx;
 mod locks;
 mod map_and_info;
+mod measure;
 mod ours;
 mod paths;
 mod real_samples;

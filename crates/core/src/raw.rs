@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    CreateOptions, Erase, Error, ErrorKind, Extent, Format, Inspector, Layer, OpenOptions, OptionKind,
-    OptionSpec, Prealloc, Probe, Resolver, Result, Storage,
+    Content, CreateOptions, Erase, Error, ErrorKind, Extent, Format, Inspector, Layer, Measured, OpenOptions,
+    OptionKind, OptionSpec, Prealloc, Probe, Resolver, Result, Storage,
 };
 
 const SECTOR: u64 = 512;
@@ -57,6 +57,17 @@ impl Format for Raw {
         file.set_len(size).map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
         preallocate(file.as_ref(), 0, size, how.prealloc())?;
         Ok(Arc::new(RawLayer::over(file, true)?))
+    }
+
+    fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+        // In QEMU the source's size decides, not the option.
+        let estimate = round_up(content.size())?;
+        Ok(Measured {
+            required: estimate,
+            fully_allocated: estimate,
+            exact: round_up(how.size)?,
+            bitmaps: None,
+        })
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

@@ -98,12 +98,13 @@ pub struct Converted {
 /// Most guest bytes of data that one thread is given at a time.
 pub(crate) const PIECE: u64 = 1 << 20;
 /// Guest bytes that are read and looked at for zeros at a time: few enough to be still in the processor's cache.
-const READ: u64 = 128 << 10;
+pub(crate) const READ: u64 = 128 << 10;
 /// Guest bytes that are written at a time, or a little more.
 const WRITE: u64 = 512 << 10;
 /// Most guest bytes that are shared by one call: the file system does it at once, but progress should still move.
 const CLONE: u64 = 64 << 20;
-const SPARSE: u64 = 4096;
+/// Guest bytes that are looked at for zeros by themselves, where nobody says otherwise.
+pub(crate) const SPARSE: u64 = 4096;
 /// The longest run of zeros that can be asked for: so much is held in memory by each thread.
 const MAX_SPARSE: u64 = 16 << 20;
 
@@ -144,6 +145,8 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     let backing = base.open(&how.target, &how.open)?;
     refuse_own_source(how, sources, backing.as_ref())?;
     let target = Target::begin(&how.target, how.cache, how.keep_partial)?;
+    let links = || sources.iter().flat_map(|source| source.links());
+    let shares = links().any(|link| target.can_share(link.layer.host().as_ref()));
     let read = read_by(sources, backing.as_ref());
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
     let layer =
@@ -159,6 +162,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     job.reads_zero = !base.has_backing() && layer_reads_zero && (!on_device || how.target_is_zero);
     job.rest_must_be_zero = backing.as_ref().is_some_and(|backing| backing.size() > content);
     job.whole_blocks = on_device;
+    job.shares = shares;
     let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
     job.run(&source, progress)?;
     written.close()?;
@@ -306,6 +310,8 @@ pub(crate) struct Job<'a> {
     on_backing: bool,
     /// What lies around a write does not read zero, so allocation units are written whole.
     pub(crate) whole_blocks: bool,
+    /// The file system may share blocks of the source with the target.
+    shares: bool,
     written: AtomicU64,
     cloned: AtomicU64,
     since: Instant,
@@ -320,6 +326,7 @@ impl<'a> Job<'a> {
             rest_must_be_zero: false,
             on_backing,
             whole_blocks: false,
+            shares: true,
             written: AtomicU64::new(0),
             cloned: AtomicU64::new(0),
             since: Instant::now(),
@@ -349,7 +356,7 @@ impl<'a> Job<'a> {
         };
         let unit = granule.max(self.how.sparse.unwrap_or(SPARSE).max(512).next_power_of_two());
         // Sharing keeps the source's zeros, which -S asks to find.
-        let clone = if self.how.compress || self.how.sparse.is_some() { 0 } else { CLONE };
+        let clone = if self.how.compress || self.how.sparse.is_some() || !self.shares { 0 } else { CLONE };
         let plan = Plan::new(source, unit, PIECE.max(unit), clone);
         plan.run(workers(self.how.workers), |plan| {
             let mut buf = Buffer::default();

@@ -159,13 +159,19 @@ impl Base {
         size: u64,
         secrets: &Secrets,
     ) -> Result<Arc<dyn Layer>> {
+        format.create(storage, files, &self.create_options(format, size, secrets)?)
+    }
+
+    /// What the format is told.
+    pub(crate) fn create_options(
+        &self,
+        format: &dyn Format,
+        size: u64,
+        secrets: &Secrets,
+    ) -> Result<CreateOptions> {
         let parent = self.parent();
         let options = Options::check(format.options(), &self.options)?;
-        format.create(
-            storage,
-            files,
-            &CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: true },
-        )
+        Ok(CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: true })
     }
 
     /// The parent as the image is to name it.

@@ -33,6 +33,7 @@ mod hidden;
 mod info;
 pub mod inspect;
 mod map;
+mod measure;
 mod open;
 mod plan;
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub use dd::{Copied, Dd, DdInput, DdOutput, dd};
 pub use hidden::{hidden, kill_data, set_hidden};
 pub use info::{Info, info, snapshot_json};
 pub use map::{MapEntry, map};
+pub use measure::{Measure, Sizes, measure};
 pub use open::{Open, Opened, Parent, open, open_alone};
 pub use rebase::{Rebase, Rebased, rebase};
 pub use registry::{detect, format, format_for_target, formats};

@@ -72,6 +72,15 @@ impl Target {
         &self.storage
     }
 
+    /// Whether the file system shares blocks of `from` with the target: tried while the target is empty, since a place
+    /// in the image that was given to blocks which cannot be shared may stay unused.
+    pub(crate) fn can_share(&self, from: &dyn Storage) -> bool {
+        const UNIT: u64 = 4096;
+        let shared = !self.is_device() && self.storage.copy_from(0, from, 0, UNIT).is_ok_and(|done| done > 0);
+        // Whatever came there goes: a format makes its image in an empty file.
+        (shared && self.storage.set_len(0).is_ok()) || self.is_device()
+    }
+
     /// True where the target is written in place, so that a failure leaves it half-written.
     pub(crate) fn is_device(&self) -> bool {
         self.partial.is_none()

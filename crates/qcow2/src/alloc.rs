@@ -124,6 +124,11 @@ impl Allocator {
         }
     }
 
+    /// Where the last cluster ends that was ever given out, as an offset.
+    pub(crate) fn end(&self) -> u64 {
+        self.virgin << self.geometry.cluster_bits()
+    }
+
     pub(crate) fn table_at(&self) -> u64 {
         self.table_at
     }

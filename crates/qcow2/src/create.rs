@@ -10,9 +10,9 @@ use crate::alloc::{Allocator, Refused};
 use crate::compress::Deflater;
 use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
+use crate::measure::Layout;
 use crate::options::Chosen;
 use crate::prealloc::zero_out;
-use crate::resize::check_l1;
 use crate::view::{L1, Shared, View};
 use crate::writer::Writer;
 
@@ -24,9 +24,8 @@ pub(crate) fn create(
     let chosen = Chosen::from(how)?;
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
-    // As QEMU: a disk is whole sectors.
-    let size = how.size.checked_next_multiple_of(512).unwrap_or(u64::MAX);
-    check_l1(geometry, size)?;
+    let layout = Layout::new(geometry, how.size, chosen.data_file.is_some())?;
+    let size = layout.size;
     let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
     header.lazy_refcounts = chosen.lazy_refcounts;
     header.name_parent(how.parent.as_ref())?;
@@ -52,8 +51,8 @@ pub(crate) fn create(
         file.set_len(0).map_err(failed)?;
     }
 
-    let entries = geometry.cluster_size() as usize / 8;
-    let mut alloc = Allocator::fresh(file.clone(), geometry, 1 << bits, entries)?;
+    let table_bytes = layout.table << bits;
+    let mut alloc = Allocator::fresh(file.clone(), geometry, 1 << bits, (table_bytes / 8) as usize)?;
     let refused = |refused| match refused {
         Refused::Failed(error) => error,
         Refused::TableFull(_) => {
@@ -61,41 +60,23 @@ pub(crate) fn create(
         }
     };
     // The header and the refcount table; the first refcount block comes behind them.
-    alloc.reserve(2).map_err(refused)?;
+    alloc.reserve(1 + layout.table).map_err(refused)?;
     header.refcount_table_offset = 1 << bits;
-    header.refcount_table_clusters = 1;
+    header.refcount_table_clusters = layout.table as u32;
     header.l1_entries = geometry.l1_entries(size) as u32;
-    let l1_bytes = u64::from(header.l1_entries) * 8;
-    let l1_clusters = l1_bytes.div_ceil(geometry.cluster_size());
-    let mut late_l1 = false;
-    if l1_clusters > 0 {
-        match alloc.reserve(l1_clusters) {
-            Ok((run, _)) => header.l1_offset = run.start << bits,
-            Err(Refused::TableFull(_)) => late_l1 = true,
-            Err(Refused::Failed(error)) => return Err(error),
-        }
+    if layout.l1 > 0 {
+        header.l1_offset = alloc.reserve(layout.l1).map_err(refused)?.0.start << bits;
     }
-    if late_l1 {
-        // Tiny clusters: the first refcount table does not even cover the L1 table.
-        file.write_at(0, &header.encode()?).map_err(failed)?;
-        alloc.grow(l1_clusters, &|| Ok(()))?;
-        header.l1_offset = alloc.reserve(l1_clusters).map_err(refused)?.0.start << bits;
-        header.refcount_table_offset = alloc.table_at();
-        let table = alloc.table_run();
-        header.refcount_table_clusters = (table.end - table.start) as u32;
-    }
-    let l1_end = (header.l1_offset + l1_bytes).max(3 << bits);
-    if file.len().map_err(failed)? < l1_end {
-        file.set_len(l1_end).map_err(failed)?;
-    }
-    if file.len().map_err(failed)? > l1_end && !late_l1 {
+    if !file.is_empty().map_err(failed)? {
         // A device keeps what it had.
-        zero_out(file.as_ref(), header.l1_offset, l1_bytes)?;
+        zero_out(file.as_ref(), header.refcount_table_offset, table_bytes)?;
+        zero_out(file.as_ref(), header.l1_offset, layout.l1 << bits)?;
+    }
+    let end = alloc.end();
+    if file.len().map_err(failed)? < end {
+        file.set_len(end).map_err(failed)?;
     }
     file.write_at(0, &header.encode()?).map_err(failed)?;
-    if !late_l1 {
-        zero_out(file.as_ref(), header.refcount_table_offset, geometry.cluster_size())?;
-    }
 
     let l1 = L1 { at: header.l1_offset, entries: vec![0; header.l1_entries as usize] };
     let codec = header.codec;

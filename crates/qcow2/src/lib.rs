@@ -21,6 +21,7 @@ mod geometry;
 mod header;
 mod inspector;
 mod layer;
+mod measure;
 mod options;
 mod prealloc;
 mod read;
@@ -37,7 +38,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CreateOptions, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver, Result, Storage,
+    Content, CreateOptions, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec, Probe, Resolver,
+    Result, Storage,
 };
 
 /// The qcow2 format.
@@ -91,6 +93,10 @@ impl Format for Qcow2 {
         how: &CreateOptions,
     ) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(create::create(file, files, how)?))
+    }
+
+    fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+        measure::measure(content, how)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

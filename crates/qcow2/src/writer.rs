@@ -479,10 +479,21 @@ impl Qcow2Layer {
         if writer.closed.load(Ordering::Relaxed) {
             return Ok(());
         }
+        if writer.fresh {
+            self.fill_last_cluster(writer)?;
+        }
         self.write_back(writer, true)?;
         let rest = self.reclaim(writer, &mut lock(&writer.order));
         writer.closed.store(true, Ordering::Relaxed);
         rest
+    }
+
+    /// A new image's file is whole clusters: its length must not depend on which thread's data came last.
+    fn fill_last_cluster(&self, writer: &Writer) -> Result<()> {
+        let file = &self.view.shared.file;
+        let failed = |error| Error::io("cannot set the file's length", error);
+        let end = lock(&writer.alloc).end();
+        if file.len().map_err(failed)? < end { file.set_len(end).map_err(failed) } else { Ok(()) }
     }
 
     /// Brings a new image's tables to the file, so that it can be opened from here on.

@@ -59,6 +59,19 @@ impl Layout {
             .ok_or_else(too_large)
     }
 
+    /// The file's length with `blocks` blocks in it.
+    pub(crate) fn file_len(&self, blocks: u64) -> u64 {
+        self.blocks_end(blocks) + FOOTER_LEN
+    }
+
+    /// Where the first `blocks` blocks end.
+    fn blocks_end(&self, blocks: u64) -> u64 {
+        match blocks.checked_sub(1) {
+            None => self.bat_end,
+            Some(last) => self.first_payload + self.pitch * last + self.block_size,
+        }
+    }
+
     /// Where the last block begins when all are in the file.
     fn reach(&self) -> u64 {
         self.first_payload + self.pitch * u64::from(self.blocks)
@@ -125,10 +138,7 @@ impl Allocator {
 
     /// Where the blocks end, and so the footer begins.
     pub(crate) fn end(&self, layout: &Layout) -> u64 {
-        match self.handed_out.checked_sub(1) {
-            None => layout.bat_end,
-            Some(last) => layout.first_payload + layout.pitch * u64::from(last) + layout.block_size,
-        }
+        layout.blocks_end(u64::from(self.handed_out))
     }
 
     /// Puts `footer` where the blocks end, and ends the file there.

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use cowhand_core::{CreateOptions, Error, Layer, OptionKind, OptionSpec, Prealloc, Result, Storage};
+use cowhand_core::{
+    Content, CreateOptions, Error, Layer, Measured, OptionKind, OptionSpec, Prealloc, Result, Storage,
+    touched,
+};
 
+use crate::alloc::Layout;
 use crate::fixed::Fixed;
-use crate::footer::Footer;
+use crate::footer::{FOOTER_LEN, Footer};
 use crate::fresh::Fresh;
 use crate::geometry::{Geometry, SECTOR};
 use crate::header::{MAX_BLOCK, MAX_DISK};
@@ -67,33 +71,64 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Arc<
         )
         .hint("name a file, not a device"));
     }
-    let options = &how.options;
-    let force_size = options.flag("force_size").unwrap_or(false);
-    let (size, geometry) = size_and_geometry(how.size, force_size, options.size("size_align"))?;
-    if options.text("subformat") == Some("fixed") {
-        if options.has("block_size") {
-            return Err(Error::invalid("a fixed VHD has no blocks")
-                .hint("leave out block_size, or choose subformat=dynamic"));
+    match Plan::new(how)? {
+        Plan::Fixed { size, geometry } => {
+            Ok(Arc::new(Fixed::create(file, Footer::new(size, geometry, None), how.prealloc())?))
         }
-        return Ok(Arc::new(Fixed::create(file, Footer::new(size, geometry, None), how.prealloc())?));
+        Plan::Dynamic { size, geometry, layout } => {
+            Ok(Arc::new(Fresh::create(file, size, geometry, layout, how.fresh)?))
+        }
     }
-    if how.prealloc() != Prealloc::Off {
-        return Err(Error::unsupported("preallocation of a dynamic VHD is not supported")
-            .hint("choose subformat=fixed"));
+}
+
+/// A new disk's make, within the format's limits.
+enum Plan {
+    Fixed { size: u64, geometry: Geometry },
+    Dynamic { size: u64, geometry: Geometry, layout: Layout },
+}
+
+impl Plan {
+    fn new(how: &CreateOptions) -> Result<Plan> {
+        let options = &how.options;
+        let force_size = options.flag("force_size").unwrap_or(false);
+        let (size, geometry) = size_and_geometry(how.size, force_size, options.size("size_align"))?;
+        if options.text("subformat") == Some("fixed") {
+            if options.has("block_size") {
+                return Err(Error::invalid("a fixed VHD has no blocks")
+                    .hint("leave out block_size, or choose subformat=dynamic"));
+            }
+            return Ok(Plan::Fixed { size, geometry });
+        }
+        if how.prealloc() != Prealloc::Off {
+            return Err(Error::unsupported("preallocation of a dynamic VHD is not supported")
+                .hint("choose subformat=fixed"));
+        }
+        if size > MAX_DISK {
+            return Err(Error::invalid(format!(
+                "{size} bytes are too large for a dynamic VHD, which has at most 2040 GiB ({MAX_DISK} bytes)"
+            ))
+            .hint("choose vhdx"));
+        }
+        let block_size = options.size("block_size").unwrap_or(DEFAULT_BLOCK);
+        if !block_size.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) {
+            return Err(Error::invalid(format!(
+                "block_size={block_size} is not a power of two from 512K to 256M"
+            )));
+        }
+        Ok(Plan::Dynamic { size, geometry, layout: Layout::new(size, block_size)? })
     }
-    if size > MAX_DISK {
-        return Err(Error::invalid(format!(
-            "{size} bytes are too large for a dynamic VHD, which has at most 2040 GiB ({MAX_DISK} bytes)"
-        ))
-        .hint("choose vhdx"));
-    }
-    let block_size = options.size("block_size").unwrap_or(DEFAULT_BLOCK);
-    if !block_size.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) {
-        return Err(Error::invalid(format!(
-            "block_size={block_size} is not a power of two from 512K to 256M"
-        )));
-    }
-    Ok(Arc::new(Fresh::create(file, size, geometry, block_size, how.fresh)?))
+}
+
+/// See `Format::measure`. QEMU has no estimate for this format: what is required is what the blocks touched take.
+pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+    let (least, most) = match Plan::new(how)? {
+        Plan::Fixed { size, .. } => (size + FOOTER_LEN, size + FOOTER_LEN),
+        Plan::Dynamic { layout, .. } => (
+            layout.file_len(touched(content, [layout.block_size])?[0]),
+            layout.file_len(u64::from(layout.blocks)),
+        ),
+    };
+    Ok(Measured { required: least, fully_allocated: most, exact: least, bitmaps: None })
 }
 
 #[cfg(test)]

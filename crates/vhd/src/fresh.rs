@@ -49,10 +49,9 @@ impl Fresh {
         file: Arc<dyn Storage>,
         size: u64,
         geometry: Geometry,
-        block_size: u64,
+        layout: Layout,
         unseen: bool,
     ) -> Result<Fresh> {
-        let layout = Layout::new(size, block_size)?;
         let footer = Footer::new(size, geometry, Some(layout.header_at));
         let fresh = Fresh::without_blocks(file, footer, layout, 0, unseen);
         let failed = |error| Error::io("cannot write the headers", error);

@@ -26,8 +26,8 @@ mod tests;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CreateOptions, Error, Format, Inspector, Layer, OpenOptions, OptionKind, OptionSpec, Probe, Resolver,
-    Result, Storage,
+    Content, CreateOptions, Error, Format, Inspector, Layer, Measured, OpenOptions, OptionKind, OptionSpec,
+    Probe, Resolver, Result, Storage,
 };
 
 use crate::footer::{DiskType, SizeRule};
@@ -101,6 +101,10 @@ impl Format for Vhd {
         how: &CreateOptions,
     ) -> Result<Arc<dyn Layer>> {
         create::create(file, how)
+    }
+
+    fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+        create::measure(content, how)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

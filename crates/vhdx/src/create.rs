@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use cowhand_core::{CreateOptions, Error, OptionKind, OptionSpec, Prealloc, Result, Storage};
+use cowhand_core::{
+    Content, CreateOptions, Error, Measured, OptionKind, OptionSpec, Prealloc, Result, Storage, touched,
+};
 
 use crate::bat::{Block, ENTRY, Geometry};
 use crate::bytes::{self, MIB};
@@ -115,6 +117,47 @@ impl Plan {
     }
 }
 
+/// Where everything goes in a new file.
+struct Places {
+    geometry: Geometry,
+    log: LogPlace,
+    metadata_region: Region,
+    bat: Region,
+    blocks_at: u64,
+    /// Where the last block ends when all are there.
+    blocks_end: u64,
+}
+
+impl Plan {
+    fn places(&self) -> Places {
+        let metadata = &self.metadata;
+        let geometry = Geometry {
+            size: metadata.size,
+            block_size: metadata.block_size,
+            sector: metadata.logical_sector.into(),
+        };
+        let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: self.log_size };
+        let metadata_region = Region { offset: MIB + self.log_size, length: MIB };
+        let bat_length = (geometry.entries(false) * ENTRY).next_multiple_of(MIB).max(MIB);
+        let bat = Region { offset: metadata_region.offset + MIB, length: bat_length };
+        let blocks_at = bat.offset + bat.length;
+        let blocks_end = blocks_at + geometry.blocks() * geometry.block_size;
+        Places { geometry, log, metadata_region, bat, blocks_at, blocks_end }
+    }
+}
+
+/// See `Format::measure`. QEMU has no estimate for this format: what is required is what the blocks touched take.
+pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+    let plan = Plan::new(how)?;
+    let Places { geometry, blocks_at, blocks_end, .. } = plan.places();
+    let exact = if plan.metadata.leave_blocks_allocated {
+        blocks_end
+    } else {
+        blocks_at + touched(content, [geometry.block_size])?[0] * geometry.block_size
+    };
+    Ok(Measured { required: exact, fully_allocated: blocks_end, exact, bitmaps: None })
+}
+
 /// The smallest block with which the disk has at most 131072 of them, a BAT of a MiB; but not above 32 MiB, which is
 /// what Windows takes. A file is longer than its data by what is unused of its blocks, so small blocks keep small files
 /// small.
@@ -126,17 +169,7 @@ fn automatic_block_size(size: u64) -> u64 {
 pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<VhdxLayer> {
     let plan = Plan::new(how)?;
     let metadata = &plan.metadata;
-    let geometry = Geometry {
-        size: metadata.size,
-        block_size: metadata.block_size,
-        sector: metadata.logical_sector.into(),
-    };
-    let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: plan.log_size };
-    let metadata_region = Region { offset: MIB + plan.log_size, length: MIB };
-    let bat_length = (geometry.entries(false) * ENTRY).next_multiple_of(MIB).max(MIB);
-    let bat = Region { offset: metadata_region.offset + MIB, length: bat_length };
-    let blocks_at = bat.offset + bat.length;
-    let blocks_end = blocks_at + geometry.blocks() * geometry.block_size;
+    let Places { geometry, log, metadata_region, bat, blocks_at, blocks_end } = plan.places();
     let end = if metadata.leave_blocks_allocated { blocks_end } else { blocks_at };
 
     let resize =

@@ -25,7 +25,8 @@ mod write;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CreateOptions, Error, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver, Result, Storage,
+    Content, CreateOptions, Error, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec, Probe,
+    Resolver, Result, Storage,
 };
 
 /// The VHDX format.
@@ -71,6 +72,10 @@ impl Format for Vhdx {
         how: &CreateOptions,
     ) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(create::create(file, how)?))
+    }
+
+    fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+        create::measure(content, how)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

@@ -248,7 +248,7 @@ fn target_format(args: &Args) -> Result<&'static dyn cowhand::Format> {
 }
 
 /// `snapshot.id=ID` and `snapshot.name=NAME` name one for sure; a bare word is an id or else a name.
-fn which_snapshot(text: &str, source: &Source, open: &cowhand::Open) -> Result<String> {
+pub(crate) fn which_snapshot(text: &str, source: &Source, open: &cowhand::Open) -> Result<String> {
     if !text.starts_with("snapshot.") {
         return Ok(text.to_owned());
     }

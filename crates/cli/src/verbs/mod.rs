@@ -17,6 +17,7 @@ pub(crate) mod inspect;
 pub(crate) mod kill_data;
 pub(crate) mod man;
 pub(crate) mod map;
+pub(crate) mod measure;
 pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;

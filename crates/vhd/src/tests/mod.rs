@@ -12,6 +12,7 @@ use cowhand_core::{
 };
 
 use crate::Vhd;
+use crate::alloc::Layout;
 use crate::footer::checksum;
 use crate::fresh::Fresh;
 use crate::geometry::Geometry;
@@ -35,7 +36,7 @@ fn open_bytes(bytes: &[u8]) -> Result<Arc<dyn Layer>> {
 
 /// A dynamic disk in blocks of any size.
 fn small(file: Arc<dyn Storage>, size: u64, block_size: u64, unseen: bool) -> Result<Arc<dyn Layer>> {
-    Ok(Arc::new(Fresh::create(file, size, Geometry::MAX, block_size, unseen)?))
+    Ok(Arc::new(Fresh::create(file, size, Geometry::MAX, Layout::new(size, block_size)?, unseen)?))
 }
 
 /// Everything that the chain of `layers`, top first, holds.

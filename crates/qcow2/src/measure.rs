@@ -1,0 +1,111 @@
+//! How large a file becomes: how many clusters of each kind a disk needs, in a new image and by QEMU's estimate.
+
+use cowhand_core::{BitmapInfo, Content, CreateOptions, Measured, Prealloc, Result, touched};
+
+use crate::geometry::Geometry;
+use crate::header::MAX_REFCOUNT_TABLE_BYTES;
+use crate::options::Chosen;
+use crate::resize::check_l1;
+
+/// What a new image begins with, in clusters: the header, the refcount table, the L1 table.
+///
+/// The refcount table is as long as the full image needs. So it never moves while the image is filled, and new
+/// clusters stand behind one another without a gap, whatever order several threads take them in: the file's length
+/// follows from their number alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    geometry: Geometry,
+    /// Guest bytes.
+    pub(crate) size: u64,
+    pub(crate) table: u64,
+    pub(crate) l1: u64,
+}
+
+impl Layout {
+    /// For a disk of `asked` bytes. `outside`: data stands in another file. Errors: the format cannot say this size.
+    pub(crate) fn new(geometry: Geometry, asked: u64, outside: bool) -> Result<Layout> {
+        // As QEMU: a disk is whole sectors.
+        let size = asked.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        check_l1(geometry, size)?;
+        let bits = geometry.cluster_bits();
+        let l1 = (geometry.l1_entries(size) * 8).div_ceil(1 << bits);
+        let most = MAX_REFCOUNT_TABLE_BYTES >> bits;
+        let mut layout = Layout { geometry, size, table: 1, l1 };
+        let full = geometry.l1_entries(size) + if outside { 0 } else { size.div_ceil(1 << bits) };
+        loop {
+            let blocks = layout.file(full).div_ceil(geometry.block_entries());
+            let table = (blocks * 8).div_ceil(1 << bits).min(most);
+            if table <= layout.table {
+                return Ok(layout);
+            }
+            layout.table = table;
+        }
+    }
+
+    /// Clusters of the file in which `more` clusters are used beside the header and the tables; with refcount blocks.
+    fn file(&self, more: u64) -> u64 {
+        let counted = 1 + self.table + self.l1 + more;
+        let mut all = counted;
+        loop {
+            // Blocks count themselves.
+            let with = counted + all.div_ceil(self.geometry.block_entries());
+            if with == all {
+                return all;
+            }
+            all = with;
+        }
+    }
+}
+
+/// See `Format::measure`.
+pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+    let chosen = Chosen::from(how)?;
+    let geometry = chosen.geometry;
+    let bits = geometry.cluster_bits();
+    let outside = chosen.data_file.is_some();
+    let layout = Layout::new(geometry, how.size, outside)?;
+    let [touched, tables] = touched(content, [1 << bits, 1 << geometry.l2_bits()])?;
+
+    let all = layout.size.div_ceil(1 << bits);
+    let mapped = if chosen.prealloc == Prealloc::Off { tables } else { geometry.l1_entries(layout.size) };
+    let data = if chosen.prealloc == Prealloc::Off { touched } else { all };
+    let exact = layout.file(mapped + if outside { 0 } else { data });
+
+    // The source's size decides in QEMU, not the option.
+    let all = content.size().div_ceil(1 << bits);
+    let everything = how.parent.is_some() || matches!(chosen.prealloc, Prealloc::Falloc | Prealloc::Full);
+    let full = estimate(geometry, all);
+    let required = full - if everything && content.size() > 0 { 0 } else { (all - touched) << bits };
+    let bitmaps = content.bitmaps().filter(|_| chosen.version >= 3);
+    let bitmaps = bitmaps.map(|all_of| estimate_bitmaps(geometry, content.size(), all_of));
+    Ok(Measured { required, fully_allocated: full, exact: exact << bits, bitmaps })
+}
+
+/// What QEMU holds dirty bitmaps of a disk of `size` bytes for: all their bits, tables, and the directory.
+fn estimate_bitmaps(geometry: Geometry, size: u64, bitmaps: &[BitmapInfo]) -> u64 {
+    let bits = geometry.cluster_bits();
+    let whole = bitmaps.iter().filter(|bitmap| !bitmap.inconsistent);
+    let (clusters, directory) = whole.fold((0, 0), |(clusters, directory), bitmap| {
+        let data = size.div_ceil(bitmap.granularity.max(1)).div_ceil(8).div_ceil(1 << bits);
+        let table = (data * 8).div_ceil(1 << bits);
+        (clusters + data + table, directory + (24 + bitmap.name.len() as u64).next_multiple_of(8))
+    });
+    (clusters + directory.div_ceil(1 << bits)) << bits
+}
+
+/// What QEMU holds a full image of `clusters` guest clusters for, in bytes.
+fn estimate(geometry: Geometry, clusters: u64) -> u64 {
+    let bits = geometry.cluster_bits();
+    let tables = clusters.div_ceil(geometry.l2_entries());
+    let l1 = (tables * 8).div_ceil(1 << bits);
+    let counted = 1 + tables + l1 + clusters;
+    let (mut blocks, mut table) = (0, 0);
+    loop {
+        let before = blocks + table;
+        blocks = (counted + before).div_ceil(geometry.block_entries());
+        table = (blocks * 8).div_ceil(1 << bits);
+        if blocks + table == before {
+            return (counted + blocks + table) << bits;
+        }
+    }
+}

@@ -72,9 +72,8 @@ pub(crate) fn create(
         zero_out(file.as_ref(), header.refcount_table_offset, table_bytes)?;
         zero_out(file.as_ref(), header.l1_offset, layout.l1 << bits)?;
     }
-    let end = alloc.end();
-    if file.len().map_err(failed)? < end {
-        file.set_len(end).map_err(failed)?;
+    if file.len().map_err(failed)? < layout.empty_len() {
+        file.set_len(layout.empty_len()).map_err(failed)?;
     }
     file.write_at(0, &header.encode()?).map_err(failed)?;
 

@@ -44,16 +44,27 @@ impl Layout {
 
     /// Clusters of the file in which `more` clusters are used beside the header and the tables; with refcount blocks.
     fn file(&self, more: u64) -> u64 {
-        let counted = 1 + self.table + self.l1 + more;
-        let mut all = counted;
+        self.counted(1 + self.table + self.l1 + more)
+    }
+
+    /// `clusters`, and the refcount blocks that count them and themselves.
+    fn counted(&self, clusters: u64) -> u64 {
+        let mut all = clusters;
         loop {
-            // Blocks count themselves.
-            let with = counted + all.div_ceil(self.geometry.block_entries());
+            let with = clusters + all.div_ceil(self.geometry.block_entries());
             if with == all {
                 return all;
             }
             all = with;
         }
+    }
+
+    /// The length of an image's file that holds nothing: as in QEMU, it ends with the L1 table where that stands last.
+    pub(crate) fn empty_len(&self) -> u64 {
+        let bits = self.geometry.cluster_bits();
+        let (l1_at, end) = (self.counted(1 + self.table), self.file(0));
+        let l1_is_last = self.l1 > 0 && end == l1_at + self.l1;
+        if l1_is_last { (l1_at << bits) + self.geometry.l1_entries(self.size) * 8 } else { end << bits }
     }
 }
 
@@ -69,7 +80,8 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
     let all = layout.size.div_ceil(1 << bits);
     let mapped = if chosen.prealloc == Prealloc::Off { tables } else { geometry.l1_entries(layout.size) };
     let data = if chosen.prealloc == Prealloc::Off { touched } else { all };
-    let exact = layout.file(mapped + if outside { 0 } else { data });
+    let used = mapped + if outside { 0 } else { data };
+    let exact = if used == 0 { layout.empty_len() } else { layout.file(used) << bits };
 
     // The source's size decides in QEMU, not the option.
     let all = content.size().div_ceil(1 << bits);
@@ -78,7 +90,7 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
     let required = full - if everything && content.size() > 0 { 0 } else { (all - touched) << bits };
     let bitmaps = content.bitmaps().filter(|_| chosen.version >= 3);
     let bitmaps = bitmaps.map(|all_of| estimate_bitmaps(geometry, content.size(), all_of));
-    Ok(Measured { required, fully_allocated: full, exact: exact << bits, bitmaps })
+    Ok(Measured { required, fully_allocated: full, exact, bitmaps })
 }
 
 /// What QEMU holds dirty bitmaps of a disk of `size` bytes for: all their bits, tables, and the directory.

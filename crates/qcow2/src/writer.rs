@@ -42,6 +42,8 @@ pub(crate) struct Waiting {
 pub(crate) struct Writer {
     /// Nobody sees the file before it is whole: no barriers but the last.
     fresh: bool,
+    /// Where the clusters in use ended when the file was opened or laid out.
+    laid_out: u64,
     pub(crate) deflater: Deflater,
     pub(crate) claims: Claims,
     pub(crate) epochs: Epochs,
@@ -69,6 +71,7 @@ impl Writer {
     pub(crate) fn new(alloc: Allocator, deflater: Deflater, fresh: bool, ready: bool) -> Writer {
         Writer {
             fresh,
+            laid_out: alloc.end(),
             deflater,
             claims: Claims::default(),
             epochs: Epochs::default(),
@@ -488,12 +491,16 @@ impl Qcow2Layer {
         rest
     }
 
-    /// A new image's file is whole clusters: its length must not depend on which thread's data came last.
+    /// A new image's file is whole clusters once it holds any: its length must not depend on whose data came last.
     fn fill_last_cluster(&self, writer: &Writer) -> Result<()> {
         let file = &self.view.shared.file;
         let failed = |error| Error::io("cannot set the file's length", error);
         let end = lock(&writer.alloc).end();
-        if file.len().map_err(failed)? < end { file.set_len(end).map_err(failed) } else { Ok(()) }
+        if end > writer.laid_out && file.len().map_err(failed)? < end {
+            file.set_len(end).map_err(failed)
+        } else {
+            Ok(())
+        }
     }
 
     /// Brings a new image's tables to the file, so that it can be opened from here on.

@@ -316,10 +316,12 @@ fn options_that_do_not_fit_are_refused() {
 
 #[test]
 fn refcount_tables_grow() {
-    // With clusters of 512 bytes and counters of 64 bits the first table covers 2 MiB.
+    // With clusters of 512 bytes and counters of 64 bits a table of one cluster covers 2 MiB; it is made for a disk of
+    // 1 MiB, which then grows.
     let file = Arc::new(MemoryStorage::new());
     let layer =
-        Qcow2.create(file.clone(), &NoFiles, &how(24 << 20, "cluster_size=512,refcount_bits=64")).unwrap();
+        Qcow2.create(file.clone(), &NoFiles, &how(1 << 20, "cluster_size=512,refcount_bits=64")).unwrap();
+    layer.resize(24 << 20, cowhand_core::Prealloc::Off, 0).unwrap();
     let data = common::noise(1 << 20, 5);
     for at in 0..20 {
         layer.write(at << 20, &data).unwrap();

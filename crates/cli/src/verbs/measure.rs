@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     };
     if let Some(image) = args.images.first() {
         let source = args.sharing.source(image, args.format.as_deref())?;
-        how.open = args.sharing.open(source.format.as_deref(), &args.parents, Cache::default());
+        how.open = args.sharing.open(&source, &args.parents, Cache::default())?;
         if let Some(snapshot) = &args.snapshot {
             how.open.snapshot = Some(which_snapshot(snapshot, &source, &how.open)?);
         }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use cowhand_core::{Error, Result};
 
 use crate::alloc::Allocator;
+use crate::bitmaps::{self, Directory};
 use crate::cache::read_to_end;
 use crate::entry::{COPIED, Entry, Plain, Words};
 use crate::layer::Qcow2Layer;
@@ -43,6 +44,12 @@ pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
     let blocks: Vec<u64> = audit.alloc.block_offsets().collect();
     for block in blocks {
         audit.metadata("refcount block", span(block, 1))?;
+    }
+    if let Some(at) = bitmaps::place(header) {
+        audit.metadata("bitmap directory", bitmaps::run(at, header.geometry))?;
+        for bitmap in Directory::read(shared.file.as_ref(), header)?.entries {
+            audit.bitmap(&bitmap)?;
+        }
     }
     let snapshots = layer.snapshots().clone();
     for snapshot in &snapshots {
@@ -89,6 +96,18 @@ impl Audit<'_> {
                     cluster << self.bits,
                     "stands where another structure stands".to_owned(),
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    fn bitmap(&mut self, entry: &bitmaps::Entry) -> Result<()> {
+        let shared = &self.layer.view.shared;
+        let geometry = shared.geometry();
+        self.metadata("bitmap table", entry.table_run(geometry))?;
+        for word in bitmaps::read_table(shared.file.as_ref(), geometry, entry)? {
+            if let bitmaps::Word::Stored(at) = word {
+                self.metadata("bitmap", at >> self.bits..(at >> self.bits) + 1)?;
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use cowhand_core::{CreateOptions, Error, Prealloc, Resolver, Result, Storage};
 
 use crate::alloc::{Allocator, Refused};
+use crate::bitmaps::Tracker;
 use crate::compress::Deflater;
 use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
@@ -79,10 +80,11 @@ pub(crate) fn create(
 
     let l1 = L1 { at: header.l1_offset, entries: vec![0; header.l1_entries as usize] };
     let codec = header.codec;
+    let tracker = Tracker::new(&header);
     let shared = Arc::new(Shared::new(file, data, header, 0, false));
     let view = View::new(shared, size, l1);
     let writer = Writer::new(alloc, Deflater::new(codec, chosen.level), how.fresh, true);
-    let layer = Qcow2Layer { view, snapshots: Mutex::default(), writer: Some(writer) };
+    let layer = Qcow2Layer { view, snapshots: Mutex::default(), writer: Some(writer), tracker };
     if let Some(writer) = layer.writer.as_ref().filter(|_| chosen.prealloc != Prealloc::Off) {
         // Over a parent the space is kept, and the parent shows.
         let data = if how.parent.is_some() { 0 } else { geometry.all_subclusters() };

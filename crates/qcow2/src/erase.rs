@@ -56,6 +56,8 @@ impl Qcow2Layer {
         if holes_do && !shared.rules.raw_data {
             let stretch = self.view.stretch(at, end - at)?;
             if stretch.found == crate::view::Found::Hole {
+                // Nothing changes; but who asks what was erased may mean this too.
+                self.record(writer, at, stretch.len)?;
                 return Ok(stretch.len);
             }
         }
@@ -63,6 +65,7 @@ impl Qcow2Layer {
         let _claim = writer.claims.take(first..=last, true);
         self.check_range(at, batch_end - at)?;
         let _operation = writer.epochs.enter();
+        self.record(writer, at, batch_end - at)?;
         if shared.rules.raw_data {
             self.clear_data(at, batch_end - at)?;
         }

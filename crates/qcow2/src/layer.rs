@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{
-    Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options, ParentRef, Prealloc, Progress,
-    Resolver, Result, Secrets, Snapshots, Storage,
+    Bitmaps, Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options, ParentRef, Prealloc,
+    Progress, Resolver, Result, Secrets, Snapshots, Storage,
 };
 
 use crate::alloc::Allocator;
-use crate::bitmaps;
+use crate::bitmaps::{self, Tracker};
 use crate::compress::{Codec, Deflater};
 use crate::header::Header;
 use crate::options;
@@ -24,6 +24,7 @@ pub(crate) struct Qcow2Layer {
     pub(crate) view: View,
     pub(crate) snapshots: Mutex<Vec<Snapshot>>,
     pub(crate) writer: Option<Writer>,
+    pub(crate) tracker: Tracker,
 }
 
 impl Qcow2Layer {
@@ -54,11 +55,13 @@ impl Qcow2Layer {
         });
         let writer = writer.transpose()?;
         let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
+        let tracker = Tracker::new(&header);
         let shared = Arc::new(Shared::new(file, data, header, snapshot_table, !how.writable));
         Ok(Qcow2Layer {
             view: View::open(shared, size, l1_offset, l1_entries)?,
             snapshots: Mutex::new(snapshots),
             writer,
+            tracker,
         })
     }
 
@@ -161,7 +164,7 @@ impl Layer for Qcow2Layer {
     }
 
     fn details(&self) -> Details {
-        let header = &*self.shared().header();
+        let header = self.shared().header().clone();
         let mut details = Details {
             cluster_size: Some(header.geometry.cluster_size()),
             dirty: header.dirty,
@@ -174,7 +177,7 @@ impl Layer for Qcow2Layer {
         if header.version > 2 {
             put("lazy-refcounts", header.lazy_refcounts.into());
         }
-        if let Some(list) = bitmaps::list(self.shared().file.as_ref(), header) {
+        if let Some(list) = bitmaps::details(self) {
             put("bitmaps", list);
         }
         put("refcount-bits", (1u64 << header.geometry.refcount_order()).into());
@@ -214,6 +217,10 @@ impl Layer for Qcow2Layer {
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn as_bitmaps(&self) -> Option<&dyn Bitmaps> {
         Some(self)
     }
 }

@@ -53,6 +53,7 @@ impl Qcow2Layer {
             let _claim = writer.claims.take(clusters.clone(), false);
             self.check_range(at, buf.len() as u64)?;
             let _operation = writer.epochs.enter();
+            self.record(writer, at, buf.len() as u64)?;
             let parts = self.parts(at, buf.len() as u64)?;
             if parts.iter().all(|part| matches!(part.place, Place::Over(_))) {
                 return self.write_parts(writer, at, buf, &parts);
@@ -61,6 +62,7 @@ impl Qcow2Layer {
         let _claim = writer.claims.take(clusters, true);
         self.check_range(at, buf.len() as u64)?;
         let _operation = writer.epochs.enter();
+        self.record(writer, at, buf.len() as u64)?;
         self.write_claimed(writer, at, buf)
     }
 
@@ -298,6 +300,7 @@ impl Qcow2Layer {
         let _claim = writer.claims.take(first..=last, true);
         self.check_range(at, len)?;
         let _operation = writer.epochs.enter();
+        self.record(writer, at, whole)?;
         self.own_tables(writer, first, last)?;
         let old = self.entries(first, last)?;
         let (run, _) = self.reserve(writer, last - first + 1)?;
@@ -376,6 +379,7 @@ impl Qcow2Layer {
         let _claim = writer.claims.take(first..=last, true);
         self.check_range(at, buf.len() as u64)?;
         let _operation = writer.epochs.enter();
+        self.record(writer, at, buf.len() as u64)?;
         self.own_tables(writer, first, last)?;
         let packed: Vec<_> =
             (first..).zip(&pieces).filter_map(|(cluster, piece)| Some((cluster, piece.clone()?))).collect();

@@ -1,6 +1,6 @@
 //! What a writable layer has beside its view, and the order in which metadata reaches the disk.
 //!
-//! Locks, in the order they are taken: claims, `tables`, `order`, `publish`, the header, then L1 or a slice or `alloc`,
+//! Locks, in the order they are taken: claims, the bitmaps' own, `tables`, `order`, `publish`, the header, then L1 or a slice or `alloc`,
 //! one at a time. Guest data is read and written under claims alone.
 
 use std::collections::BTreeSet;
@@ -10,12 +10,13 @@ use std::sync::{Mutex, MutexGuard, RwLock};
 use cowhand_core::{Error, ErrorKind, Result};
 
 use crate::alloc::{Allocator, Layout, Refused, Run};
+use crate::bitmaps;
 use crate::cache::Copied;
 use crate::claims::{Claim, Claims};
 use crate::compress::Deflater;
 use crate::entry::{COPIED, Words};
 use crate::epoch::Epochs;
-use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
+use crate::header::{AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
 use crate::view::L1;
 
@@ -98,6 +99,12 @@ impl Writer {
         }
         Ok(())
     }
+
+    /// Clusters that nothing in the file refers to any more, durably: they are given out again once no operation uses
+    /// them.
+    pub(crate) fn free(&self, runs: impl IntoIterator<Item = Run>) {
+        lock(&self.freed).extend(runs.into_iter().map(|run| Freed { run, punch: true }));
+    }
 }
 
 impl Qcow2Layer {
@@ -138,9 +145,11 @@ impl Qcow2Layer {
             alloc.load(shared.header().refcount_table_clusters)?;
             crate::audit::audit(self, &mut alloc)?;
         }
-        // Bitmaps, and whatever else is kept in step with the data, are not from here on.
+        // What is kept in step with the data, and not known here, is not from here on.
         self.change_fields(writer, |header| {
-            header.autoclear &= if header.has_data_file { AUTOCLEAR_DATA_FILE_RAW } else { 0 };
+            let raw = if header.has_data_file { AUTOCLEAR_DATA_FILE_RAW } else { 0 };
+            let bitmaps = if bitmaps::place(header).is_some() { AUTOCLEAR_BITMAPS } else { 0 };
+            header.autoclear &= raw | bitmaps;
         })?;
         writer.ready.store(true, Ordering::Release);
         Ok(())
@@ -482,6 +491,7 @@ impl Qcow2Layer {
         if writer.closed.load(Ordering::Relaxed) {
             return Ok(());
         }
+        self.close_bitmaps(writer)?;
         if writer.fresh {
             self.fill_last_cluster(writer)?;
         }

@@ -36,9 +36,10 @@ Sizes: bytes, or a number with k, M, G, T, P or E (powers of 1024): 512k, 20M, 1
 Exit status:
   0    done; compare: the disks are the same; inspect: safe
   1    failed, or the command line makes no sense; compare: the disks differ
-  2    compare: an image cannot be opened, or the command line makes no sense
-  3    compare: what is where cannot be found out; inspect: unsafe
+  2    compare: an image cannot be opened, or the command line makes no sense; check: errors
+  3    compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else
   4    compare: reading failed; inspect: ambiguous or unreadable
+  63   check: images of this format cannot be checked
   130  stopped by a signal
 
 Examples:
@@ -61,6 +62,7 @@ enum Verb {
     Convert(convert::Args),
     Map(map::Args),
     Compare(compare::Args),
+    Check(check::Args),
     Commit(commit::Args),
     Rebase(rebase::Args),
     Resize(resize::Args),
@@ -109,6 +111,7 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
         Verb::Convert(args) => convert::run(&args, out),
         Verb::Map(args) => map::run(&args, out),
         Verb::Compare(args) => compare::run(&args, out),
+        Verb::Check(args) => check::run(&args, out),
         Verb::Commit(args) => commit::run(&args, out),
         Verb::Rebase(args) => rebase::run(&args, out),
         Verb::Resize(args) => resize::run(&args, out),

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | 0 | done; `compare`: the disks are the same; `inspect`: safe |
 //! | 1 | failed, or the command line makes no sense; `compare`: the disks differ |
-//! | 2 | `compare`: an image cannot be opened, or the command line makes no sense |
-//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe |
+//! | 2 | `compare`: an image cannot be opened, or the command line makes no sense; `check`: errors |
+//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe; `check`: leaks and nothing else |
 //! | 4 | `compare`: reading failed; `inspect`: ambiguous or unreadable |
+//! | 63 | `check`: images of this format cannot be checked |
 //! | 130 | stopped by a signal |
 
 use cowhand::{Error, ErrorKind};
@@ -14,6 +15,12 @@ use cowhand::{Error, ErrorKind};
 pub(crate) const DONE: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 pub(crate) const STOPPED: u8 = 130;
+
+pub(crate) mod check {
+    pub(crate) const CORRUPT: u8 = 2;
+    pub(crate) const LEAKS: u8 = 3;
+    pub(crate) const NO_CHECK: u8 = 63;
+}
 
 pub(crate) mod compare {
     pub(crate) const DIFFERENT: u8 = 1;

@@ -146,6 +146,11 @@ impl Error {
         self.0.kind
     }
 
+    /// The offset in the file, in bytes, if one was said.
+    pub fn offset(&self) -> Option<u64> {
+        self.0.at
+    }
+
     /// The image that was named, if one was.
     pub fn image_name(&self) -> Option<&str> {
         self.0.image.as_deref()

@@ -23,6 +23,7 @@
 mod allocated;
 mod amend;
 mod buffer;
+mod check;
 mod child;
 mod commit;
 mod compare;
@@ -48,6 +49,7 @@ mod target;
 
 pub use allocated::{allocated, bitmap_unit, block_bitmap};
 pub use amend::{Amend, amend};
+pub use check::{Check, Checked, check};
 pub use child::{Child, ChildMade, child};
 pub use commit::{Commit, Committed, commit};
 pub use compare::{CompareError, Comparison, Difference, compare};

@@ -4,10 +4,14 @@ use crate::geometry::Geometry;
 
 /// The entry's target has exactly one reference, so it may be written in place.
 pub(crate) const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
+pub(crate) const COMPRESSED: u64 = 1 << 62;
+pub(crate) const ZERO: u64 = 1;
 /// Bits of an L1 or L2 entry that hold an offset in the file.
 pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Bits of an L1 entry, and of a standard L2 entry, that must be zero.
+pub(crate) const L1_RESERVED: u64 = !(COPIED | OFFSET);
+pub(crate) const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET | ZERO);
 
 /// The words of one L2 entry; the second is 0 without extended L2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod amend;
 mod audit;
 mod bitmaps;
 mod cache;
+mod check;
 mod claims;
 mod compress;
 mod create;
@@ -38,8 +39,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec, Probe, Resolver,
-    Result, Storage,
+    Checker, Content, CreateOptions, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec, Probe,
+    Resolver, Result, Storage,
 };
 
 /// The qcow2 format.
@@ -97,6 +98,10 @@ impl Format for Qcow2 {
 
     fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
         measure::measure(content, how)
+    }
+
+    fn checker(&self) -> Option<&dyn Checker> {
+        Some(self)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

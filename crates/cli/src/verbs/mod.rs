@@ -3,6 +3,7 @@
 pub(crate) mod allocated;
 pub(crate) mod amend;
 pub(crate) mod block_bitmap;
+pub(crate) mod check;
 pub(crate) mod child;
 pub(crate) mod commit;
 pub(crate) mod compare;

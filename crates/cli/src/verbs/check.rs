@@ -1,0 +1,190 @@
+//! `check`: what is wrong with an image, and its repair.
+
+use std::ffi::OsString;
+
+use cowhand::{Cache, Check, CheckOptions, Error, Fault, Printable, Repair, Report, Result, Severity, check};
+use serde_json::{Map, Value};
+
+use crate::exit::check::{CORRUPT, LEAKS, NO_CHECK};
+use crate::exit::{DONE, FAILED, Failure, Outcome};
+use crate::output::{Output, json};
+use crate::progress::Meter;
+use crate::sources::{self, Parents, Sharing};
+use crate::verbs::Form;
+
+/// Find out what is wrong with an image, and repair it
+///
+/// Only this file is looked at, not what it stands on. Without -r nothing is changed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: 0 nothing is wrong (any more), 1 the check could not be done, 2 there are errors, 3 space is lost and
+nothing else, 63 images of this format cannot be checked
+
+Examples:
+  cowhand check vm.qcow2
+  cowhand check --output=json vm.qcow2
+  cowhand check -r leaks vm.qcow2
+  cowhand check -r all vm.qcow2")]
+pub(crate) struct Args {
+    /// The image
+    image: OsString,
+
+    /// The image's format; by its content if not given
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// How to print it
+    #[arg(long, value_enum, value_name = "FORM", default_value = "human")]
+    output: Form,
+
+    /// Give back space that nothing uses, or repair all that can be repaired
+    #[arg(short, long, value_enum, value_name = "WHAT")]
+    repair: Option<What>,
+
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// The image's cache mode: none, writeback, writethrough, directsync or unsafe
+    #[arg(short = 'T', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
+    cache: Cache,
+
+    /// Threads; as many as the machine has, at most 8, if not given
+    #[arg(short = 'm', long, value_name = "N", default_value = "0", hide_default_value = true)]
+    threads: usize,
+
+    #[command(flatten)]
+    sharing: Sharing,
+}
+
+/// What a repair may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Space that nothing uses
+    Leaks,
+    /// All that can be repaired
+    All,
+}
+
+pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
+    let source = args.sharing.source(&args.image, args.format.as_deref())?;
+    let open = args.sharing.open(source.format.as_deref(), &Parents::default(), args.cache);
+    let repair = match args.repair {
+        None => Repair::Nothing,
+        Some(What::Leaks) => Repair::Leaks,
+        Some(What::All) => Repair::All,
+    };
+    let how = Check {
+        format: open.format,
+        lock: open.lock,
+        cache: args.cache,
+        policy: open.policy,
+        options: CheckOptions { repair, workers: args.threads, ..CheckOptions::default() },
+    };
+    let meter = Meter::new(false, args.quiet);
+    let checked = check(&source.path, &how, &meter)?;
+    meter.finish();
+    let name = source.path.display().to_string();
+    let Some(report) = checked.report else {
+        let error = Error::unsupported("This image format does not support checks").image(name);
+        return Err(Failure::with(NO_CHECK, error));
+    };
+    match args.output {
+        _ if args.quiet => {}
+        Form::Human => describe(out, &report)?,
+        Form::Json => out.write_all(json(&object(&report, &name, checked.format)).as_bytes())?,
+    }
+    Ok(match &report {
+        Report { check_errors: 1.., .. } => FAILED,
+        Report { corruptions: 1.., .. } => CORRUPT,
+        Report { leaks: 1.., .. } => LEAKS,
+        _ => DONE,
+    })
+}
+
+/// Every fault in a line of its own, then line for line what qemu-img prints.
+fn describe(out: &mut Output, report: &Report) -> Result<()> {
+    report.faults.iter().try_for_each(|fault| line(out, fault))?;
+    let found = report.corruptions + report.leaks + report.check_errors;
+    let all = found + report.corruptions_fixed + report.leaks_fixed;
+    let listed = report.faults.len() as u64;
+    if all > listed {
+        writeln!(out, "... and {} more", all - listed)?;
+    }
+    if report.corruptions_fixed + report.leaks_fixed > 0 {
+        writeln!(
+            out,
+            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+             Double checking the fixed image now...",
+            report.leaks_fixed, report.corruptions_fixed
+        )?;
+    }
+    if found == 0 {
+        writeln!(out, "No errors were found on the image.")?;
+    }
+    if report.corruptions > 0 {
+        writeln!(
+            out,
+            "\n{} errors were found on the image.\n\
+             Data may be corrupted, or further writes to the image may corrupt it.",
+            report.corruptions
+        )?;
+    }
+    if report.leaks > 0 {
+        writeln!(
+            out,
+            "\n{} leaked clusters were found on the image.\n\
+             This means waste of disk space, but no harm to data.",
+            report.leaks
+        )?;
+    }
+    if report.check_errors > 0 {
+        writeln!(out, "\n{} internal errors have occurred during the check.", report.check_errors)?;
+    }
+    let count = |units: Option<u64>| units.unwrap_or(0);
+    let (total, allocated) = (count(report.total_units), count(report.allocated_units));
+    if total > 0 && allocated > 0 {
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        writeln!(
+            out,
+            "{allocated}/{total} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters",
+            percent(allocated, total),
+            percent(count(report.fragmented_units), allocated),
+            percent(count(report.compressed_units), allocated)
+        )?;
+    }
+    match count(report.image_end) {
+        0 => Ok(()),
+        end => writeln!(out, "Image end offset: {end}"),
+    }
+}
+
+fn line(out: &mut Output, fault: &Fault) -> Result<()> {
+    let kind = match (fault.fixed, fault.severity) {
+        (true, _) => "Repaired",
+        (false, Severity::Leak) => "Leaked",
+        (false, Severity::Corruption | Severity::Error) => "ERROR",
+    };
+    writeln!(out, "{kind} {}", Printable(&fault.message))
+}
+
+/// QEMU's keys in QEMU's order; what is 0 is left out, but for `check-errors`.
+fn object(report: &Report, name: &str, format: &str) -> Value {
+    let count = |count: Option<u64>| count.filter(|count| *count > 0).map(Value::from);
+    let keys = [
+        ("image-end-offset", count(report.image_end)),
+        ("compressed-clusters", count(report.compressed_units)),
+        ("total-clusters", count(report.total_units)),
+        ("corruptions", count(Some(report.corruptions))),
+        ("corruptions-fixed", count(Some(report.corruptions_fixed))),
+        ("check-errors", Some(report.check_errors.into())),
+        ("leaks", count(Some(report.leaks))),
+        ("leaks-fixed", count(Some(report.leaks_fixed))),
+        ("allocated-clusters", count(report.allocated_units)),
+        ("filename", Some(name.into())),
+        ("format", Some(format.into())),
+        ("fragmented-clusters", count(report.fragmented_units)),
+    ];
+    let said = keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    said.collect::<Map<_, _>>().into()
+}

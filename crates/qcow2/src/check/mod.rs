@@ -1,0 +1,159 @@
+//! Checking and repairing an image, starting from its file: nothing in it is believed before it was looked at.
+//!
+//! What a check holds in memory does not depend on how large the image says it is: two bytes for each cluster of the
+//! file, at most 128 MiB (`counts`); 24 MiB of L2 tables' places (`walk`); the refcount table's entries, at most 8 MiB;
+//! what a snapshot table or bitmap directory says, at most 64 MiB each as in the file; and for each thread 256 KiB or a
+//! cluster.
+
+mod bitmaps;
+mod compare;
+mod counts;
+mod entries;
+mod findings;
+mod layout;
+mod sparse;
+mod walk;
+mod workers;
+
+use std::sync::Arc;
+
+use cowhand_core::{
+    CheckOptions, Checker, Error, ErrorKind, Progress, Repair, Report, Resolver, Result, Storage,
+};
+
+use crate::Qcow2;
+use crate::header::Header;
+use crate::layer::path_of;
+use compare::{Compare, Fix};
+use counts::{Counts, WINDOW};
+use findings::{Findings, Needs};
+use layout::Layout;
+use walk::{Job, Tally, Walk};
+
+/// Windows of counts that a file may need. More, and its clusters are scattered as no program does it.
+const MAX_WINDOWS: u32 = 64;
+
+/// An image that is looked at.
+struct Image<'a> {
+    file: &'a dyn Storage,
+    /// Bytes of the external data file.
+    data_len: Option<u64>,
+    workers: usize,
+    progress: &'a dyn Progress,
+}
+
+/// What was found by looking at all of it.
+#[derive(Debug)]
+struct Looked {
+    report: Report,
+    needs: Needs,
+    layout: Layout,
+}
+
+impl Checker for Qcow2 {
+    fn check(
+        &self,
+        file: Arc<dyn Storage>,
+        files: &dyn Resolver,
+        how: &CheckOptions,
+        progress: &dyn Progress,
+    ) -> Result<Report> {
+        let header = Header::read_with(file.as_ref(), &mut |_| Ok(()))?;
+        let data_len = match header.extensions.data_file.as_ref().filter(|_| header.has_data_file) {
+            Some(name) => {
+                let data = files.open(&path_of(name), false)?;
+                Some(data.len().map_err(|error| Error::io("cannot find the data file's size", error))?)
+            }
+            None => None,
+        };
+        let machine = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let workers = if how.workers == 0 { machine } else { how.workers };
+        let image = Image { file: file.as_ref(), data_len, workers, progress };
+        match how.repair {
+            Repair::Nothing => Ok(image.look()?.report),
+            Repair::Leaks | Repair::All => Err(Error::unsupported("qcow2 images cannot be repaired yet")),
+        }
+    }
+}
+
+impl Image<'_> {
+    /// Looks at everything. Errors: the header does not say enough, or the check was stopped.
+    fn look(&self) -> Result<Looked> {
+        let mut found = Findings::default();
+        let header = Header::read_with(self.file, &mut |wrong| {
+            // What only cannot be read here, encryption, is no fault.
+            if wrong.kind() == ErrorKind::Corrupt {
+                found.corrupt_if_at(wrong.offset(), || wrong.to_string());
+            }
+            Ok(())
+        })?;
+        let layout = Layout::read(self.file, self.data_len, header, &mut found)?;
+        let mut tally = Tally::default();
+        let mut end = 0;
+        self.windows(&layout, &mut |counts, first| {
+            let Some(counts) = counts else {
+                found.unread(0, || {
+                    "the clusters in use stand too far from each other to be counted".to_owned()
+                });
+                return Ok(());
+            };
+            let work = self.walk(&layout, counts, Job::Count(first))?;
+            if first {
+                tally = work.tally;
+            }
+            found.join(vec![work.found]);
+            if counts.is_full() {
+                found.unread(0, || "too many clusters are referred to too often to be counted".to_owned());
+            }
+            let mut compared = self.compare(&layout, counts, Fix::Nothing)?;
+            compared.overlaps(&layout, counts);
+            end = end.max(compared.end);
+            found.join(vec![compared.found]);
+            if compared.suspects {
+                found.join(vec![self.walk(&layout, counts, Job::Compare)?.found]);
+            }
+            Ok(())
+        })?;
+        let needs = found.needs;
+        let mut report = found.into_report();
+        report.image_end = Some(end << layout.bits());
+        report.total_units = Some(layout.header.size.div_ceil(1 << layout.bits()));
+        report.allocated_units = Some(tally.allocated);
+        report.fragmented_units = Some(tally.fragmented);
+        report.compressed_units = Some(tally.compressed);
+        Ok(Looked { report, needs, layout })
+    }
+
+    fn walk(&self, layout: &Layout, counts: &Counts, job: Job) -> Result<walk::Work> {
+        Walk { file: self.file, layout, counts, job, workers: self.workers }.run(self.progress)
+    }
+
+    fn compare(&self, layout: &Layout, counts: &Counts, fix: Fix) -> Result<compare::Compared> {
+        Compare { file: self.file, layout, counts, fix, workers: self.workers }.run()
+    }
+
+    /// Calls `see` with cells for each stretch of the file in which something is used or has a count. The flag: it is the
+    /// first. `None`: there are more that cannot be looked at.
+    fn windows(
+        &self,
+        layout: &Layout,
+        see: &mut dyn FnMut(Option<&Counts>, bool) -> Result<()>,
+    ) -> Result<()> {
+        let limit = layout.clusters() + 1;
+        let each = layout.rules.geometry.block_entries();
+        let mut start = 0;
+        for _ in 0..MAX_WINDOWS {
+            let counts = Counts::new(start..limit.min(start + WINDOW))
+                .ok_or_else(|| Error::unsupported("there is not enough memory to check this image"))?;
+            layout.count(&counts, true);
+            see(Some(&counts), start == 0)?;
+            let end = counts.clusters().end;
+            let next = counts.beyond().min(layout.next_block(end / each).saturating_mul(each));
+            if end >= limit || next >= limit {
+                return Ok(());
+            }
+            start = next / each * each;
+        }
+        see(None, false)
+    }
+}

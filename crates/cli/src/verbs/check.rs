@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use cowhand::{Cache, Check, CheckOptions, Error, Fault, Printable, Repair, Report, Result, Severity, check};
+use cowhand::{Cache, Check, Error, Fault, Printable, Repair, Report, Result, Severity, check};
 use serde_json::{Map, Value};
 
 use crate::exit::check::{CORRUPT, LEAKS, NO_CHECK};
@@ -68,19 +68,17 @@ enum What {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let open = args.sharing.open(source.format.as_deref(), &Parents::default(), args.cache);
     let repair = match args.repair {
         None => Repair::Nothing,
         Some(What::Leaks) => Repair::Leaks,
         Some(What::All) => Repair::All,
     };
-    let how = Check {
-        format: open.format,
-        lock: open.lock,
-        cache: args.cache,
-        policy: open.policy,
-        options: CheckOptions { repair, workers: args.threads, ..CheckOptions::default() },
+    let parents = Parents::default();
+    let open = match repair {
+        Repair::Nothing => args.sharing.open(&source, &parents, args.cache)?,
+        _ => args.sharing.writing(&source, &parents, args.cache)?,
     };
+    let how = Check { open, repair, workers: args.threads };
     let meter = Meter::new(false, args.quiet);
     let checked = check(&source.path, &how, &meter)?;
     meter.finish();

@@ -27,7 +27,7 @@ pub(super) struct Used {
 
 /// Looks at all bitmaps of a file of `len` bytes. Errors: there is no directory to be read.
 pub(super) fn read(file: &dyn Storage, header: &Header, len: u64, found: &mut Findings) -> Result<Used> {
-    let Some(at) = header.extensions.bitmaps else {
+    let Some(at) = header.extensions.bitmaps() else {
         return Err(
             Error::corrupt("autoclear_features", "says bitmaps, and there is no bitmaps extension").at(88)
         );

@@ -287,7 +287,7 @@ impl Layout {
     }
 
     fn crypto_header(&mut self, found: &mut Findings) {
-        let Some(crypto) = self.header.extensions.crypto_header else { return };
+        let Some(crypto) = self.header.extensions.crypto_header() else { return };
         if crypto.length > MAX_CRYPTO_HEADER || !self.fits(crypto.offset, crypto.length) {
             found.needs.blind = true;
             found.corrupt(crypto.offset, || {

@@ -59,7 +59,7 @@ impl Checker for Qcow2 {
         progress: &dyn Progress,
     ) -> Result<Report> {
         let header = Header::read_with(file.as_ref(), &mut |_| Ok(()))?;
-        let data_len = match header.extensions.data_file.as_ref().filter(|_| header.has_data_file) {
+        let data_len = match header.extensions.data_file().filter(|_| header.has_data_file) {
             Some(name) => {
                 let data = files.open(&path_of(name), false)?;
                 Some(data.len().map_err(|error| Error::io("cannot find the data file's size", error))?)

@@ -8,7 +8,7 @@ use cowhand_core::{Error, Prealloc, Result};
 
 use crate::entry::{COPIED, Entry, Plain, Words};
 use crate::geometry::Geometry;
-use crate::header::{AUTOCLEAR_BITMAPS, Header, MAX_L1_BYTES};
+use crate::header::{Header, MAX_L1_BYTES};
 use crate::layer::Qcow2Layer;
 use crate::view::L1;
 use crate::writer::{Freed, Writer};
@@ -20,6 +20,7 @@ impl Qcow2Layer {
     /// See `Layer::resize`.
     pub(crate) fn resize_to(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
         check_size(&self.view.shared.header(), size)?;
+        self.check_bitmaps(size)?;
         let (writer, _claim) = self.alone()?;
         let old = self.view.size();
         if size > old {
@@ -56,14 +57,14 @@ impl Qcow2Layer {
             self.hide_parent(writer, first_new >> geometry.cluster_bits(), below.min(size))?;
         }
         self.write_back(writer, true)?;
-        self.change_fields(writer, |header| header.size = size)?;
+        self.switch_size(writer, size)?;
         self.view.set_size(size);
         Ok(())
     }
 
     fn shrink_disk(&self, writer: &Writer, size: u64) -> Result<()> {
         let shared = &self.view.shared;
-        self.change_fields(writer, |header| header.size = size)?;
+        self.switch_size(writer, size)?;
         self.view.set_size(size);
         self.drop_behind(writer, size.div_ceil(shared.geometry().cluster_size()))?;
         self.write_back(writer, true)?;
@@ -208,10 +209,6 @@ fn check_size(header: &Header, size: u64) -> Result<()> {
     if header.version < 3 && header.snapshots > 0 {
         return Err(Error::unsupported("a version 2 image that has snapshots cannot be resized")
             .hint("delete the snapshots, or make it version 3 with amend -o compat=1.1"));
-    }
-    if header.autoclear & AUTOCLEAR_BITMAPS != 0 && header.extensions.bitmaps().is_some() {
-        return Err(Error::unsupported("an image that has persistent bitmaps cannot be resized")
-            .hint("remove the bitmaps first"));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use common::*;
 use cowhand_core::testing::Rng;
-use cowhand_core::{BitmapInfo, Bitmaps, Erase, ErrorKind, Layer, Result};
+use cowhand_core::{BitmapInfo, Bitmaps, Erase, ErrorKind, Layer, Prealloc, Result};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -221,6 +221,18 @@ fn every_operation_is_as_qemu_does_it() {
         qemu_bitmap(&theirs, &["--remove"], "one");
         change(&|all| all.remove("one"));
         same("removed");
+        for size in [20 * MIB, 2 * MIB + 512, 9 * MIB] {
+            let words = ["resize", "-q", "-f", "qcow2", "--shrink", "theirs.qcow2", &size.to_string()];
+            run(folder.path(), "qemu-img", &words);
+            let layer = open(&ours, true).unwrap();
+            layer.resize(size, Prealloc::Off, 0).unwrap();
+            // The new size is what is recorded from here on.
+            let last = size - 512..size;
+            disk(layer.clone()).write(last.start, &[3; 512]).unwrap();
+            layer.close().unwrap();
+            qemu_io(&theirs, &[format!("write -P 3 {} 512", last.start)]);
+            same("another size");
+        }
         for name in ["two, not enabled", "three"] {
             qemu_bitmap(&theirs, &["--remove"], name);
             change(&|all| all.remove(name));
@@ -346,7 +358,7 @@ fn any_sequence_is_what_a_model_says() {
         let mut rng = Rng::new(seed);
         let path = folder.path().join("a.qcow2");
         // The disk ends inside a granule.
-        let size = 3 * MIB + 1536;
+        let mut size = 3 * MIB + 1536;
         create(&path, &how(size, text)).close().unwrap();
         let mut layer = open(&path, true).unwrap();
         let mut model = Model::new();
@@ -399,6 +411,15 @@ fn any_sequence_is_what_a_model_says() {
                 (8, _) => {
                     assert_eq!(seen(&layer), model, "{text}, step {step}");
                 }
+                (9, _) => {
+                    size = 512 * (1 + rng.below(8 << 11));
+                    layer.resize(size, Prealloc::Off, 0).unwrap();
+                    for bitmap in &mut model {
+                        let granularity = bitmap.granularity;
+                        bitmap.dirty.retain(|granule| granule * granularity < size);
+                    }
+                }
+                _ if size < cluster => {}
                 _ => {
                     let write = Write::random(&mut rng, size / cluster * cluster, cluster);
                     write.run(&layer);

@@ -46,6 +46,22 @@ fn usable<'a>(directory: &'a Directory, name: &str) -> Result<&'a Entry> {
     Ok(entry)
 }
 
+/// Refuses what is larger than a bitmap may be, or than nothing: QEMU opens no image with a bitmap of an empty disk.
+fn check_bytes(entry: &Entry, size: u64) -> Result<()> {
+    if size == 0 {
+        return Err(Error::unsupported("a disk of 0 bytes cannot have bitmaps"));
+    }
+    if entry.bits(size).div_ceil(8) > MAX_BITMAP_BYTES {
+        return Err(Error::unsupported(format!(
+            "bitmap '{}': {size} bytes of disk need more than 512 MiB with a granularity of {} bytes",
+            entry.label(),
+            1u64 << entry.granularity_bits()
+        ))
+        .hint("use a larger granularity"));
+    }
+    Ok(())
+}
+
 /// What `info` shows.
 pub(crate) fn details(layer: &Qcow2Layer) -> Option<Value> {
     place(&layer.view.shared.header())?;
@@ -86,12 +102,7 @@ impl Qcow2Layer {
             )));
         }
         let entry = Entry::new(name.as_bytes(), granularity.trailing_zeros());
-        if entry.bits(self.view.size()).div_ceil(8) > MAX_BITMAP_BYTES {
-            return Err(Error::invalid(format!(
-                "a bitmap of this disk with a granularity of {granularity} bytes needs more than 512 MiB"
-            ))
-            .hint("use a larger granularity"));
-        }
+        check_bytes(&entry, self.view.size())?;
         let bytes = directory.encode().len() + 24 + name.len().next_multiple_of(8);
         if directory.entries.len() >= MAX_BITMAPS || bytes as u64 > MAX_DIRECTORY_BYTES {
             return Err(Error::unsupported("the image has as many bitmaps as there may be")
@@ -100,7 +111,22 @@ impl Qcow2Layer {
         Ok(entry)
     }
 
-    fn bits_of(&self, entry: &Entry) -> Result<Bits> {
+    /// Refuses a size of the disk that its bitmaps cannot follow.
+    pub(crate) fn check_bitmaps(&self, size: u64) -> Result<()> {
+        for entry in self.directory()?.entries {
+            if !entry.is_usable() {
+                return Err(Error::unsupported(format!(
+                    "the image cannot be resized while bitmap '{}' is inconsistent",
+                    entry.label()
+                ))
+                .hint("remove the bitmap first"));
+            }
+            check_bytes(&entry, size)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bits_of(&self, entry: &Entry) -> Result<Bits> {
         let shared = &self.view.shared;
         table::load(shared.file.as_ref(), shared.geometry(), entry, self.view.size())
     }

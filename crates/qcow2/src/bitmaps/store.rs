@@ -16,13 +16,15 @@ use crate::writer::Writer;
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) directory: Directory,
+    /// The disk's size changes with it.
+    pub(crate) size: Option<u64>,
     made: Vec<Run>,
     freed: Vec<Run>,
 }
 
 impl Change {
     pub(crate) fn new(old: &Directory) -> Change {
-        Change { directory: old.clone(), made: Vec::new(), freed: Vec::new() }
+        Change { directory: old.clone(), size: None, made: Vec::new(), freed: Vec::new() }
     }
 }
 
@@ -132,7 +134,7 @@ impl Qcow2Layer {
     fn try_commit(&self, writer: &Writer, change: &mut Change, old: &Directory) -> Result<()> {
         let shared = &self.view.shared;
         let geometry = shared.geometry();
-        if change.directory.same_places(old) {
+        if change.size.is_none() && change.directory.same_places(old) {
             self.write_back(writer, true)?;
             return self.write_flags(writer, &change.directory);
         }
@@ -148,6 +150,7 @@ impl Qcow2Layer {
         self.write_back(writer, true)?;
         let switched = self.rewrite_header(writer, |header| {
             header.extensions.set_bitmaps(at);
+            header.size = change.size.unwrap_or(header.size);
             header.autoclear =
                 header.autoclear & !AUTOCLEAR_BITMAPS | if at.is_some() { AUTOCLEAR_BITMAPS } else { 0 };
             Ok(())

@@ -202,6 +202,29 @@ impl Qcow2Layer {
         Ok(())
     }
 
+    /// Changes the disk's size in the header, and with the same write its bitmaps: what is new is clean. What else is to
+    /// be durable before is the caller's matter, who has the layer alone.
+    pub(crate) fn switch_size(&self, writer: &Writer, size: u64) -> Result<()> {
+        if directory::place(&self.view.shared.header()).is_none() {
+            return self.change_fields(writer, |header| header.size = size);
+        }
+        let mut known = self.tracker.known_mut();
+        self.settle(writer, &mut known)?;
+        self.commit(writer, &mut known, |change| {
+            change.size = Some(size);
+            for name in change.directory.entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>() {
+                self.change_entry(change, &name, |change, entry| {
+                    let old = self.bits_of(entry)?;
+                    let new = Bits::new(size, entry.granularity_bits());
+                    new.merge(&old)?;
+                    new.all_changed();
+                    self.put_bits(writer, change, entry, &new)
+                })?;
+            }
+            Ok(())
+        })
+    }
+
     /// Stores what records writes, for the last time.
     pub(crate) fn close_bitmaps(&self, writer: &Writer) -> Result<()> {
         if self.tracker.state.load(Ordering::Acquire) != ON {

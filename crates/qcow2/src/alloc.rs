@@ -1,6 +1,7 @@
 //! The allocator: which host clusters are free, by the refcounts. Counts go up before anything points at a cluster,
 //! and down only after nothing durable does.
 
+mod fork;
 mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,8 @@ pub(crate) struct Allocator {
     /// Where the next compressed bytes go: in a cluster that has room, or 0.
     packed: u64,
     broken: bool,
+    /// Another state is kept in the file while this one is made.
+    fork: Option<fork::Fork>,
 }
 
 /// Where a batch of compressed clusters goes.
@@ -121,6 +124,7 @@ impl Allocator {
             virgin: 0,
             packed: 0,
             broken: false,
+            fork: None,
         }
     }
 
@@ -223,6 +227,7 @@ impl Allocator {
         while at < run.end {
             let (number, first) = self.place(at);
             let count = (run.end - at).min(per_block - first as u64);
+            self.unshare(number)?;
             let block = self
                 .block(number)?
                 .ok_or_else(|| Error::corrupt("refcount table", "has no block for a cluster in use"))?;
@@ -252,11 +257,13 @@ impl Allocator {
         while at < start + n && at < covered {
             let (number, first) = self.place(at);
             let end = (at - first as u64) + per_block;
+            let before = self.before(number)?;
             match self.block(number)? {
                 None => at = end,
                 Some(block) => {
+                    let used = |bytes: &[u8], index| width.get(bytes, index) != 0;
                     for index in first..per_block as usize {
-                        if width.get(&block.bytes, index) != 0 {
+                        if used(&block.bytes, index) || before.as_ref().is_some_and(|old| used(old, index)) {
                             start = at + 1;
                         }
                         at += 1;
@@ -280,27 +287,42 @@ impl Allocator {
         (first..=last).filter(|index| self.table.get(*index).copied().unwrap_or(0) == 0).collect()
     }
 
-    /// Takes `n` free clusters that stand together, at or after `from`, with the refcount blocks they need behind them.
-    fn take(&mut self, from: u64, n: u64) -> Result<Run, Refused> {
+    /// `n` free clusters that stand together, at or after `from`, and the refcount blocks that are needed for them and
+    /// for these blocks, which come behind them.
+    fn choose(&mut self, from: u64, n: u64) -> Result<(Run, Vec<usize>)> {
         let mut extra = 0;
-        let (start, missing) = loop {
+        loop {
             let start = self.find(from, n + extra)?;
             let missing = self.missing(start..start + n + extra);
             if missing.len() as u64 <= extra {
-                break (start, missing);
+                return Ok((start..start + n, missing));
             }
             extra = missing.len() as u64;
-        };
-        let end = start + n + missing.len() as u64;
-        if end > self.covered() {
-            return Err(Refused::TableFull(self.covered()));
         }
-        for (index, cluster) in missing.iter().zip(start + n..) {
+    }
+
+    /// Takes what [`Allocator::choose`] found.
+    fn occupy(&mut self, run: Run, missing: &[usize]) -> Result<(), Refused> {
+        let end = run.end + missing.len() as u64;
+        if end > self.covered() {
+            if self.fork.is_none() {
+                return Err(Refused::TableFull(self.covered()));
+            }
+            self.cover(end)?;
+        }
+        for (index, cluster) in missing.iter().zip(run.end..) {
             self.add_block(*index, cluster);
         }
-        self.set(start..end, 1)?;
+        self.set(run.start..end, 1)?;
         self.virgin = self.virgin.max(end);
-        Ok(start..start + n)
+        Ok(())
+    }
+
+    /// Takes `n` free clusters that stand together, at or after `from`, with the refcount blocks they need behind them.
+    fn take(&mut self, from: u64, n: u64) -> Result<Run, Refused> {
+        let (run, missing) = self.choose(from, n)?;
+        self.occupy(run.clone(), &missing)?;
+        Ok(run)
     }
 
     fn add_block(&mut self, index: usize, cluster: u64) {
@@ -315,6 +337,9 @@ impl Allocator {
         self.dirty_blocks += 1;
         self.dirty_entries.insert(index);
         self.new_blocks = true;
+        if let Some(fork) = &mut self.fork {
+            fork.made(index);
+        }
     }
 
     /// Reserves `n` clusters that stand together. The second: they read zero.

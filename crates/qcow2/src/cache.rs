@@ -179,6 +179,14 @@ impl Slices {
         self.remember(slice);
     }
 
+    /// Forgets the slices of the table at `at`, whose place got another content. Nothing of them may be dirty.
+    pub(crate) fn forget(&self, at: u64) {
+        let step = self.geometry.slice_bytes() as usize;
+        for at in (at..at + self.geometry.cluster_size()).step_by(step) {
+            self.shard(at).slices.remove(&at);
+        }
+    }
+
     /// A copy of a slice's words.
     pub(crate) fn words(&self, file: &dyn Storage, at: u64) -> Result<Box<[u64]>> {
         self.look(file, at, |body| body.words.clone())

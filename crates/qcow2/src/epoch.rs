@@ -1,6 +1,7 @@
 //! When has every operation that may still use a freed cluster ended? Counted by epochs, without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 /// Epochs, and the operations under way in the current and the previous one.
 #[derive(Debug, Default)]
@@ -50,6 +51,20 @@ impl Epochs {
     /// Whether every operation that began in or before the epoch `marked` has ended.
     pub(crate) fn is_over(&self, marked: u64) -> bool {
         self.now() >= marked + 2
+    }
+}
+
+impl Epochs {
+    /// Waits until every operation that is under way has ended. The caller is in none, and is the one that advances.
+    pub(crate) fn wait(&self) {
+        let marked = self.now();
+        loop {
+            self.advance();
+            if self.is_over(marked) {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 }
 

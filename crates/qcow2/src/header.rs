@@ -267,6 +267,10 @@ impl Header {
             raw.l1_table_offset = self.l1_offset.into();
             raw.l1_size = self.l1_entries.into();
         }
+        if self.refcount_table_offset != old.refcount_table_offset {
+            raw.refcount_table_offset = self.refcount_table_offset.into();
+            raw.refcount_table_clusters = self.refcount_table_clusters.into();
+        }
         if self.snapshots_offset != old.snapshots_offset || self.snapshots != old.snapshots {
             raw.snapshots_offset = self.snapshots_offset.into();
             raw.nb_snapshots = self.snapshots.into();

@@ -127,6 +127,7 @@ impl Layer for Qcow2Layer {
     }
 
     fn extent(&self, at: u64, max: u64) -> Result<Extent> {
+        let _operation = self.writer.as_ref().map(|writer| writer.epochs.enter());
         self.view.extent(at, max)
     }
 

@@ -42,7 +42,7 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Writer {
     /// Nobody sees the file before it is whole: no barriers but the last.
-    fresh: bool,
+    pub(crate) fresh: bool,
     /// Where the clusters in use ended when the file was opened or laid out.
     laid_out: u64,
     pub(crate) deflater: Deflater,
@@ -374,10 +374,10 @@ impl Qcow2Layer {
             change(header);
         })?;
         let old = std::mem::replace(&mut *self.view.l1_mut(), l1);
-        shared.moved_from(old.at);
         let start = old.at >> geometry.cluster_bits();
         let clusters = (old.entries.len() as u64 * 8).div_ceil(geometry.cluster_size());
         if clusters > 0 {
+            shared.moved_from(old.at);
             lock(&writer.freed).push(Freed { run: start..start + clusters, punch: true });
         }
         Ok(())

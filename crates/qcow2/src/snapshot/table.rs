@@ -1,15 +1,17 @@
-//! The snapshot table: which internal snapshots there are, and their disks as read-only layers.
+//! The snapshot table: which internal snapshots there are.
 
 use std::sync::Arc;
 
-use cowhand_core::{Error, ErrorKind, Extent, Layer, NewSnapshot, Result, SnapshotInfo, Snapshots, Storage};
+use cowhand_core::{Error, NewSnapshot, Result, SnapshotInfo, Storage};
 
-use crate::header::{Header, MAX_L1_BYTES};
-use crate::layer::Qcow2Layer;
-use crate::view::View;
+use crate::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
 
 const ENTRY: usize = 40;
 const MAX_EXTRA: u32 = 1024;
+/// The extra data that is known: the saved state's size, the disk's size, the instruction count.
+const EXTRA: usize = 24;
+/// What QEMU keeps of a name.
+const MAX_NAME: usize = 255;
 /// What QEMU allows the whole table to have.
 const MAX_TABLE: u64 = 64 << 20;
 
@@ -18,7 +20,11 @@ const MAX_TABLE: u64 = 64 << 20;
 pub(crate) struct Snapshot {
     pub(crate) l1_offset: u64,
     pub(crate) l1_entries: u32,
-    info: SnapshotInfo,
+    pub(super) info: SnapshotInfo,
+    /// The entry as it stands in the table: what is not understood of it is kept.
+    raw: Vec<u8>,
+    /// Shared with the layers that read this snapshot.
+    pub(super) users: Arc<()>,
 }
 
 /// Reads the snapshot table. The second: its length in bytes.
@@ -43,6 +49,20 @@ pub(crate) fn read_table(file: &dyn Storage, header: &Header) -> Result<(Vec<Sna
         at = (at + size).next_multiple_of(8);
     }
     Ok((snapshots, at))
+}
+
+/// A table's bytes, all entries as they stood.
+pub(super) fn encode(snapshots: &[Snapshot]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for snapshot in snapshots {
+        bytes.extend_from_slice(&snapshot.raw);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    if bytes.len() as u64 > MAX_TABLE {
+        return Err(Error::unsupported("the snapshot table cannot be larger than 64 MiB")
+            .hint("delete some snapshots first"));
+    }
+    Ok(bytes)
 }
 
 /// The table, read in large pieces.
@@ -88,6 +108,7 @@ impl Snapshot {
     fn parse(table: &mut Window<'_>, at: u64, header: &Header) -> Result<(Snapshot, u64)> {
         let here = table.at + at;
         let raw = table.get(at, ENTRY)?;
+        let mut whole = raw.to_vec();
         let (l1_offset, l1_entries) = (number(raw, 0, 8), number(raw, 8, 4) as u32);
         let (id_len, name_len) = (number(raw, 12, 2) as usize, number(raw, 14, 2) as usize);
         let mut info = SnapshotInfo {
@@ -108,6 +129,7 @@ impl Snapshot {
         }
         let extra_len = extra_len as usize;
         let rest = table.get(at + ENTRY as u64, extra_len + id_len + name_len)?;
+        whole.extend_from_slice(rest);
         let (extra, names) = rest.split_at_checked(extra_len).unwrap_or_default();
         if extra.len() >= 8 {
             info.vm_state_size = number(extra, 0, 8);
@@ -121,7 +143,57 @@ impl Snapshot {
         let (id, name) = names.split_at_checked(id_len).unwrap_or_default();
         info.id = String::from_utf8_lossy(id).into_owned();
         info.name = String::from_utf8_lossy(name).into_owned();
-        Ok((Snapshot { l1_offset, l1_entries, info }, (ENTRY + extra_len + id_len + name_len) as u64))
+        let len = whole.len() as u64;
+        Ok((Snapshot { l1_offset, l1_entries, info, raw: whole, users: Arc::default() }, len))
+    }
+
+    /// A new snapshot of the disk whose L1 table was copied to `l1_offset`; `others` are those that are there.
+    pub(super) fn new(
+        new: &NewSnapshot,
+        others: &[Snapshot],
+        l1_offset: u64,
+        l1_entries: u32,
+        disk_size: u64,
+    ) -> Result<Snapshot> {
+        if others.len() >= MAX_SNAPSHOTS as usize {
+            return Err(Error::unsupported(format!(
+                "an image cannot have more than {MAX_SNAPSHOTS} snapshots"
+            ))
+            .hint("delete some first"));
+        }
+        if new.name.len() > MAX_NAME || new.name.contains('\0') {
+            return Err(Error::invalid(format!(
+                "a snapshot's name must have at most {MAX_NAME} bytes, and no NUL"
+            )));
+        }
+        // As QEMU: the number after the highest.
+        let highest = others.iter().filter_map(|other| other.info.id.parse::<u64>().ok()).max();
+        let id = highest.unwrap_or(0).saturating_add(1).to_string();
+        let info = SnapshotInfo {
+            id,
+            name: new.name.clone(),
+            date_sec: new.date_sec,
+            date_nsec: new.date_nsec,
+            icount: Some(0),
+            disk_size,
+            ..SnapshotInfo::default()
+        };
+        let mut raw = Vec::with_capacity(ENTRY + EXTRA + info.id.len() + info.name.len());
+        raw.extend_from_slice(&l1_offset.to_be_bytes());
+        raw.extend_from_slice(&l1_entries.to_be_bytes());
+        raw.extend_from_slice(&(info.id.len() as u16).to_be_bytes());
+        raw.extend_from_slice(&(info.name.len() as u16).to_be_bytes());
+        raw.extend_from_slice(&info.date_sec.to_be_bytes());
+        raw.extend_from_slice(&info.date_nsec.to_be_bytes());
+        raw.extend_from_slice(&info.vm_clock_nsec.to_be_bytes());
+        raw.extend_from_slice(&0u32.to_be_bytes());
+        raw.extend_from_slice(&(EXTRA as u32).to_be_bytes());
+        for extra in [info.vm_state_size, info.disk_size, info.icount.unwrap_or(u64::MAX)] {
+            raw.extend_from_slice(&extra.to_be_bytes());
+        }
+        raw.extend_from_slice(info.id.as_bytes());
+        raw.extend_from_slice(info.name.as_bytes());
+        Ok(Snapshot { l1_offset, l1_entries, info, raw, users: Arc::default() })
     }
 
     /// Refuses an L1 table that cannot be the one of a disk of this snapshot's size.
@@ -148,75 +220,5 @@ impl Snapshot {
             ));
         }
         Ok(())
-    }
-}
-
-impl Snapshots for Qcow2Layer {
-    fn list(&self) -> Result<Vec<SnapshotInfo>> {
-        Ok(self.snapshots().iter().map(|snapshot| snapshot.info.clone()).collect())
-    }
-
-    fn create(&self, _new: &NewSnapshot) -> Result<SnapshotInfo> {
-        Err(Error::unsupported("snapshots cannot be made yet"))
-    }
-
-    fn apply(&self, _which: &str) -> Result<()> {
-        Err(Error::unsupported("snapshots cannot be applied yet"))
-    }
-
-    fn delete(&self, _which: &str) -> Result<()> {
-        Err(Error::unsupported("snapshots cannot be deleted yet"))
-    }
-
-    fn open(&self, which: &str) -> Result<Arc<dyn Layer>> {
-        let snapshots = self.snapshots();
-        let by_id = snapshots.iter().find(|snapshot| snapshot.info.id == which);
-        let found = by_id.or_else(|| snapshots.iter().find(|snapshot| snapshot.info.name == which));
-        let snapshot = found.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no snapshot with the id or name '{which}'"))
-                .hint("list them first")
-        })?;
-        let shared = &self.view.shared;
-        let len = shared.file.len().map_err(|error| Error::io("cannot find the size", error))?;
-        snapshot.check(&shared.header(), len)?;
-        let view =
-            View::open(shared.clone(), snapshot.info.disk_size, snapshot.l1_offset, snapshot.l1_entries)?;
-        Ok(Arc::new(SnapshotLayer { view }))
-    }
-}
-
-/// A snapshot's disk. Nothing can change it: what it maps has another reference than the image's own.
-#[derive(Debug)]
-struct SnapshotLayer {
-    view: View,
-}
-
-impl Layer for SnapshotLayer {
-    fn size(&self) -> u64 {
-        self.view.size()
-    }
-
-    fn granule(&self) -> u64 {
-        self.view.shared.geometry().subcluster_size()
-    }
-
-    fn host(&self) -> &Arc<dyn Storage> {
-        &self.view.shared.data
-    }
-
-    fn extent(&self, at: u64, max: u64) -> Result<Extent> {
-        self.view.extent(at, max)
-    }
-
-    fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
-        self.view.read(at, buf)
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn parent(&self) -> Option<cowhand_core::ParentRef> {
-        crate::layer::parent_of(&self.view.shared.header())
     }
 }

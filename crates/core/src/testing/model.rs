@@ -171,8 +171,14 @@ impl Model {
                 }
             }
             Op::Resize { size } if size as usize <= self.below.len() => {
-                disk.resize(size, Prealloc::Off)?;
-                self.bytes.resize(size as usize, 0);
+                match disk.resize(size, Prealloc::Off) {
+                    // A format may have no place for a snapshot of another size.
+                    Err(error) if error.kind() == ErrorKind::Unsupported && !self.snapshots.is_empty() => {}
+                    done => {
+                        done?;
+                        self.bytes.resize(size as usize, 0);
+                    }
+                }
             }
             Op::Flush => disk.flush()?,
             Op::Snapshot | Op::Apply { .. } | Op::Delete { .. } => self.snapshot(disk, number, op)?,

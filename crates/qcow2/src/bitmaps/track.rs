@@ -8,7 +8,6 @@ use cowhand_core::{Error, ErrorKind, Result};
 use crate::bitmaps::bits::Bits;
 use crate::bitmaps::directory::{self, Directory, Entry};
 use crate::bitmaps::store::Change;
-use crate::bitmaps::table;
 use crate::header::Header;
 use crate::layer::Qcow2Layer;
 use crate::writer::Writer;
@@ -101,29 +100,26 @@ impl Qcow2Layer {
             return Ok(());
         }
         let shared = &self.view.shared;
-        let directory = match known.directory.take() {
-            Some(directory) => directory,
+        let old = match &known.directory {
+            Some(directory) => directory.clone(),
             None => Directory::read(shared.file.as_ref(), &shared.header())?,
         };
-        let directory = known.directory.insert(directory);
-        let mut in_use = directory.clone();
+        let (mut in_use, mut saved) = (old.clone(), old.clone());
         let mut recorded = Vec::new();
-        for entry in in_use.entries.iter_mut().filter(|entry| entry.is_auto() && !entry.in_use()) {
-            // What cannot be used here misses writes from here on, and says so.
+        let entries = in_use.entries.iter_mut().zip(&mut saved.entries);
+        for (entry, saved) in entries.filter(|(entry, _)| entry.is_auto() && !entry.in_use()) {
             if entry.is_usable() {
-                let bits = table::load(shared.file.as_ref(), shared.geometry(), entry, self.view.size())?;
-                recorded.push(Recorded { name: entry.name.clone(), bits: Arc::new(bits) });
+                recorded.push(Recorded { name: entry.name.clone(), bits: Arc::new(self.bits_of(entry)?) });
             } else {
-                entry.set_in_use(true);
-                if let Some(known) = directory.entries.iter_mut().find(|known| known.name == entry.name) {
-                    known.set_in_use(true);
-                }
+                // What cannot be used here misses writes from here on.
+                saved.set_in_use(true);
             }
             entry.set_in_use(true);
         }
-        if in_use != *directory || !recorded.is_empty() {
+        if in_use != old {
             self.write_flags(writer, &in_use)?;
         }
+        known.directory = Some(saved);
         self.tracker.set(if recorded.is_empty() { OFF } else { ON });
         known.recorded = recorded;
         Ok(())

@@ -4,6 +4,7 @@
 
 pub(crate) mod crash;
 pub(crate) mod cut;
+pub(crate) mod stored;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -10,9 +10,11 @@ use cowhand_core::{
     zero_prefix,
 };
 
+use crate::bitmap::Carried;
 use crate::buffer::Buffer;
 use crate::compare::{Difference, compare_sources};
 use crate::create::Base;
+use crate::gate::Before;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, Piece, Plan, What};
 use crate::registry;
@@ -52,6 +54,10 @@ pub struct Convert {
     pub workers: Option<usize>,
     /// Write at most so many guest bytes a second; what the file system shares is not counted.
     pub rate: Option<u64>,
+    /// Copy the persistent dirty bitmaps of the source, of which there is one.
+    pub bitmaps: bool,
+    /// Of these leave out what is inconsistent, which is an error otherwise.
+    pub skip_broken_bitmaps: bool,
     /// Read the target back and compare it with the source before it gets its name.
     pub verify: bool,
     /// Leave the partial target there after an error.
@@ -119,16 +125,42 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
             .hint("choose a size up to 16M, or 0 to write everything"));
     }
     let sources: Vec<Opened> = how.sources.iter().map(|path| open(path, &how.open)).collect::<Result<_>>()?;
+    let bitmaps = carried(how, &sources)?;
     let mut done = if how.no_create {
-        into_existing(how, &sources, progress)?
+        into_existing(how, &sources, bitmaps.as_ref(), progress)?
     } else {
-        into_new(how, &sources, progress)?
+        into_new(how, &sources, bitmaps.as_ref(), progress)?
     };
+    done.warnings.extend(bitmaps.into_iter().flat_map(|bitmaps| bitmaps.skipped));
     done.from = sources.iter().map(|source| source.links()[0].format).collect(); // never empty: every image has a layer
     Ok(done)
 }
 
-fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Result<Converted> {
+/// The bitmaps that go along.
+fn carried<'a>(how: &Convert, sources: &'a [Opened]) -> Result<Option<Carried<'a>>> {
+    if !how.bitmaps {
+        return if how.skip_broken_bitmaps {
+            Err(Error::invalid("Use of --skip-broken-bitmaps requires --bitmaps"))
+        } else {
+            Ok(None)
+        };
+    }
+    match sources {
+        [_] if how.open.snapshot.is_some() => {
+            Err(Error::invalid("bitmaps belong to the present state, and a snapshot is converted")
+                .hint("leave out --bitmaps"))
+        }
+        [source] => Carried::of(source.top(), how.skip_broken_bitmaps).map(Some),
+        _ => Err(Error::invalid("Copying bitmaps only possible with single source")),
+    }
+}
+
+fn into_new(
+    how: &Convert,
+    sources: &[Opened],
+    bitmaps: Option<&Carried<'_>>,
+    progress: &dyn Progress,
+) -> Result<Converted> {
     let format = match &how.format {
         Some(name) => registry::format(name)?,
         None => registry::format_for_target(&how.target)?,
@@ -149,8 +181,9 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     let shares = links().any(|link| target.can_share(link.layer.host().as_ref()));
     let read = read_by(sources, backing.as_ref());
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
-    let layer =
-        base.make(format, target.storage().clone(), &files, size, &how.open.secrets).map_err(named)?;
+    let before = Before { progress, total: content };
+    let layer = base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(layer.as_ref())).map_err(named)?;
     let layer_reads_zero = layer.new_reads_zero();
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let written = chain(&how.target, layer, format, &below)?;
@@ -165,6 +198,7 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     job.shares = shares;
     let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
     job.run(&source, progress)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(named)?;
     written.close()?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
     done.in_place = on_device;
@@ -186,7 +220,13 @@ fn into_new(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Resul
     Ok(done)
 }
 
-fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> Result<Converted> {
+fn into_existing(
+    how: &Convert,
+    sources: &[Opened],
+    bitmaps: Option<&Carried<'_>>,
+    progress: &dyn Progress,
+) -> Result<Converted> {
+    let named = |error: Error| error.image(how.target.display());
     let target_how = Open {
         format: how.format.clone(),
         writable: true,
@@ -197,6 +237,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
     };
     refuse_own_source(how, sources, None)?;
     let target = open(&how.target, &target_how)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(target.top().layer.as_ref())).map_err(named)?;
     let content = total(sources)?;
     if target.size() < content {
         return Err(Error::invalid(format!(
@@ -208,6 +249,7 @@ fn into_existing(how: &Convert, sources: &[Opened], progress: &dyn Progress) -> 
     let mut job = Job::new(how, &target, false);
     job.reads_zero = how.target_is_zero;
     job.run(&Concat::new(sources.iter().map(|source| &**source)), progress)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(target.top().layer.as_ref())).map_err(named)?;
     target.close()?;
     let mut done = job.summary(target.links()[0].format, &target); // never empty: every image has a layer
     done.in_place = true;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Cache, CreateOptions, Error, Format, Layer, Options, ParentRef, Resolver, Result, Secrets, Storage,
+    Cache, CreateOptions, Error, Format, Layer, Options, ParentRef, Progress, Quiet, Result, Secrets,
     parse_size,
 };
 
@@ -46,6 +46,11 @@ pub struct Created {
 
 /// Makes `path`. What bore the name before is replaced only once the new image is whole.
 pub fn create(path: &Path, how: &Create) -> Result<Created> {
+    create_with(path, how, &Quiet)
+}
+
+/// Makes `path`, and tells `progress` of the space that is written in advance. Where that asks to stop, nothing is left.
+pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result<Created> {
     let format = registry::format(&how.format)?;
     let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
     let mut size = how.size.or(base.size);
@@ -67,7 +72,7 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
     let target = Target::begin(path, how.cache, false)?;
     let files = TargetFiles::beside(path, how.cache, false, read);
     let layer = base
-        .make(format, target.storage().clone(), &files, size, &how.secrets)
+        .make(format, &target, &files, size, &how.secrets, progress)
         .map_err(|error| error.image(path.display()))?;
     let size = layer.size();
     layer.close().map_err(|error| error.image(path.display()))?;
@@ -150,16 +155,19 @@ impl Base {
         Ok(())
     }
 
-    /// Makes the image on `storage`.
+    /// Makes the image on `target`; `progress` may stop that.
     pub(crate) fn make(
         &self,
         format: &dyn Format,
-        storage: Arc<dyn Storage>,
-        files: &dyn Resolver,
+        target: &Target,
+        files: &TargetFiles,
         size: u64,
         secrets: &Secrets,
+        progress: &dyn Progress,
     ) -> Result<Arc<dyn Layer>> {
-        format.create(storage, files, &self.create_options(format, size, secrets)?)
+        let options = self.create_options(format, size, secrets)?;
+        let gate = files.gate();
+        gate.during(progress, size, || format.create(gate.over(target.storage().clone()), files, &options))
     }
 
     /// What the format is told.

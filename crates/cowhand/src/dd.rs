@@ -9,6 +9,7 @@ use cowhand_core::{Cache, Error, ErrorKind, Extent, Image, Layer, Link, Progress
 
 use crate::convert::{Convert, Job};
 use crate::create::Base;
+use crate::gate::Before;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, report};
 use crate::registry;
@@ -287,8 +288,8 @@ fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progr
     let target = Target::begin(path, how.cache, false)?;
     let files = TargetFiles::beside(path, how.cache, false, read);
     let base = Base::of(Vec::new(), None, None)?;
-    let layer =
-        base.make(format, target.storage().clone(), &files, size, &how.open.secrets).map_err(named)?;
+    let before = Before { progress, total: size };
+    let layer = base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
     let name = format.names()[0]; // never empty: every format has a name
     let image = Image::new(vec![Link { layer, name: path.display().to_string(), format: name }])?;
     let plain = Convert::default();

@@ -19,8 +19,12 @@ pub struct Info {
     pub virtual_size: u64,
     /// Bytes of the file, up to whole sectors as QEMU counts them.
     pub file_size: u64,
+    /// Bytes of the file; where it is a device, the device's.
+    pub physical_size: u64,
     /// Bytes of space that the file takes.
     pub actual_size: u64,
+    /// The mark that hides it from lists; `None`: its format has none.
+    pub hidden: Option<bool>,
     /// What the format says.
     pub details: Details,
     /// The parent it names.
@@ -44,18 +48,21 @@ pub fn info(path: &Path, how: &Open, chain: bool) -> Result<Vec<Info>> {
     links.iter().enumerate().map(|(depth, link)| of_link(&opened, link, depth + 1 < links.len())).collect()
 }
 
-fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> Result<Info> {
+pub(crate) fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> Result<Info> {
     let file = opened
         .watched()
         .into_iter()
         .find(|file| file.name == link.name)
         .ok_or_else(|| Error::invalid("was not opened as a file").image(&link.name))?;
     let failed = |error| Error::io("cannot look at", error).image(&link.name);
+    let len = file.storage.len().map_err(failed)?;
     Ok(Info {
         filename: link.name.clone(),
         format: link.format,
         virtual_size: link.layer.size(),
-        file_size: file.storage.len().map_err(failed)?.next_multiple_of(512),
+        file_size: len.next_multiple_of(512),
+        physical_size: len,
+        hidden: link.layer.hidden(),
         actual_size: file.storage.physical_size().map_err(failed)?,
         details: link.layer.details(),
         parent: link.layer.parent(),

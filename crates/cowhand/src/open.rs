@@ -106,6 +106,14 @@ impl Opened {
 
 /// Opens the disk whose top is `path`.
 pub fn open(path: &Path, how: &Open) -> Result<Opened> {
+    match open_as_far(path, how)? {
+        (opened, None) => Ok(opened),
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// Opens the disk whose top is `path`, down to the last layer that can be opened. The error is that of the next.
+pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Error>)> {
     let files = Files::beside(path, how.policy.clone(), how.lock, how.cache);
     let storage = files.trusted(path, access(how.writable))?;
     let format = match &how.format {
@@ -126,27 +134,40 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
         top.layer = snapshot(&top, which)?;
     }
     let mut links = vec![top];
-    match &how.parent {
-        Parent::Ignored => {}
-        Parent::Named => follow(&mut links, path, parent, &files, how)?,
-        Parent::Given(given) => {
-            let storage = files.trusted(given, access(how.writes(1)))?;
-            check_loop(path, given, storage.as_ref(), &files)?;
-            let format = match &how.parent_format {
-                Some(name) => registry::format(name)?,
-                None => registry::detect(storage.as_ref()).map_err(|error| error.image(given.display()))?,
-            };
-            let link = open_layer(given, storage, format, &files.of(given), &how.layer(1))?;
-            check_identity(path, parent.as_ref(), &link, how)?;
-            let next = link.layer.parent();
-            links.push(link);
-            follow(&mut links, given, next, &files, how)?;
+    let below = match &how.parent {
+        Parent::Ignored => Ok(()),
+        Parent::Named => follow(&mut links, path, parent, &files, how),
+        Parent::Given(given) => follow_given(&mut links, path, given, parent.as_ref(), &files, how),
+    };
+    let below = below.and_then(|()| match how.writable_parent {
+        Some(depth) if depth >= links.len() => {
+            Err(Error::invalid("Image does not have a backing file").image(path.display()))
         }
-    }
-    if how.writable_parent.is_some_and(|depth| depth >= links.len()) {
-        return Err(Error::invalid("Image does not have a backing file").image(path.display()));
-    }
-    Ok(Opened { image: Image::new(links)?, files })
+        _ => Ok(()),
+    });
+    Ok((Opened { image: Image::new(links)?, files }, below.err()))
+}
+
+/// Opens the parent that the caller named, and what that stands on.
+fn follow_given(
+    links: &mut Vec<Link>,
+    child: &Path,
+    given: &Path,
+    wanted: Option<&ParentRef>,
+    files: &Files,
+    how: &Open,
+) -> Result<()> {
+    let storage = files.trusted(given, access(how.writes(1)))?;
+    check_loop(child, given, storage.as_ref(), files)?;
+    let format = match &how.parent_format {
+        Some(name) => registry::format(name)?,
+        None => registry::detect(storage.as_ref()).map_err(|error| error.image(given.display()))?,
+    };
+    let link = open_layer(given, storage, format, &files.of(given), &how.layer(1))?;
+    check_identity(child, wanted, &link, how)?;
+    let next = link.layer.parent();
+    links.push(link);
+    follow(links, given, next, files, how)
 }
 
 /// Opens one file to look at what it says of itself, and none that it names: guest data cannot be read where it is

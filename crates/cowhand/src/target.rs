@@ -8,6 +8,7 @@ use cowhand_core::{
     Access, Cache, DirFolder, Error, ErrorKind, FileStorage, Folder, Lock, Resolver, Result, Storage,
 };
 
+use crate::gate::Gate;
 use crate::resolve::{Watched, folder_of};
 
 /// A file that will be there whole, or not at all.
@@ -181,13 +182,27 @@ pub(crate) struct TargetFiles {
     cache: Cache,
     keep: bool,
     made: Mutex<Vec<Target>>,
+    gate: Gate,
 }
 
 impl TargetFiles {
     /// For the image `target`, made of what stands in the files `read`.
     pub(crate) fn beside(target: &Path, cache: Cache, keep: bool, read: Vec<Watched>) -> TargetFiles {
         let folder = folder_of(target);
-        TargetFiles { target: target.to_owned(), folder, read, cache, keep, made: Mutex::default() }
+        TargetFiles {
+            target: target.to_owned(),
+            folder,
+            read,
+            cache,
+            keep,
+            made: Mutex::default(),
+            gate: Gate::default(),
+        }
+    }
+
+    /// What their writes and the target's go through.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Gives them their names; to be done before the image that names them gets its own.
@@ -245,7 +260,7 @@ impl Resolver for TargetFiles {
         }
         refuse_one_of(&path, &self.read)?;
         let target = Target::begin(&path, self.cache, self.keep)?;
-        let storage = target.storage().clone();
+        let storage = self.gate.over(target.storage().clone());
         self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target);
         Ok(storage)
     }

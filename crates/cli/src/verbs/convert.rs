@@ -102,6 +102,14 @@ pub(crate) struct Args {
     #[arg(short = 'F', value_name = "FORMAT", requires = "backing")]
     backing_format: Option<String>,
 
+    /// Copy the source's persistent dirty bitmaps
+    #[arg(long)]
+    bitmaps: bool,
+
+    /// Of these leave out what is inconsistent
+    #[arg(long)]
+    skip_broken_bitmaps: bool,
+
     /// Read the target back and compare it before it gets its name
     #[arg(long)]
     verify: bool,
@@ -134,8 +142,6 @@ struct Refused {
     #[arg(long, hide = true)]
     salvage: bool,
     #[arg(long, hide = true)]
-    bitmaps: bool,
-    #[arg(long, hide = true)]
     target_image_opts: bool,
 }
 
@@ -143,7 +149,6 @@ impl Refused {
     fn check(&self) -> Result<()> {
         let all = [
             (self.salvage, "--salvage (going on where the source cannot be read)"),
-            (self.bitmaps, "--bitmaps (copying persistent bitmaps)"),
             (self.target_image_opts, "--target-image-opts (a target described by options)"),
         ];
         match all.iter().find(|(given, _)| *given) {
@@ -234,6 +239,8 @@ fn job(args: &Args, sources: &[Source], target: &Path, options: Vec<(String, Str
     how.sparse = args.sparse;
     how.workers = args.workers.map(usize::from);
     how.rate = args.rate;
+    how.bitmaps = args.bitmaps;
+    how.skip_broken_bitmaps = args.skip_broken_bitmaps;
     how.verify = args.verify;
     how.keep_partial = args.keep_partial;
     Ok(how)

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use cowhand::{
-    Create, Policy, Printable, Result, create, format, format_for_target, parse_option_string, parse_size,
+    Create, Policy, Printable, Result, create_with, format, format_for_target, parse_option_string,
+    parse_size,
 };
 
 use crate::exit::{DONE, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
+use crate::progress::Meter;
 use crate::verbs::formats;
 
 /// Make a new image
@@ -87,7 +89,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         secrets: args.keys.secrets()?,
         ..Create::default()
     };
-    let made = create(image, &how)?;
+    let meter = Meter::new(false, args.quiet);
+    let made = create_with(image, &how, &meter)?;
+    meter.finish();
     if !args.quiet {
         describe(out, image, &how, made.size)?;
     }

@@ -2,7 +2,9 @@
 
 pub(crate) mod allocated;
 pub(crate) mod amend;
+pub(crate) mod bitmap;
 pub(crate) mod block_bitmap;
+pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod child;
 pub(crate) mod commit;
@@ -21,6 +23,8 @@ pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod rebase;
 pub(crate) mod resize;
+pub(crate) mod round_size;
+pub(crate) mod scan;
 pub(crate) mod snapshot;
 
 /// How facts are printed.

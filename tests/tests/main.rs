@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod allocated;
+mod bitmaps;
 mod chains;
 mod devices;
 mod formats;
@@ -10,6 +11,7 @@ mod hostile;
 mod hostile_qcow2;
 mod hostile_vhd;
 mod hostile_vhdx;
+mod listing;
 mod locks;
 mod map_and_info;
 mod measure;

@@ -198,13 +198,13 @@ fn the_exact_size_where_tables_grow() {
     let folder = temp();
     // More refcount blocks than one cluster of the refcount table names, and an L1 table of many clusters.
     for (size, given) in [
-        (20 << 20, "cluster_size=512"),
-        (20 << 20, "cluster_size=512,refcount_bits=64"),
-        (40 << 20, "cluster_size=512,preallocation=metadata"),
+        (10 << 20, "cluster_size=512"),
+        (10 << 20, "cluster_size=512,refcount_bits=64"),
+        (16 << 20, "cluster_size=512,preallocation=metadata"),
         (3 << 40, "cluster_size=4k"),
         (3 << 40, "cluster_size=64k,refcount_bits=64"),
     ] {
-        let data = 12 << 20;
+        let data = 6 << 20;
         let content = Content::striped("source", data, 12 << 10, 3).grown(size);
         let raw = content.raw_in(folder.path());
         assert_exact(folder.path(), &raw, "qcow2", given, "grown");

@@ -164,6 +164,10 @@ impl Layer for Qcow2Layer {
         self.close_all()
     }
 
+    fn clear(&self) -> Result<()> {
+        self.clear_disk()
+    }
+
     fn details(&self) -> Details {
         let header = self.shared().header().clone();
         let mut details = Details {

@@ -76,7 +76,7 @@ impl Qcow2Layer {
                 .map_err(|error| Error::io("cannot make the data file shorter", error))?;
             self.barrier(writer)?;
         }
-        Ok(())
+        self.trim(writer)
     }
 
     /// Takes everything away that guest clusters from `first` on map to, as far as the L1 table goes.

@@ -212,6 +212,13 @@ impl Shared {
         Ok(len)
     }
 
+    /// The files may have become shorter.
+    pub(crate) fn forget_lengths(&self) {
+        self.file_len.store(0, Ordering::Relaxed);
+        self.data_len.store(0, Ordering::Relaxed);
+        self.made.store(0, Ordering::Relaxed);
+    }
+
     /// A new L2 table ends at `end`.
     pub(crate) fn made(&self, end: u64) {
         self.made.fetch_max(end, Ordering::Relaxed);

@@ -19,6 +19,7 @@ use crate::header::MAX_REFCOUNT_TABLE_BYTES;
 pub(super) struct Fork {
     table: Vec<u64>,
     table_at: u64,
+    compact: bool,
     /// Blocks that are the new state's own, with where they stood; 0: there was none.
     moved: BTreeMap<usize, u64>,
     /// Those whose old places still count as used.
@@ -38,12 +39,20 @@ impl Fork {
 }
 
 impl Allocator {
-    /// Begins a second state. Nothing may be dirty.
-    pub(crate) fn fork(&mut self) -> Result<()> {
-        let blocks = self.block_offsets().count() as u64;
+    /// Begins a second state. Nothing may be dirty. `compact`: it has no block that counts nothing, and what it gives out
+    /// stands as far to the front as it can.
+    pub(crate) fn fork(&mut self, compact: bool) -> Result<()> {
+        let empty = if compact { self.empty_blocks()? } else { Vec::new() };
+        let used = self.block_offsets().count() as u64 - empty.len() as u64;
+        // Some that are empty now may have to count the others' new places; a block has at least 64 counters.
+        let blocks = used + (used / 32 + 2).min(empty.len() as u64);
+        if compact {
+            self.cursor = 0;
+        }
         self.fork = Some(Fork {
             table: self.table.clone(),
             table_at: self.table_at,
+            compact,
             moved: BTreeMap::new(),
             left: Vec::new(),
             pool: 0..0,
@@ -59,7 +68,46 @@ impl Allocator {
         self.occupy(run, &missing).map_err(|refused| match refused {
             Refused::Failed(error) => error,
             Refused::TableFull(_) => full(),
-        })
+        })?;
+        for number in empty {
+            let (Some(fork), Some(entry)) = (&mut self.fork, self.table.get_mut(number)) else { continue };
+            if !fork.moved.contains_key(&number) {
+                fork.left.push(std::mem::take(entry));
+                self.blocks.remove(&number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks that count nothing.
+    fn empty_blocks(&mut self) -> Result<Vec<usize>> {
+        let mut empty = Vec::new();
+        for number in 0..self.table.len() {
+            if self.block(number)?.is_some_and(|block| block.bytes.iter().all(|byte| *byte == 0)) {
+                empty.push(number);
+            }
+        }
+        Ok(empty)
+    }
+
+    /// The cluster behind the last one in use.
+    pub(crate) fn used_end(&mut self) -> Result<u64> {
+        let (per_block, width) = (self.geometry.block_entries(), self.width);
+        for number in (0..self.table.len()).rev() {
+            let Some(block) = self.block(number)? else { continue };
+            let last = (0..per_block).rev().find(|index| width.get(&block.bytes, *index as usize) != 0);
+            if let Some(last) = last {
+                return Ok(number as u64 * per_block + last + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// The file ends at cluster `end`: what is behind reads zero once it is written again.
+    pub(crate) fn cut_off(&mut self, end: u64) {
+        self.virgin = end;
+        self.cursor = self.cursor.min(end);
+        self.packed = 0;
     }
 
     /// Forgets the second state.
@@ -176,6 +224,10 @@ impl Allocator {
             let start = fork.table_at >> bits;
             start..start + fork.table.len() as u64 / per_cluster
         });
+        if self.fork.as_ref().is_some_and(|fork| fork.compact) {
+            let last = self.table.iter().rposition(|entry| *entry != 0);
+            self.table.truncate(last.map_or(0, |last| last + 1));
+        }
         let run = loop {
             let clusters = (self.table.len() as u64).div_ceil(per_cluster);
             let run = self.take_new(clusters)?;

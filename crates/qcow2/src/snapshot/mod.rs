@@ -10,7 +10,7 @@ use cowhand_core::{Error, ErrorKind, Extent, Layer, NewSnapshot, Result, Snapsho
 use crate::layer::Qcow2Layer;
 use crate::view::View;
 
-pub(crate) use table::{Snapshot, read_table};
+pub(crate) use table::{Snapshot, encode, read_table};
 
 impl Snapshots for Qcow2Layer {
     fn list(&self) -> Result<Vec<SnapshotInfo>> {

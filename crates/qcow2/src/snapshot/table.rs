@@ -52,7 +52,7 @@ pub(crate) fn read_table(file: &dyn Storage, header: &Header) -> Result<(Vec<Sna
 }
 
 /// A table's bytes, all entries as they stood.
-pub(super) fn encode(snapshots: &[Snapshot]) -> Result<Vec<u8>> {
+pub(crate) fn encode(snapshots: &[Snapshot]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for snapshot in snapshots {
         bytes.extend_from_slice(&snapshot.raw);

@@ -236,6 +236,47 @@ fn writes_are_recorded_as_qemu_records_them() {
     }
 }
 
+/// QEMU reads the very bits that we store, and we those of another image.
+#[test]
+fn bits_go_from_one_image_to_another() {
+    if !qemu() {
+        return;
+    }
+    let folder = temp();
+    let mut rng = Rng::new(5);
+    for (text, size) in [("cluster_size=4k", 40 * MIB), ("cluster_size=64k", 3 * MIB + 1024)] {
+        let (theirs, ours) = (folder.path().join("theirs.qcow2"), folder.path().join("ours.qcow2"));
+        qemu_create(&theirs, "cluster_size=64k", &size.to_string());
+        let layer = create(&ours, &how(size, text));
+        for (name, granularity) in [("fine", 512), ("coarse", 65536)] {
+            bitmaps(&layer).add(name, Some(granularity), false).unwrap();
+            let mut ranges: Vec<Range<u64>> = (0..50)
+                .map(|_| (rng.below(size), rng.below(5000)))
+                .map(|(start, len)| start..(start + len).min(size))
+                .collect();
+            // Long enough for words that say that all is set.
+            ranges.push(size / 4..size);
+            mark(&layer, name, &ranges).unwrap();
+        }
+        layer.close().unwrap();
+        agree(&ours, text);
+        for (name, granularity) in [("fine", "512"), ("coarse", "64k")] {
+            qemu_bitmap(&theirs, &["--add", "--disable", "-g", granularity], name);
+            let ours = ours.to_str().unwrap();
+            qemu_bitmap(&theirs, &["--merge", name, "-b", ours, "-F", "qcow2"], name);
+        }
+        let held = agree(&ours, text);
+        assert_eq!(agree(&theirs, text), held);
+        // And back, into one of another granularity.
+        let (from, layer) = (open(&theirs, false).unwrap(), open(&ours, true).unwrap());
+        bitmaps(&layer).add("back", Some(4096), false).unwrap();
+        bitmaps(&layer).mark("back", &mut |see| bitmaps(&from).dirty("fine", see)).unwrap();
+        layer.close().unwrap();
+        let back = held[0].dirty.iter().map(|granule| granule / 8).collect::<BTreeSet<_>>();
+        assert_eq!(agree(&ours, text)[2].dirty, back);
+    }
+}
+
 /// What a test expects of a bitmap.
 type Model = Vec<Stored>;
 

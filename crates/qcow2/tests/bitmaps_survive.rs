@@ -176,7 +176,7 @@ fn threads_that_write_while_bitmaps_change() {
                 match rng.below(5) {
                     0 => all.enable("off", rng.chance(1, 2)).unwrap(),
                     1 => all.add(&format!("{step}"), None, true).unwrap(),
-                    2 => mark(&layer, "off", &[0..5000]).unwrap(),
+                    2 => mark(&layer, "off", &[0..5000, 6000..6001]).unwrap(),
                     3 => all.clear("off").unwrap(),
                     _ => drop(seen(&layer)),
                 }
@@ -279,6 +279,40 @@ fn a_change_is_whole_or_not_there() {
             assert!(layer.parent() == named("base", "raw"));
         },
     );
+}
+
+/// What is written over in place reaches the disk at once: a bitmap must say before that it is in use.
+#[test]
+fn no_write_comes_before_the_word_that_bitmaps_are_in_use() {
+    let size = 64 << 10;
+    let fill = |layer: &Arc<dyn Layer>| {
+        layer.write(0, &pattern(0, size as usize, 1))?;
+        bitmaps(layer).add("one", Some(512), true)?;
+        bitmaps(layer).add("two", Some(8192), true)
+    };
+    let change = |layer: &Arc<dyn Layer>| {
+        layer.write(1024, &[7; 512])?;
+        layer.write(40_000, &[8; 3000])?;
+        layer.flush()?;
+        layer.write(20_480, &[9; 512])?;
+        layer.erase(4096, 4096, Erase::Zero)?;
+        layer.close()
+    };
+    let judge = |layer: &Arc<dyn Layer>, trusted: &Cell<usize>| {
+        let was = pattern(0, size as usize, 1);
+        let held = bytes(layer);
+        for bitmap in seen(layer).into_iter().filter(|bitmap| !bitmap.in_use) {
+            trusted.set(trusted.get() + 1);
+            let granularity = bitmap.granularity as usize;
+            for (granule, (was, now)) in (0..).zip(was.chunks(granularity).zip(held.chunks(granularity))) {
+                assert!(was == now || bitmap.dirty.contains(&granule), "'{}': {granule}", bitmap.name);
+            }
+        }
+    };
+    let trusted = Cell::new(0);
+    cut("cluster_size=4k", size, false, fill, change, |layer, _| judge(layer, &trusted));
+    faults("cluster_size=4k", size, false, fill, change, |layer, _| judge(layer, &trusted));
+    assert!(trusted.get() > 20);
 }
 
 /// Where the directory's parts of an image stand: the extension's data, the first entry, its table.

@@ -135,7 +135,7 @@ impl Qcow2Layer {
 
     /// Before the first change: are the refcounts to be trusted? And what readers must know that somebody wrote.
     fn prepare(&self, writer: &Writer) -> Result<()> {
-        let _order = lock(&writer.order);
+        let order = lock(&writer.order);
         if writer.ready.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -152,6 +152,19 @@ impl Qcow2Layer {
             header.autoclear &= raw | bitmaps;
         })?;
         writer.ready.store(true, Ordering::Release);
+        drop(order);
+        let stale = shared.header().extensions.bitmaps().is_some() && !self.has_bitmaps();
+        if stale {
+            // They missed writes of another program. Where the header has no room to be changed, they do no harm.
+            let dropped = self.rewrite_header(writer, |header| {
+                header.extensions.set_bitmaps(None);
+                Ok(())
+            });
+            return dropped.or_else(|error| match error.kind() {
+                ErrorKind::Unsupported => Ok(()),
+                _ => Err(error),
+            });
+        }
         Ok(())
     }
 

@@ -439,6 +439,9 @@ fn bitmaps_that_missed_writes_are_gone() {
     assert_eq!(bitmaps(&layer).list().unwrap(), []);
     assert!(layer.details().specific.get("bitmaps").is_none());
     layer.write(0, &[1; 512]).unwrap();
+    // Not even the way to them is left.
+    let header = file.to_vec()[..4096].to_vec();
+    assert!(!header.windows(4).any(|kind| kind == 0x2385_2875u32.to_be_bytes()));
     bitmaps(&layer).add("two", None, true).unwrap();
     layer.close().unwrap();
     let names: Vec<String> = stored(&file.to_vec()).into_iter().map(|bitmap| bitmap.name).collect();

@@ -64,7 +64,7 @@ fn check_bytes(entry: &Entry, size: u64) -> Result<()> {
 
 /// What `info` shows.
 pub(crate) fn details(layer: &Qcow2Layer) -> Option<Value> {
-    place(&layer.view.shared.header())?;
+    layer.has_bitmaps().then_some(())?;
     // That a directory cannot be read does not concern the disk.
     let directory = layer.directory().ok()?;
     let shown = directory.entries.iter().map(|entry| {
@@ -76,6 +76,11 @@ pub(crate) fn details(layer: &Qcow2Layer) -> Option<Value> {
 }
 
 impl Qcow2Layer {
+    /// There are bitmaps, in step with the data.
+    pub(crate) fn has_bitmaps(&self) -> bool {
+        place(&self.view.shared.header()).is_some()
+    }
+
     /// Refuses a bitmap that could not be kept, and makes its entry.
     fn new_bitmap(&self, directory: &Directory, name: &str, granularity: Option<u64>) -> Result<Entry> {
         let shared = &self.view.shared;

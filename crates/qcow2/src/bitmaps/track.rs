@@ -201,7 +201,7 @@ impl Qcow2Layer {
     /// Changes the disk's size in the header, and with the same write its bitmaps: what is new is clean. What else is to
     /// be durable before is the caller's matter, who has the layer alone.
     pub(crate) fn switch_size(&self, writer: &Writer, size: u64) -> Result<()> {
-        if directory::place(&self.view.shared.header()).is_none() {
+        if !self.has_bitmaps() {
             return self.change_fields(writer, |header| header.size = size);
         }
         let mut known = self.tracker.known_mut();

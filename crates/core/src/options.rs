@@ -54,6 +54,11 @@ impl Options {
         self.0.contains_key(name)
     }
 
+    /// The names of those that were given.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
+
     /// The text of an option.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

@@ -135,7 +135,7 @@ impl Algorithms {
         let ivgen = IvGen::by_name(ivgen).ok_or_else(|| unknown("IV generator", ivgen).at(40))?;
         let hash = Hash::by_name(hash).map_err(|error| error.at(72))?;
         let key = if mode == Mode::Xts { key_bytes / 2 } else { key_bytes };
-        let odd = mode == Mode::Xts && key_bytes % 2 != 0;
+        let odd = mode == Mode::Xts && !key_bytes.is_multiple_of(2);
         if !matches!(key, 16 | 24 | 32) || odd {
             return Err(Error::corrupt(
                 "key-bytes",

@@ -1,8 +1,8 @@
 //! A LUKS file as a layer: all its sectors behind the header, each encrypted by its number.
 
 use std::fmt::{self, Debug};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
 
 use cowhand_core::{
     CreateOptions, Details, Error, ErrorKind, Extent, Layer, OpenOptions, Options, Prealloc, Progress,
@@ -10,24 +10,21 @@ use cowhand_core::{
 };
 
 use crate::area::Area;
-use crate::sectors::{SECTOR, Sectors};
-use crate::volume::{Choice, Volume, candidates, chosen};
+use crate::encrypted::Encrypted;
+use crate::sectors::SECTOR;
+use crate::volume::{Choice, Volume, candidates, chosen, locked};
 
 const UNIT: u64 = SECTOR as u64;
-/// How much is encrypted and written at a time, in bytes.
-const PIECE: usize = 1 << 20;
 
 pub(crate) struct LuksLayer {
     file: Arc<dyn Storage>,
     volume: Volume,
     /// `None`: opened for what the header says alone.
-    sectors: Option<Sectors>,
+    encrypted: Option<Encrypted>,
     /// Where the disk starts in the file.
     payload: u64,
     size: AtomicU64,
     writable: bool,
-    /// Held alone by who writes parts of sectors, since he reads and writes the rest of them too; else shared.
-    partly: RwLock<()>,
 }
 
 impl Debug for LuksLayer {
@@ -55,13 +52,12 @@ impl LuksLayer {
 
     fn over(file: Arc<dyn Storage>, volume: Volume, size: u64, writable: bool) -> Result<LuksLayer> {
         Ok(LuksLayer {
-            sectors: volume.sectors()?,
+            encrypted: volume.encrypted()?,
             payload: volume.payload(),
             size: AtomicU64::new(rounded(size)?),
             file,
             volume,
             writable,
-            partly: RwLock::default(),
         })
     }
 
@@ -96,25 +92,22 @@ impl LuksLayer {
 
     /// Writes zeros, encrypted.
     fn zero(&self, at: u64, len: u64) -> Result<()> {
-        let sectors = self.sectors()?;
-        let mut piece = vec![0; PIECE];
+        let zeros = vec![0; len.min(1 << 20) as usize];
         let mut done = 0;
         while done < len {
-            let n = (len - done).min(PIECE as u64);
-            let (bytes, _) = piece.split_at_mut(n as usize);
-            bytes.fill(0);
-            sectors.encrypt((at + done) / UNIT, bytes);
-            self.put(at + done, bytes)?;
+            let n = (len - done).min(zeros.len() as u64);
+            self.put_guest(at + done, zeros.get(..n as usize).unwrap_or_default())?;
             done += n;
         }
         Ok(())
     }
 
-    fn sectors(&self) -> Result<&Sectors> {
-        self.sectors.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Denied, "is encrypted, and was opened without a secret")
-                .hint("pass --key-file PATH, or --object secret,id=ID,file=PATH")
-        })
+    fn encrypted(&self) -> Result<&Encrypted> {
+        self.encrypted.as_ref().ok_or_else(locked)
+    }
+
+    fn put_guest(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.encrypted()?.write(at, buf, |at, buf| self.get(at, buf), |at, buf| self.put(at, buf))
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -176,49 +169,13 @@ impl Layer for LuksLayer {
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
-        let sectors = self.sectors()?;
-        let len = buf.len() as u64;
-        let from = at / UNIT * UNIT;
-        let to = (at + len).next_multiple_of(UNIT);
-        let _whole = self.partly.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if to - from == len {
-            self.get(from, buf)?;
-            sectors.decrypt(from / UNIT, buf);
-        } else {
-            let mut whole = vec![0; (to - from) as usize];
-            self.get(from, &mut whole)?;
-            sectors.decrypt(from / UNIT, &mut whole);
-            let inside = whole.get((at - from) as usize..).unwrap_or_default();
-            buf.iter_mut().zip(inside).for_each(|(place, byte)| *place = *byte);
-        }
-        Ok(Extent::data(len, None))
+        self.encrypted()?.read(at, buf, |at, buf| self.get(at, buf))?;
+        Ok(Extent::data(buf.len() as u64, None))
     }
 
     fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
         self.check_writable()?;
-        let sectors = self.sectors()?;
-        let end = at + buf.len() as u64;
-        let (from, to) = (at / UNIT * UNIT, end.next_multiple_of(UNIT));
-        if (from, to) != (at, end) {
-            let _alone = self.partly.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let mut whole = vec![0; (to - from) as usize];
-            self.get(from, &mut whole)?;
-            sectors.decrypt(from / UNIT, &mut whole);
-            let inside = whole.get_mut((at - from) as usize..).unwrap_or_default();
-            inside.iter_mut().zip(buf).for_each(|(place, byte)| *place = *byte);
-            sectors.encrypt(from / UNIT, &mut whole);
-            return self.put(from, &whole);
-        }
-        let _shared = self.partly.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut piece = Vec::with_capacity(buf.len().min(PIECE));
-        for (index, bytes) in buf.chunks(PIECE).enumerate() {
-            let here = at + (index * PIECE) as u64;
-            piece.clear();
-            piece.extend_from_slice(bytes);
-            sectors.encrypt(here / UNIT, &mut piece);
-            self.put(here, &piece)?;
-        }
-        Ok(())
+        self.put_guest(at, buf)
     }
 
     fn resize(&self, size: u64, _prealloc: Prealloc, _below: u64) -> Result<()> {
@@ -226,7 +183,7 @@ impl Layer for LuksLayer {
         let (old, size) = (self.size(), rounded(size)?);
         let len = self.payload.checked_add(size).ok_or_else(|| too_large(size))?;
         if size > old {
-            self.sectors()?;
+            self.encrypted()?;
             // What is new reads zero only once that is written: the file grows as it goes, and has its space by that.
             self.zero(old, size - old)?;
         } else {

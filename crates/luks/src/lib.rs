@@ -2,12 +2,13 @@
 //!
 //! The specification is cryptsetup's *LUKS1 On-Disk Format*; names here are its terms. [`Luks`] is the format of files
 //! that are a LUKS volume. Another format that keeps a LUKS header within its own file (qcow2) has [`Volume`] for the
-//! header and its key slots, and [`Sectors`] for the disk's bytes.
+//! header and its key slots, and [`Encrypted`] for the disk's bytes.
 
 #![forbid(unsafe_code)]
 
 mod algorithms;
 mod area;
+mod encrypted;
 mod hash;
 mod header;
 mod keyslot;
@@ -26,10 +27,11 @@ use cowhand_core::{
 
 pub use algorithms::{CIPHERS, IVGENS, MODES};
 pub use area::Area;
+pub use encrypted::Encrypted;
 pub use hash::HASHES;
 pub use header::MAGIC;
 pub use sectors::{SECTOR, Sectors};
-pub use volume::{Choice, Volume, candidates, chosen};
+pub use volume::{Choice, Volume, candidates, chosen, locked};
 
 /// Files that are a LUKS volume.
 #[derive(Clone, Copy, Debug, Default)]

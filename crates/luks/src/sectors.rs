@@ -169,7 +169,7 @@ impl<C: Both> Xts<C> {
                 let mut tweak = u128::from_le_bytes(block.into());
                 for place in tweaks {
                     *place = tweak;
-                    tweak = tweak << 1 ^ (tweak >> 127) * 0x87;
+                    tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
                 }
                 number = number.wrapping_add(1);
             }

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::algorithms::Algorithms;
 use crate::area::Area;
+use crate::encrypted::Encrypted;
 use crate::header::{Header, SLOTS};
 use crate::keyslot::{self, Key, MAX_ITERATIONS};
 use crate::random;
@@ -57,8 +58,9 @@ pub fn candidates<'a>(options: &Options, name: &str, secrets: &'a Secrets) -> Re
         return Ok(vec![secrets.get(id)?]);
     }
     if secrets.is_empty() {
-        return Err(Error::new(ErrorKind::Denied, "is encrypted, and no secret was given")
-            .hint("pass --key-file PATH, or --object secret,id=ID,file=PATH"));
+        return Err(
+            Error::new(ErrorKind::Denied, "is encrypted, and no secret was given").hint(GIVE_A_SECRET)
+        );
     }
     Ok(secrets.iter().map(|(_, secret)| secret).collect())
 }
@@ -119,9 +121,10 @@ impl Volume {
         self.header.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// What encrypts the disk's bytes. `None`: it was opened without a passphrase.
-    pub fn sectors(&self) -> Result<Option<Sectors>> {
-        self.key.as_ref().map(|key| Sectors::new(&self.header().algorithms, key)).transpose()
+    /// The disk's bytes. `None`: it was opened without a passphrase.
+    pub fn encrypted(&self) -> Result<Option<Encrypted>> {
+        let sectors = self.key.as_ref().map(|key| Sectors::new(&self.header().algorithms, key));
+        Ok(sectors.transpose()?.map(Encrypted::new))
     }
 
     /// Where the disk's bytes start, in bytes from the header's front; of no meaning within another format.
@@ -298,10 +301,12 @@ impl Volume {
     }
 }
 
-fn locked() -> Error {
-    Error::new(ErrorKind::Denied, "is encrypted, and was opened without a secret")
-        .hint("pass --key-file PATH, or --object secret,id=ID,file=PATH")
+/// The error of who wants guest data, or the key, of what was opened for its metadata alone.
+pub fn locked() -> Error {
+    Error::new(ErrorKind::Denied, "is encrypted, and was opened without a secret").hint(GIVE_A_SECRET)
 }
+
+const GIVE_A_SECRET: &str = "pass --key-file PATH, or --object secret,id=ID,file=PATH";
 
 /// Tries every passphrase with every active slot.
 fn unlock_any(area: &Area, header: &Header, passphrases: &[&[u8]]) -> Result<Key> {

@@ -1,11 +1,12 @@
-//! Changing what an image was made with: its version, lazy refcounts, the refcounts' width, the data file's name. All is
+//! Changing what an image was made with: its version, lazy refcounts, the refcounts' width, the data file's name, the keys. All is
 //! checked before anything changes; then each change is durable before the next.
 
 use std::sync::atomic::Ordering;
 
-use cowhand_core::{Error, OptionKind, OptionSpec, Options, Progress, Result, Snapshots};
+use cowhand_core::{Error, OptionKind, OptionSpec, Options, Progress, Result, Secrets, Snapshots};
 
 use crate::compress::Codec;
+use crate::crypt::is_about_keys;
 use crate::entry::{Entry, Plain};
 use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
@@ -26,6 +27,36 @@ pub(crate) const AMEND_OPTIONS: &[OptionSpec] = &[
         name: "data_file_raw",
         kind: OptionKind::Flag,
         help: "The external data file must stay valid as a raw image",
+    },
+    OptionSpec {
+        name: "encrypt.iter-time",
+        kind: OptionKind::Number,
+        help: "Time to spend in PBKDF in milliseconds",
+    },
+    OptionSpec {
+        name: "encrypt.keyslot",
+        kind: OptionKind::Number,
+        help: "Select a single keyslot to modify explicitly",
+    },
+    OptionSpec {
+        name: "encrypt.new-secret",
+        kind: OptionKind::Text,
+        help: "New secret to set in the matching keyslots",
+    },
+    OptionSpec {
+        name: "encrypt.old-secret",
+        kind: OptionKind::Text,
+        help: "Select all keyslots that match this password",
+    },
+    OptionSpec {
+        name: "encrypt.state",
+        kind: OptionKind::Choice(&["active", "inactive"]),
+        help: "Select new state of affected keyslots (active/inactive)",
+    },
+    OptionSpec {
+        name: "force",
+        kind: OptionKind::Flag,
+        help: "Overwrite active keyslots, erase the last one",
     },
     OptionSpec { name: "lazy_refcounts", kind: OptionKind::Flag, help: "Postpone refcount updates" },
     OptionSpec {
@@ -118,9 +149,19 @@ fn put_v2(header: &mut Header) {
 
 impl Qcow2Layer {
     /// See `Layer::amend`. The layer is closed behind it: what entries mean may be another now.
-    pub(crate) fn amend_with(&self, options: &Options, progress: &dyn Progress) -> Result<()> {
+    pub(crate) fn amend_with(
+        &self,
+        options: &Options,
+        secrets: &Secrets,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let header = self.view.shared.header().clone();
         let wanted = Wanted::from(options, &header)?;
+        if is_about_keys(options) {
+            let (_, _alone) = self.still()?;
+            let crypt = self.view.shared.crypt.as_ref();
+            crypt.ok_or_else(|| Error::invalid("the image is not encrypted"))?.amend(options, secrets)?;
+        }
         let mut last = header.clone();
         wanted.put(&mut last);
         if wanted.version > header.version {

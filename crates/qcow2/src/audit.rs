@@ -41,6 +41,8 @@ pub(crate) fn audit(layer: &Qcow2Layer, alloc: &mut Allocator) -> Result<()> {
     audit.metadata("refcount table", audit.alloc.table_run())?;
     let table = crate::snapshot::read_table(shared.file.as_ref(), header)?.1;
     audit.metadata("snapshot table", span(header.snapshots_offset, table))?;
+    let crypto = header.crypto_header();
+    audit.metadata("encryption header", span(crypto.offset, crypto.length))?;
     let blocks: Vec<u64> = audit.alloc.block_offsets().collect();
     for block in blocks {
         audit.metadata("refcount block", span(block, 1))?;

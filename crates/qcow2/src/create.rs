@@ -9,6 +9,8 @@ use cowhand_core::{CreateOptions, Error, Prealloc, Resolver, Result, Storage};
 use crate::alloc::{Allocator, Refused};
 use crate::bitmaps::Tracker;
 use crate::compress::Deflater;
+use crate::crypt::{Crypt, NewCrypt};
+use crate::extensions::CryptoAt;
 use crate::header::{AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
 use crate::measure::Layout;
@@ -25,7 +27,7 @@ pub(crate) fn create(
     let chosen = Chosen::from(how)?;
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
-    let layout = Layout::new(geometry, how.size, chosen.data_file.is_some())?;
+    let layout = Layout::new(how.size, &chosen)?;
     let size = layout.size;
     let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
     header.lazy_refcounts = chosen.lazy_refcounts;
@@ -36,6 +38,13 @@ pub(crate) fn create(
         if chosen.data_file_raw {
             header.autoclear |= AUTOCLEAR_DATA_FILE_RAW;
         }
+    }
+    if let Some(crypt) = &chosen.crypt {
+        crypt.secret(how)?;
+        header.crypt_method = crypt.method();
+        // Until the encryption header is there, this one says so and finds none.
+        let pointer = crypt.header_len().map(|length| CryptoAt { offset: 0, length });
+        header.extensions.set_crypto_header(pointer);
     }
     // Whatever does not fit is found before a file is touched.
     header.encode()?;
@@ -68,8 +77,13 @@ pub(crate) fn create(
     if layout.l1 > 0 {
         header.l1_offset = alloc.reserve(layout.l1).map_err(refused)?.0.start << bits;
     }
+    let mut crypto_at = 0;
+    if layout.crypto > 0 {
+        crypto_at = alloc.reserve(layout.crypto).map_err(refused)?.0.start << bits;
+    }
     if !file.is_empty().map_err(failed)? {
         // A device keeps what it had.
+        zero_out(file.as_ref(), crypto_at, layout.crypto << bits)?;
         zero_out(file.as_ref(), header.refcount_table_offset, table_bytes)?;
         zero_out(file.as_ref(), header.l1_offset, layout.l1 << bits)?;
     }
@@ -79,9 +93,13 @@ pub(crate) fn create(
     file.write_at(0, &header.encode()?).map_err(failed)?;
 
     let l1 = L1 { at: header.l1_offset, entries: vec![0; header.l1_entries as usize] };
+    let crypt = match &chosen.crypt {
+        None => None,
+        Some(new) => Some(encrypt(&file, crypto_at, &mut header, new, how)?),
+    };
     let codec = header.codec;
     let tracker = Tracker::new(&header);
-    let shared = Arc::new(Shared::new(file, data, header, 0, false));
+    let shared = Arc::new(Shared::new(file, data, crypt, header, 0, false));
     let view = View::new(shared, size, l1);
     let writer = Writer::new(alloc, Deflater::new(codec, chosen.level), how.fresh, true);
     let layer = Qcow2Layer { view, snapshots: Mutex::default(), writer: Some(writer), tracker };
@@ -92,4 +110,21 @@ pub(crate) fn create(
     }
     layer.write_first()?;
     Ok(layer)
+}
+
+/// Makes the key, and the full disk encryption header in clusters at `at` that read zero; then the image's header finds
+/// it.
+fn encrypt(
+    file: &Arc<dyn Storage>,
+    at: u64,
+    header: &mut Header,
+    new: &NewCrypt,
+    how: &CreateOptions,
+) -> Result<Crypt> {
+    let crypt = new.create(file, at, how)?;
+    if let Some(length) = new.header_len() {
+        header.extensions.set_crypto_header(Some(CryptoAt { offset: at, length }));
+        file.write_at(0, &header.encode()?).map_err(|error| Error::io("cannot make the image", error))?;
+    }
+    Ok(crypt)
 }

@@ -7,7 +7,8 @@ use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::compress::Codec;
-use crate::extensions::{self, Extensions, Feature, FeatureKind};
+use crate::crypt::{AES, LUKS};
+use crate::extensions::{self, CryptoAt, Extensions, Feature, FeatureKind};
 use crate::geometry::Geometry;
 
 /// `QFI\xfb`.
@@ -106,6 +107,12 @@ impl Header {
     /// The mark that hides the image from lists of disks.
     pub(crate) fn hidden(&self) -> bool {
         self.extensions.hidden().unwrap_or(false)
+    }
+
+    /// Where the full disk encryption header is; nowhere where the image has none.
+    pub(crate) fn crypto_header(&self) -> CryptoAt {
+        let found = self.extensions.crypto_header().filter(|_| self.crypt_method == LUKS);
+        found.unwrap_or(CryptoAt { offset: 0, length: 0 })
     }
 
     /// Names a parent, or none.
@@ -419,15 +426,8 @@ impl OnDisk {
         }
         match self.crypt_method.get() {
             0 => {}
-            1 => wrong(encrypted("AES (the old encryption of qcow2)"))?,
-            2 if extensions.crypto_header().is_some() => wrong(encrypted("LUKS"))?,
-            2 => wrong(
-                Error::corrupt(
-                    "crypt_method",
-                    "says LUKS, and there is no full disk encryption header pointer",
-                )
-                .at(32),
-            )?,
+            AES => {}
+            LUKS => judge_crypto_header(extensions.crypto_header(), cluster, len).or_else(&mut *wrong)?,
             other => wrong(Error::corrupt("crypt_method", format!("{other} is unknown")).at(32))?,
         }
         let codec = codec(first, header_length, incompatible)?;
@@ -592,10 +592,18 @@ fn codec(first: &[u8], header_length: u32, incompatible: u64) -> Result<Codec> {
     }
 }
 
-fn encrypted(how: &str) -> Error {
-    Error::unsupported(format!("the image is encrypted with {how}, which cannot be read"))
-        .field("crypt_method")
-        .at(32)
+fn judge_crypto_header(pointer: Option<CryptoAt>, cluster: u64, len: u64) -> Result<()> {
+    let wrong = |message: String| Err(Error::corrupt("full disk encryption header pointer", message));
+    let Some(CryptoAt { offset, length }) = pointer else {
+        return wrong("is missing, and crypt_method says LUKS".to_owned());
+    };
+    if offset == 0 || !offset.is_multiple_of(cluster) {
+        return wrong(format!("{offset} is no cluster's start, or the header's"));
+    }
+    match offset.checked_add(length) {
+        Some(end) if end <= len => Ok(()),
+        _ => wrong(format!("{length} bytes at {offset} go past the end of the file ({len} bytes)")),
+    }
 }
 
 fn unknown_features(bits: u64, extensions: &Extensions) -> Error {

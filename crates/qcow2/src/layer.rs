@@ -12,6 +12,7 @@ use cowhand_core::{
 use crate::alloc::Allocator;
 use crate::bitmaps::{self, Tracker};
 use crate::compress::{Codec, Deflater};
+use crate::crypt::Crypt;
 use crate::header::Header;
 use crate::options;
 use crate::snapshot::{self, Snapshot};
@@ -49,6 +50,7 @@ impl Qcow2Layer {
                 .at(72));
             }
         };
+        let crypt = Crypt::open(&file, &header, how)?;
         let writer = how.writable.then(|| {
             let alloc = Allocator::open(file.clone(), header.geometry, header.refcount_table_offset);
             Ok::<_, Error>(Writer::new(alloc, deflater(header.codec, &how.options)?, false, false))
@@ -56,7 +58,7 @@ impl Qcow2Layer {
         let writer = writer.transpose()?;
         let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
         let tracker = Tracker::new(&header);
-        let shared = Arc::new(Shared::new(file, data, header, snapshot_table, !how.writable));
+        let shared = Arc::new(Shared::new(file, data, crypt, header, snapshot_table, !how.writable));
         Ok(Qcow2Layer {
             view: View::open(shared, size, l1_offset, l1_entries)?,
             snapshots: Mutex::new(snapshots),
@@ -172,6 +174,7 @@ impl Layer for Qcow2Layer {
         let header = self.shared().header().clone();
         let mut details = Details {
             cluster_size: Some(header.geometry.cluster_size()),
+            encrypted: self.shared().crypt.is_some(),
             dirty: header.dirty,
             ..Details::default()
         };
@@ -186,6 +189,9 @@ impl Layer for Qcow2Layer {
             put("bitmaps", list);
         }
         put("refcount-bits", (1u64 << header.geometry.refcount_order()).into());
+        if let Some(crypt) = &self.shared().crypt {
+            put("encrypt", crypt.details().into());
+        }
         if let Some(name) = header.extensions.data_file().filter(|_| header.has_data_file) {
             put("data-file", String::from_utf8_lossy(name).into());
             put("data-file-raw", header.data_file_raw().into());
@@ -209,8 +215,8 @@ impl Layer for Qcow2Layer {
         self.name_parent(parent)
     }
 
-    fn amend(&self, options: &Options, _secrets: &Secrets, progress: &dyn Progress) -> Result<()> {
-        self.amend_with(options, progress)
+    fn amend(&self, options: &Options, secrets: &Secrets, progress: &dyn Progress) -> Result<()> {
+        self.amend_with(options, secrets, progress)
     }
 
     fn hidden(&self) -> Option<bool> {

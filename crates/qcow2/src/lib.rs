@@ -15,6 +15,7 @@ mod claims;
 mod clear;
 mod compress;
 mod create;
+mod crypt;
 mod draft;
 mod entry;
 mod epoch;

@@ -7,7 +7,8 @@ use crate::header::MAX_REFCOUNT_TABLE_BYTES;
 use crate::options::Chosen;
 use crate::resize::check_l1;
 
-/// What a new image begins with, in clusters: the header, the refcount table, the L1 table.
+/// What a new image begins with, in clusters: the header, the refcount table, the L1 table, the full disk encryption
+/// header.
 ///
 /// The refcount table is as long as the full image needs. So it never moves while the image is filled, and new
 /// clusters stand behind one another without a gap, whatever order several threads take them in: the file's length
@@ -19,18 +20,22 @@ pub(crate) struct Layout {
     pub(crate) size: u64,
     pub(crate) table: u64,
     pub(crate) l1: u64,
+    pub(crate) crypto: u64,
 }
 
 impl Layout {
-    /// For a disk of `asked` bytes. `outside`: data stands in another file. Errors: the format cannot say this size.
-    pub(crate) fn new(geometry: Geometry, asked: u64, outside: bool) -> Result<Layout> {
+    /// For a disk of `asked` bytes. Errors: the format cannot say this size.
+    pub(crate) fn new(asked: u64, chosen: &Chosen) -> Result<Layout> {
+        let geometry = chosen.geometry;
         // As QEMU: a disk is whole sectors.
         let size = asked.checked_next_multiple_of(512).unwrap_or(u64::MAX);
         check_l1(geometry, size)?;
         let bits = geometry.cluster_bits();
         let l1 = (geometry.l1_entries(size) * 8).div_ceil(1 << bits);
         let most = MAX_REFCOUNT_TABLE_BYTES >> bits;
-        let mut layout = Layout { geometry, size, table: 1, l1 };
+        let crypto = chosen.crypto_len().div_ceil(1 << bits);
+        let mut layout = Layout { geometry, size, table: 1, l1, crypto };
+        let outside = chosen.data_file.is_some();
         let full = geometry.l1_entries(size) + if outside { 0 } else { size.div_ceil(1 << bits) };
         loop {
             let blocks = layout.file(full).div_ceil(geometry.block_entries());
@@ -44,7 +49,7 @@ impl Layout {
 
     /// Clusters of the file in which `more` clusters are used beside the header and the tables; with refcount blocks.
     fn file(&self, more: u64) -> u64 {
-        self.counted(1 + self.table + self.l1 + more)
+        self.counted(1 + self.table + self.l1 + self.crypto + more)
     }
 
     /// `clusters`, and the refcount blocks that count them and themselves.
@@ -74,7 +79,7 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
     let outside = chosen.data_file.is_some();
-    let layout = Layout::new(geometry, how.size, outside)?;
+    let layout = Layout::new(how.size, &chosen)?;
     let [touched, tables] = touched(content, [1 << bits, 1 << geometry.l2_bits()])?;
 
     let all = layout.size.div_ceil(1 << bits);
@@ -86,7 +91,7 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
     // The source's size decides in QEMU, not the option.
     let all = content.size().div_ceil(1 << bits);
     let everything = how.parent.is_some() || matches!(chosen.prealloc, Prealloc::Falloc | Prealloc::Full);
-    let full = estimate(geometry, all);
+    let full = estimate(geometry, all) + (layout.crypto << bits);
     let required = full - if everything && content.size() > 0 { 0 } else { (all - touched) << bits };
     let bitmaps = content.bitmaps().filter(|_| chosen.version >= 3);
     let bitmaps = bitmaps.map(|all_of| estimate_bitmaps(geometry, content.size(), all_of));

@@ -1,8 +1,10 @@
 //! `-o` of qcow2: names, checks, and what QEMU says when they do not fit together.
 
 use cowhand_core::{CreateOptions, Error, OptionKind, OptionSpec, Options, Prealloc, Result};
+use cowhand_luks::{CIPHERS, HASHES, IVGENS, MODES};
 
 use crate::compress::Codec;
+use crate::crypt::NewCrypt;
 use crate::geometry::Geometry;
 
 const LEVEL: OptionSpec = OptionSpec {
@@ -11,8 +13,20 @@ const LEVEL: OptionSpec = OptionSpec {
     help: "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
 };
 
-/// What can be set when an image is opened for writing.
-pub(crate) const OPEN_OPTIONS: &[OptionSpec] = &[LEVEL];
+const KEY_SECRET: OptionSpec = OptionSpec {
+    name: "encrypt.key-secret",
+    kind: OptionKind::Text,
+    help: "ID of secret providing qcow AES key or LUKS passphrase",
+};
+
+const ENCRYPT_FORMAT: OptionSpec = OptionSpec {
+    name: "encrypt.format",
+    kind: OptionKind::Choice(&["aes", "luks"]),
+    help: "Encrypt the image, format choices: 'aes', 'luks'",
+};
+
+/// What can be set when an image is opened.
+pub(crate) const OPEN_OPTIONS: &[OptionSpec] = &[LEVEL, ENCRYPT_FORMAT, KEY_SECRET];
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec { name: "cluster_size", kind: OptionKind::Size, help: "qcow2 cluster size" },
@@ -32,6 +46,43 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         name: "data_file_raw",
         kind: OptionKind::Flag,
         help: "The external data file must stay valid as a raw image",
+    },
+    OptionSpec {
+        name: "encrypt.cipher-alg",
+        kind: OptionKind::Choice(CIPHERS),
+        help: "Name of encryption cipher algorithm",
+    },
+    OptionSpec {
+        name: "encrypt.cipher-mode",
+        kind: OptionKind::Choice(MODES),
+        help: "Name of encryption cipher mode",
+    },
+    ENCRYPT_FORMAT,
+    OptionSpec {
+        name: "encrypt.hash-alg",
+        kind: OptionKind::Choice(HASHES),
+        help: "Name of encryption hash algorithm",
+    },
+    OptionSpec {
+        name: "encrypt.iter-time",
+        kind: OptionKind::Number,
+        help: "Time to spend in PBKDF in milliseconds",
+    },
+    OptionSpec {
+        name: "encrypt.ivgen-alg",
+        kind: OptionKind::Choice(IVGENS),
+        help: "Name of IV generator algorithm",
+    },
+    OptionSpec {
+        name: "encrypt.ivgen-hash-alg",
+        kind: OptionKind::Choice(HASHES),
+        help: "Name of IV generator hash algorithm",
+    },
+    KEY_SECRET,
+    OptionSpec {
+        name: "encryption",
+        kind: OptionKind::Flag,
+        help: "Encrypt the image with format 'aes'; encrypt.format=aes says the same",
     },
     OptionSpec { name: "extended_l2", kind: OptionKind::Flag, help: "Extended L2 tables" },
     OptionSpec { name: "lazy_refcounts", kind: OptionKind::Flag, help: "Postpone refcount updates" },
@@ -58,9 +109,15 @@ pub(crate) struct Chosen {
     pub(crate) data_file: Option<String>,
     pub(crate) data_file_raw: bool,
     pub(crate) prealloc: Prealloc,
+    pub(crate) crypt: Option<NewCrypt>,
 }
 
 impl Chosen {
+    /// Bytes of the full disk encryption header; 0 where there is none.
+    pub(crate) fn crypto_len(&self) -> u64 {
+        self.crypt.as_ref().and_then(NewCrypt::header_len).unwrap_or(0)
+    }
+
     pub(crate) fn from(how: &CreateOptions) -> Result<Chosen> {
         let options = &how.options;
         let version = if matches!(options.text("compat"), Some("0.10" | "v2")) { 2 } else { 3 };
@@ -102,6 +159,11 @@ impl Chosen {
         if data_file_raw && data_file.is_none() {
             return Err(Error::invalid("data-file-raw requires data-file"));
         }
+        let crypt = NewCrypt::from(options)?;
+        if data_file_raw && crypt.is_some() {
+            return Err(Error::invalid("an encrypted data file is no raw image")
+                .hint("leave out data_file_raw, or the encryption"));
+        }
         if data_file_raw && how.parent.is_some() {
             return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
         }
@@ -116,7 +178,17 @@ impl Chosen {
             ));
         }
         let geometry = Geometry::new(cluster.trailing_zeros(), extended, refcount_bits.trailing_zeros());
-        Ok(Chosen { version, geometry, codec, level, lazy_refcounts, data_file, data_file_raw, prealloc })
+        Ok(Chosen {
+            version,
+            geometry,
+            codec,
+            level,
+            lazy_refcounts,
+            data_file,
+            data_file_raw,
+            prealloc,
+            crypt,
+        })
     }
 }
 

@@ -13,8 +13,8 @@ const BATCH: u64 = 4096;
 
 impl Qcow2Layer {
     /// Maps guest bytes `disk`, which start with a cluster and of which nothing is mapped, to clusters that read zero (a
-    /// data file does so there already). `data`: the subclusters of each that the entries say hold data. Nobody else is
-    /// writing.
+    /// data file does so there already). `data`: the subclusters of each that the entries say hold data; where data is
+    /// encrypted they say zero, and version 2, which cannot say so, gets zeros encrypted. Nobody else is writing.
     pub(crate) fn preallocate(
         &self,
         writer: &Writer,
@@ -24,6 +24,8 @@ impl Qcow2Layer {
     ) -> Result<()> {
         let rules = self.view.shared.rules;
         let bits = rules.geometry.cluster_bits();
+        let encrypted = self.view.shared.crypt.is_some();
+        let (data, says_zero) = if encrypted && rules.version >= 3 { (0, data) } else { (data, 0) };
         let (mut first, end) = (disk.start >> bits, disk.end.div_ceil(1 << bits));
         while first < end {
             let count = (end - first)
@@ -39,11 +41,28 @@ impl Qcow2Layer {
             let (at, len) = (host << bits, count << bits);
             let len = if rules.data_file { len.min(disk.end - at) } else { len };
             lay_out(self.view.shared.data.as_ref(), at, len, prealloc, zero)?;
+            if encrypted && data != 0 {
+                self.write_zeros(first << bits, at, len)?;
+            }
             self.publish(writer, first, count, Vec::new(), |index, _| {
-                rules.encode(Plain { host: Some((host + index) << bits), copied: true, data, zero: 0 })
+                let host = Some((host + index) << bits);
+                rules.encode(Plain { host, copied: true, data, zero: says_zero })
             })?;
             first += count;
             self.begin()?;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros as guest data to clusters.
+    fn write_zeros(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+        let zeros = vec![0; len.min(1 << 20) as usize];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(zeros.len() as u64);
+            let piece = zeros.get(..n as usize).unwrap_or_default();
+            self.view.shared.write_data(guest + done, host + done, piece)?;
+            done += n;
         }
         Ok(())
     }

@@ -24,7 +24,8 @@ impl View {
             match stretch.found {
                 Found::Hole | Found::Zero(_) => {}
                 Found::Data(host) => {
-                    self.shared.read_data(host, buf.get_mut(..stretch.len as usize).unwrap_or_default())?;
+                    let found = buf.get_mut(..stretch.len as usize).unwrap_or_default();
+                    self.shared.read_data(at, host, found)?;
                 }
                 Found::Compressed => {
                     let len =
@@ -40,8 +41,12 @@ impl View {
         }
     }
 
-    /// Names no host offset of bytes that the file does not have: it may end inside its last cluster.
+    /// Names no host offset of bytes that the file does not have: it may end inside its last cluster. Nor of encrypted
+    /// ones: what stands there are not the guest's.
     fn within_file(&self, extent: Extent) -> Result<Extent> {
+        if self.shared.crypt.is_some() {
+            return Ok(Extent { host: None, ..extent });
+        }
         let Some(host) = extent.host else { return Ok(extent) };
         let there = self.shared.data_there(host, extent.len)?;
         Ok(match extent.kind {

@@ -8,6 +8,7 @@ use cowhand_core::{Error, ErrorKind, Result, Storage};
 
 use crate::cache::{Body, Slices, read_to_end};
 use crate::compress::Inflater;
+use crate::crypt::Crypt;
 use crate::entry::{Entry, OFFSET, Packed, Plain, Rules, Words, Wrong};
 use crate::geometry::Geometry;
 use crate::header::Header;
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) file: Arc<dyn Storage>,
     /// Where data clusters stand: `file`, or the external data file.
     pub(crate) data: Arc<dyn Storage>,
+    /// Guest data in data clusters is encrypted.
+    pub(crate) crypt: Option<Crypt>,
     /// As the file has it, or is about to. Writers of the header hold it alone.
     header: RwLock<Header>,
     pub(crate) rules: Rules,
@@ -118,6 +121,7 @@ impl Shared {
     pub(crate) fn new(
         file: Arc<dyn Storage>,
         data: Arc<dyn Storage>,
+        crypt: Option<Crypt>,
         header: Header,
         snapshot_table: u64,
         read_only: bool,
@@ -128,11 +132,13 @@ impl Shared {
             start..end.checked_next_multiple_of(geometry.cluster_size()).unwrap_or(u64::MAX)
         };
         let refcounts = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
+        let crypto = header.crypto_header();
         let regions = [
             (span(0, 1), "the header"),
             (span(header.l1_offset, u64::from(header.l1_entries) * 8), "the L1 table"),
             (span(header.refcount_table_offset, refcounts), "the refcount table"),
             (span(header.snapshots_offset, snapshot_table), "the snapshot table"),
+            (span(crypto.offset, crypto.length), "the encryption header"),
         ];
         let rules = Rules {
             geometry,
@@ -156,6 +162,7 @@ impl Shared {
             made: AtomicU64::new(0),
             file,
             data,
+            crypt,
             header: RwLock::new(header),
             rules,
         }
@@ -317,8 +324,28 @@ impl Shared {
         Ok(entry)
     }
 
-    /// Fills `buf` with data clusters' bytes; a file may end inside its last cluster.
-    pub(crate) fn read_data(&self, host: u64, buf: &mut [u8]) -> Result<()> {
+    /// Fills `buf` with the bytes of guest offset `guest`, which stand in data clusters at `host`.
+    pub(crate) fn read_data(&self, guest: u64, host: u64, buf: &mut [u8]) -> Result<()> {
+        match &self.crypt {
+            Some(crypt) => crypt.read(guest, host, buf, |host, buf| self.get_data(host, buf)),
+            None => self.get_data(host, buf),
+        }
+    }
+
+    /// Writes the bytes of guest offset `guest` to data clusters at `host`.
+    pub(crate) fn write_data(&self, guest: u64, host: u64, bytes: &[u8]) -> Result<()> {
+        let put = |host, bytes: &[u8]| {
+            let failed = |error| Error::io("cannot write data", error).at(host);
+            self.data.write_at(host, bytes).map_err(failed)
+        };
+        match &self.crypt {
+            Some(crypt) => crypt.write(guest, host, bytes, |host, buf| self.get_data(host, buf), put),
+            None => put(host, bytes),
+        }
+    }
+
+    /// Fills `buf` with what stands in data clusters; a file may end inside its last cluster.
+    fn get_data(&self, host: u64, buf: &mut [u8]) -> Result<()> {
         let failed = |error| Error::io("cannot read data", error).at(host);
         match self.data.read_at(host, buf) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {

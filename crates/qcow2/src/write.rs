@@ -150,7 +150,7 @@ impl Qcow2Layer {
             let end = (last.cluster << bits) + last.to;
             let bytes = buf.get((start - at) as usize..(end - at) as usize).unwrap_or_default();
             match first.place {
-                Place::Over(host) => self.put(host + first.from, bytes)?,
+                Place::Over(host) => self.view.shared.write_data(start, host + first.from, bytes)?,
                 Place::Into(host) => {
                     self.write_run(host, false, run, bytes)?;
                     self.publish_run(writer, run, host)?;
@@ -162,6 +162,8 @@ impl Qcow2Layer {
                 }
                 Place::New => {
                     let (clusters, zero) = self.reserve(writer, run.len() as u64)?;
+                    // What reads zero there is noise once it is decrypted.
+                    let zero = zero && self.view.shared.crypt.is_none();
                     let host = clusters.start << bits;
                     if let Err(error) = self.write_run(host, zero, run, bytes) {
                         self.release(writer, clusters);
@@ -175,14 +177,6 @@ impl Qcow2Layer {
         Ok(())
     }
 
-    fn put(&self, host: u64, bytes: &[u8]) -> Result<()> {
-        self.view
-            .shared
-            .data
-            .write_at(host, bytes)
-            .map_err(|error| Error::io("cannot write data", error).at(host))
-    }
-
     /// Writes `bytes` of a run of clusters to the host clusters from `host` on, which read zero if `zero`; and around
     /// them what the clusters must hold there.
     fn write_run(&self, host: u64, zero: bool, run: &[Part], bytes: &[u8]) -> Result<()> {
@@ -190,25 +184,29 @@ impl Qcow2Layer {
         let size = self.view.shared.geometry().cluster_size();
         let head = self.around(first, zero)?;
         let tail = if run.len() > 1 { self.around(last, zero)? } else { None };
-        let last_host = host + (run.len() as u64 - 1) * size;
+        let shared = &self.view.shared;
+        let guest = first.cluster << shared.geometry().cluster_bits();
+        // `at`: from the run's start.
+        let put = |at: u64, bytes: &[u8]| shared.write_data(guest + at, host + at, bytes);
+        let last_at = (run.len() as u64 - 1) * size;
         if head.is_none() && tail.is_none() {
-            return self.put(host + first.from, bytes);
+            return put(first.from, bytes);
         }
         let first_len = if head.is_some() { (first.to - first.from) as usize } else { 0 };
         let last_len = if tail.is_some() { (last.to - last.from) as usize } else { 0 };
         if let Some((start, mut cluster)) = head {
             let offset = (first.from - start) as usize;
             overlay(&mut cluster, offset, bytes.get(..first_len).unwrap_or_default());
-            self.put(host + start, &cluster)?;
+            put(start, &cluster)?;
         }
         let middle = bytes.get(first_len..bytes.len() - last_len).unwrap_or_default();
         if !middle.is_empty() {
-            self.put(host + if first_len > 0 { size } else { first.from }, middle)?;
+            put(if first_len > 0 { size } else { first.from }, middle)?;
         }
         if let Some((start, mut cluster)) = tail {
             let offset = (last.from - start) as usize;
             overlay(&mut cluster, offset, bytes.get(bytes.len() - last_len..).unwrap_or_default());
-            self.put(last_host + start, &cluster)?;
+            put(last_at + start, &cluster)?;
         }
         Ok(())
     }
@@ -230,9 +228,11 @@ impl Qcow2Layer {
             // The old cluster stays with another; all it holds goes to the new one.
             (Entry::Plain(Plain { host: Some(old), data: data @ 1.., .. }), None) => {
                 let mut cluster = vec![0; size as usize];
-                for (index, target) in cluster.chunks_exact_mut(sub as usize).enumerate() {
-                    if data >> index & 1 != 0 {
-                        shared.read_data(old + index as u64 * sub, target)?;
+                let guest = part.cluster << geometry.cluster_bits();
+                for (at, target) in (0u64..).step_by(sub as usize).zip(cluster.chunks_exact_mut(sub as usize))
+                {
+                    if data >> (at / sub) & 1 != 0 {
+                        shared.read_data(guest + at, old + at, target)?;
                     }
                 }
                 Ok(Some((0, cluster)))
@@ -293,7 +293,7 @@ impl Qcow2Layer {
         let geometry = shared.geometry();
         let (bits, size) = (geometry.cluster_bits(), geometry.cluster_size());
         let whole = if at + len == self.view.size() { len } else { len - len % size };
-        if !at.is_multiple_of(size) || whole == 0 || shared.rules.data_file {
+        if !at.is_multiple_of(size) || whole == 0 || shared.rules.data_file || shared.crypt.is_some() {
             return Ok(0);
         }
         let (first, last) = (at >> bits, (at + whole - 1) >> bits);
@@ -342,6 +342,11 @@ impl Qcow2Layer {
         let writer = self.begin()?;
         self.check_range(at, buf.len() as u64)?;
         let shared = &self.view.shared;
+        if shared.crypt.is_some() {
+            // It would stand there for all to read.
+            return Err(Error::unsupported("Compression and encryption not supported at the same time")
+                .hint("leave out -c"));
+        }
         if shared.rules.data_file {
             return Err(Error::unsupported(
                 "an image with an external data file cannot hold compressed data",

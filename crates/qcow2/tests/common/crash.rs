@@ -52,7 +52,13 @@ pub(crate) const CONFIGURATIONS: &[Configuration] = &[
     of("refcounts of 64 bits, 512", "cluster_size=512,refcount_bits=64", 512, 1 << 17),
     of("data file, 64 KiB", "cluster_size=64k,data_file=data", 65536, 1 << 20),
     of("raw data file, 64 KiB", "cluster_size=64k,data_file=data,data_file_raw=on", 65536, 1 << 20),
+    of("AES, 4 KiB", "cluster_size=4k,encrypt.format=aes", 4096, 1 << 18),
+    of("LUKS, extended L2, 16 KiB", LUKS, 16384, 1 << 19),
 ];
+
+/// Cheap to make and to open.
+const LUKS: &str = "cluster_size=16k,extended_l2=on,encrypt.format=luks,encrypt.iter-time=1,\
+                    encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha1";
 
 /// A parent that holds data.
 pub(crate) fn parent(size: u64) -> Arc<dyn Layer> {
@@ -78,12 +84,11 @@ pub(crate) fn cut(
     };
     let make = move |folder: &Arc<dyn Folder>| Qcow2.create(folder.create_new("disk")?, &In(folder), &how);
     let open = |folder: &Arc<dyn Folder>, writable| {
-        let how = OpenOptions { writable, ..OpenOptions::default() };
-        Qcow2.open(folder.open("disk", writable)?, &In(folder), &how)
+        Qcow2.open(folder.open("disk", writable)?, &In(folder), &super::with(writable))
     };
     let shape = Shape {
         ops: 40,
-        compressed: true,
+        compressed: !options.contains("encrypt"),
         resize: true,
         snapshots: true,
         header: true,
@@ -131,9 +136,15 @@ fn check_by_qemu(state: &State, layer: &Arc<dyn Layer>) -> Result<(), Failure> {
     for name in layer.parent().into_iter().flat_map(|parent| parent.candidates) {
         std::fs::write(folder.path().join(name), [0; 512])?;
     }
+    let secret = format!("secret,id=s,data={}", super::SECRET);
+    let opened = if layer.details().encrypted {
+        "driver=qcow2,encrypt.key-secret=s,file.filename=disk"
+    } else {
+        "driver=qcow2,file.filename=disk"
+    };
     let out = Command::new("qemu-img")
         .current_dir(folder.path())
-        .args(["check", "-f", "qcow2", "disk"])
+        .args(["check", "--object", &secret, "--image-opts", opened])
         .output()?;
     match out.status.code() {
         Some(0 | 3) => Ok(()),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use cowhand_core::{
     Access, Cache, CreateOptions, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
-    ParentRef, Resolver, Result, Storage,
+    ParentRef, Resolver, Result, Secrets, Storage,
 };
 use cowhand_qcow2::Qcow2;
 
@@ -40,8 +40,28 @@ pub(crate) fn options(text: &str) -> Options {
     Options::check(Qcow2.options(), &cowhand_core::parse_option_string(text)).unwrap()
 }
 
+/// What encrypted images are made and opened with.
+pub(crate) const SECRET: &str = "correct horse";
+
+/// LUKS that is made and opened in little time.
+pub(crate) const LUKS: &str = "encrypt.format=luks,encrypt.iter-time=1,encrypt.cipher-alg=aes-128,\
+                               encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha1";
+
+pub(crate) fn secrets(all: &[&str]) -> Secrets {
+    let mut secrets = Secrets::default();
+    for (index, secret) in all.iter().enumerate() {
+        secrets.add(format!("s{index}"), secret.as_bytes().to_vec()).unwrap();
+    }
+    secrets
+}
+
 pub(crate) fn how(size: u64, text: &str) -> CreateOptions {
-    CreateOptions { size, options: options(text), ..CreateOptions::default() }
+    CreateOptions { size, options: options(text), secrets: secrets(&[SECRET]), ..CreateOptions::default() }
+}
+
+/// The way of opening that needs to know nothing of the image.
+pub(crate) fn with(writable: bool) -> OpenOptions {
+    OpenOptions { writable, secrets: secrets(&[SECRET]), ..OpenOptions::default() }
 }
 
 pub(crate) fn create(path: &Path, how: &CreateOptions) -> Arc<dyn Layer> {
@@ -53,7 +73,7 @@ pub(crate) fn create(path: &Path, how: &CreateOptions) -> Arc<dyn Layer> {
 pub(crate) fn open(path: &Path, writable: bool) -> Result<Arc<dyn Layer>> {
     let folder = Here(path.parent().unwrap().to_owned());
     let access = if writable { Access::Write } else { Access::Read };
-    Qcow2.open(file(path, access), &folder, &OpenOptions { writable, ..OpenOptions::default() })
+    Qcow2.open(file(path, access), &folder, &with(writable))
 }
 
 pub(crate) fn named(name: &str, format: &str) -> Option<ParentRef> {

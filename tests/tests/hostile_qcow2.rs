@@ -128,7 +128,7 @@ fn refused_at_open() {
 }
 
 #[test]
-fn encryption_is_refused_by_name() {
+fn an_encrypted_image_needs_its_secret() {
     let folder = temp();
     let image = folder.path().join("luks.qcow2");
     let args = "create -q -f qcow2 --object secret,id=s,data=123 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";

@@ -6,6 +6,7 @@ mod allocated;
 mod bitmaps;
 mod chains;
 mod devices;
+mod encryption;
 mod formats;
 mod hostile;
 mod hostile_qcow2;

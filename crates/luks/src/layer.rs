@@ -143,11 +143,11 @@ impl LuksLayer {
     }
 }
 
-fn rounded(size: u64) -> Result<u64> {
+pub(crate) fn rounded(size: u64) -> Result<u64> {
     size.checked_next_multiple_of(UNIT).filter(|size| *size <= i64::MAX as u64).ok_or_else(|| too_large(size))
 }
 
-fn too_large(size: u64) -> Error {
+pub(crate) fn too_large(size: u64) -> Error {
     Error::invalid(format!("a disk of {size} bytes is too large"))
 }
 

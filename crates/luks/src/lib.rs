@@ -21,8 +21,8 @@ mod volume;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CreateOptions, Error, ErrorKind, Format, Inspector, Layer, OpenOptions, OptionSpec, Probe, Resolver,
-    Result, Storage,
+    Content, CreateOptions, Error, ErrorKind, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec,
+    Probe, Resolver, Result, Storage,
 };
 
 pub use algorithms::{CIPHERS, IVGENS, MODES};
@@ -61,6 +61,13 @@ impl Format for Luks {
 
     fn amend_options(&self) -> &'static [OptionSpec] {
         options::AMEND
+    }
+
+    fn measure(&self, _content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
+        let choice = Choice::from(&how.options, "")?;
+        let size = layer::rounded(how.size)?;
+        let len = choice.header_len().checked_add(size).ok_or_else(|| layer::too_large(size))?;
+        Ok(Measured { required: len, fully_allocated: len, exact: len, bitmaps: None })
     }
 
     fn open(

@@ -108,11 +108,8 @@ impl Crypt {
                 "Header reported '{format}' encryption format but options specify '{asked}'"
             )));
         }
-        let secrets = if how.metadata_only {
-            None
-        } else {
-            Some(candidates(&how.options, KEY_SECRET, &how.secrets).map_err(|error| error.at(32))?)
-        };
+        let secrets =
+            if how.metadata_only { None } else { Some(candidates(&how.options, KEY_SECRET, &how.secrets)?) };
         if header.crypt_method == AES {
             // Any passphrase opens it, and only the right one shows the disk.
             return match secrets.as_deref() {

@@ -163,8 +163,12 @@ fn a_chain_of_different_keys() {
     let whole = folder.path().join("expected.raw");
     std::fs::write(&whole, &expected).unwrap();
     assert_holds(&cowhand::open(&top, &both).unwrap(), &whole);
-    cowhand::commit(&top, &cowhand::Commit { open: both.clone(), ..cowhand::Commit::default() }, &Quiet)
-        .unwrap();
+    cowhand::commit(
+        &top,
+        &cowhand::Commit { open: both.clone(), keep: true, ..cowhand::Commit::default() },
+        &Quiet,
+    )
+    .unwrap();
     assert_holds(&cowhand::open(&base, &both).unwrap(), &whole);
     assert_holds(&cowhand::open(&top, &both).unwrap(), &whole);
 }

@@ -135,7 +135,7 @@ fn judge_one(case: &Case) {
 /// The error is of the image's making, and names image and part.
 fn is_clear(case: &Case, read: &Probed, part: &str) {
     let text = &read.message;
-    let kinds = ["Corrupt", "Unsupported", "Ambiguous", "Changed"];
+    let kinds = ["Corrupt", "Unsupported", "Ambiguous", "Changed", "Denied"];
     assert!(kinds.contains(&read.kind.as_str()), "{}: {text}", read.kind);
     assert!(text.to_lowercase().contains(&part.to_lowercase()), "'{part}' is not in: {text}");
     let name = case.image.file_name().unwrap().to_str().unwrap();

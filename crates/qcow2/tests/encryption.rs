@@ -279,6 +279,22 @@ fn no_ciphertext_is_handed_out_and_nothing_is_stored_unencrypted() {
 }
 
 #[test]
+fn an_emptied_image_keeps_its_keys() {
+    for text in [AES, LUKS] {
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
+        let layer = Qcow2.create(storage.clone(), &NoFiles, &how(SIZE, text)).unwrap();
+        scribble(&layer, &mut vec![0; SIZE as usize], 6);
+        layer.clear().unwrap();
+        assert!(bytes(&layer) == vec![0; SIZE as usize]);
+        drop(layer);
+        let layer = Qcow2.open(storage, &NoFiles, &with(true)).unwrap();
+        let mut expected = vec![0; SIZE as usize];
+        scribble(&layer, &mut expected, 7);
+        assert!(bytes(&layer) == expected, "{text}");
+    }
+}
+
+#[test]
 fn an_overlay_shows_its_parent_and_is_encrypted_itself() {
     for text in [AES, LUKS] {
         let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());

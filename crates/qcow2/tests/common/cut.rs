@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use cowhand_core::testing::{Fault, Journal, Plan, fault_test};
 use cowhand_core::{
-    CreateOptions, Folder, Format, Layer, MemoryFolder, NoFiles, OpenOptions, Result, Storage,
+    CheckOptions, CreateOptions, Folder, Format, Layer, MemoryFolder, NoFiles, OpenOptions, Quiet, Result,
+    Storage,
 };
 use cowhand_qcow2::Qcow2;
 
@@ -29,6 +30,14 @@ fn made(
     fill(&layer).unwrap();
     layer.close().unwrap();
     folder
+}
+
+/// Our own check finds leaks at most.
+fn checked(file: Arc<dyn Storage>) -> std::result::Result<(), String> {
+    let how = CheckOptions { workers: 1, ..CheckOptions::default() };
+    let report = Qcow2.checker().unwrap().check(file, &NoFiles, &how, &Quiet).unwrap();
+    let sound = report.corruptions == 0 && report.check_errors == 0;
+    sound.then_some(()).ok_or_else(|| format!("{report:?}"))
 }
 
 /// Cuts the power in each step of `change`, over an image that `make` left; `judge` gets what is left, and the
@@ -57,6 +66,7 @@ pub(crate) fn cut(
     let per_epoch = if slow { usize::MAX } else { 50 };
     for unit in [512, 4096] {
         for state in journal.states(&Plan { unit, per_epoch, ..Plan::default() }) {
+            checked(state.file("disk").unwrap()).unwrap_or_else(|report| panic!("{text}: {report}\n{state}"));
             let layer = reopen(state.file("disk").unwrap())
                 .unwrap_or_else(|error| panic!("{text}: does not open: {error}\n{state}"));
             let told = catch_unwind(AssertUnwindSafe(|| judge(&layer, state.mark())));
@@ -119,6 +129,7 @@ pub(crate) fn faults(
                     let out = std::process::Command::new("qemu-img").arg("check").arg(&path).output()?;
                     assert!(matches!(out.status.code(), Some(0 | 3)), "{text}: {out:?}");
                 }
+                checked(file.clone()).unwrap_or_else(|report| panic!("{text}: {report}"));
                 judge(&reopen(file)?, error.is_some());
                 Ok(())
             },

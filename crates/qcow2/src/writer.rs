@@ -1,7 +1,8 @@
 //! What a writable layer has beside its view, and the order in which metadata reaches the disk.
 //!
-//! Locks, in the order they are taken: claims, the bitmaps' own, `tables`, `order`, `publish`, the header, then L1 or a slice or `alloc`,
-//! one at a time. Guest data is read and written under claims alone.
+//! Locks, in the order they are taken: claims, the bitmaps' own, `tables`, `order`, `publish`, then L1 or a slice or
+//! `alloc`, one at a time, and behind `alloc` the list of snapshots, then the header. Guest data is read and written
+//! under claims alone.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -528,3 +528,42 @@ fn readers_and_writers_go_on_meanwhile() {
         }
     }
 }
+
+#[test]
+fn bitmaps_are_kept_by_all_but_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.qcow2");
+    let layer = create(&path, &how(1 << 20, "cluster_size=4k"));
+    layer.as_bitmaps().unwrap().add("b", Some(65536), true).unwrap();
+    layer.write(0, &noise(100_000, 1)).unwrap();
+    let id = snap(&layer, "one").unwrap();
+    layer.write(300_000, &noise(100_000, 2)).unwrap();
+    let told = apply(&layer, &id).unwrap_err().to_string();
+    assert!(told.contains("bitmaps"), "{told}");
+    delete(&layer, &id).unwrap();
+    let dirty = |layer: &Arc<dyn Layer>| {
+        let mut all = Vec::new();
+        let mut see = |range: std::ops::Range<u64>| {
+            all.push(range);
+            Ok(())
+        };
+        layer.as_bitmaps().unwrap().dirty("b", &mut see).unwrap();
+        all.iter().map(|range| range.end - range.start).sum::<u64>()
+    };
+    assert_eq!(dirty(&layer), 5 * 65536);
+    layer.close().unwrap();
+    drop(layer);
+    if qemu() {
+        check(&path);
+    }
+    let layer = open(&path, true).unwrap();
+    assert_eq!(dirty(&layer), 5 * 65536);
+    // All of the disk changes when it is emptied.
+    layer.clear().unwrap();
+    layer.close().unwrap();
+    drop(layer);
+    if qemu() {
+        check(&path);
+    }
+    assert_eq!(dirty(&open(&path, false).unwrap()), 1 << 20);
+}

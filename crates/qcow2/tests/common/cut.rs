@@ -61,11 +61,15 @@ pub(crate) fn cut(
     std::fs::write(samples.path().join("base"), [0; 512]).unwrap();
     let qemu = qemu();
     let mut states = 0;
-    // For a large run: all states of each epoch.
+    // A large run sees many more of the states that are chosen at random.
     let slow = std::env::var_os("COWHAND_SLOW").is_some();
-    let per_epoch = if slow { usize::MAX } else { 50 };
+    let plan = if slow {
+        Plan { random: 600, ..Plan::default() }
+    } else {
+        Plan { per_epoch: 50, ..Plan::default() }
+    };
     for unit in [512, 4096] {
-        for state in journal.states(&Plan { unit, per_epoch, ..Plan::default() }) {
+        for state in journal.states(&Plan { unit, ..plan.clone() }) {
             checked(state.file("disk").unwrap()).unwrap_or_else(|report| panic!("{text}: {report}\n{state}"));
             let layer = reopen(state.file("disk").unwrap())
                 .unwrap_or_else(|error| panic!("{text}: does not open: {error}\n{state}"));

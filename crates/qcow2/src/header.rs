@@ -39,6 +39,8 @@ pub(crate) const AUTOCLEAR_KNOWN: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_FILE_
 
 /// Offset in the file of the fields that change while an image is used.
 pub(crate) const AT_REFCOUNT_TABLE: u64 = 48;
+pub(crate) const AT_INCOMPATIBLE: u64 = 72;
+pub(crate) const AT_AUTOCLEAR: u64 = 88;
 
 /// The fields as they stand in the file, version 3 (version 2 has the first 72 bytes).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -12,6 +12,8 @@ const MAX_DIRECTORY: u64 = MAX_BITMAPS as u64 * 1048;
 /// Bytes that QEMU allows one bitmap to have.
 const MAX_BITMAP: u64 = 512 << 20;
 const KNOWN_FLAGS: u32 = 0b111;
+/// Nobody relies on its bits.
+const IN_USE: u32 = 1;
 /// Bits of a bitmap table entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const ALL_ONES: u64 = 1;
@@ -124,6 +126,8 @@ impl Entry {
     fn wrong(&self, header: &Header, len: u64) -> Option<String> {
         let bytes = u64::from(self.entries) * header.geometry.cluster_size();
         let inside = self.table.checked_add(u64::from(self.entries) * 8).is_some_and(|end| end <= len);
+        let bits = header.size.div_ceil(1u64.checked_shl(u32::from(self.granularity)).unwrap_or(u64::MAX));
+        let needed = bits.div_ceil(8).div_ceil(header.geometry.cluster_size());
         if self.kind != 1 {
             Some(format!("type {} is unknown", self.kind))
         } else if self.flags & !KNOWN_FLAGS != 0 {
@@ -134,6 +138,8 @@ impl Entry {
             Some(format!("a name of {} bytes", self.name))
         } else if self.entries == 0 || bytes > MAX_BITMAP {
             Some(format!("a bitmap table of {} entries", self.entries))
+        } else if self.flags & IN_USE == 0 && u64::from(self.entries) != needed {
+            Some(format!("a bitmap table of {} entries, for a disk that needs {needed}", self.entries))
         } else if self.table == 0 || header.geometry.in_cluster(self.table) != 0 || !inside {
             Some(format!("the bitmap table at {} does not lie in the file", self.table))
         } else {

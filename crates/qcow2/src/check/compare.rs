@@ -273,7 +273,12 @@ impl Compared {
                 Kind::RefcountBlock | Kind::RefcountTable => {
                     found.needs.rebuild |= !guests || doubted.binary_search(&cluster).is_ok();
                 }
-                _ => {}
+                // Entries that lead there are wrong.
+                Kind::Header | Kind::L1 if guests => {}
+                _ => {
+                    found.needs.unclear = true;
+                    found.needs.blind = true;
+                }
             }
         });
     }

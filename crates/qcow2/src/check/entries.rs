@@ -15,6 +15,7 @@ pub(super) struct Judge {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     Reserved,
+    CopiedNothing,
     CopiedAndCompressed,
     CompressedWithBitmap,
     CompressedInDataFile,
@@ -40,9 +41,15 @@ impl Trouble {
         )
     }
 
+    /// No program writes such an entry.
+    pub(super) fn is_nonsense(self) -> bool {
+        !matches!(self, Trouble::PastEnd(_) | Trouble::Metadata(_) | Trouble::NotCopiedInDataFile)
+    }
+
     pub(super) fn text(self, len: u64) -> String {
         match self {
             Trouble::Reserved => "has reserved bits set".to_owned(),
+            Trouble::CopiedNothing => "says COPIED, and names no table".to_owned(),
             Trouble::CopiedAndCompressed => "says compressed and COPIED, which exclude each other".to_owned(),
             Trouble::CompressedWithBitmap => "says compressed, and has bits of subclusters".to_owned(),
             Trouble::CompressedInDataFile => {
@@ -132,9 +139,10 @@ impl Judge {
                 if words.0 & OFFSET == 0 && data & zero != data {
                     return Some((Trouble::NoCluster, self.lost(words)));
                 }
-                // What says both is zero for a reader who looks at that first, and the bytes may be old ones.
-                let kept = if words.0 & OFFSET == 0 { 0 } else { data & !zero };
-                Some((Trouble::BothBits, Words(words.0, u64::from(zero) << 32 | u64::from(kept))))
+                // Which of both bits is wrong cannot be told; zeros could not be taken back.
+                let kept = if words.0 & OFFSET == 0 { zero } else { zero & !data };
+                let data = if words.0 & OFFSET == 0 { 0 } else { data };
+                Some((Trouble::BothBits, Words(words.0, u64::from(kept) << 32 | u64::from(data))))
             }
             Err(Wrong::CompressedInDataFile) => None,
             Ok(_) if self.fine(words).is_none() => {

@@ -1,6 +1,6 @@
 //! What a check finds: faults in the order of where they stand, however many threads look, and what would repair them.
 
-use cowhand_core::{Fault, MAX_FAULTS, Report, Severity};
+use cowhand_core::{Error, ErrorKind, Fault, MAX_FAULTS, Report, Result, Severity};
 
 /// The rounds of a repair that faults call for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(super) struct Needs {
     pub(super) bitmaps: bool,
     /// The external data file is not the raw image that it is said to be.
     pub(super) raw: bool,
+    /// Of two structures in one place nobody can say which is wrong, so that entries cannot be judged.
+    pub(super) unclear: bool,
     /// Something that may refer to clusters could not be looked at: what nothing seems to use may be in use.
     pub(super) blind: bool,
 }
@@ -33,6 +35,7 @@ impl Needs {
             flags: self.flags | other.flags,
             bitmaps: self.bitmaps | other.bitmaps,
             raw: self.raw | other.raw,
+            unclear: self.unclear | other.unclear,
             blind: self.blind | other.blind,
         }
     }
@@ -85,6 +88,18 @@ impl Findings {
     pub(super) fn unread(&mut self, at: u64, message: impl FnOnce() -> String) {
         self.needs.blind = true;
         self.note(Severity::Error, Some(at), message);
+    }
+
+    /// Fails where something could not be looked at: who changes the image must know everything. Otherwise the answer is
+    /// what was found.
+    pub(super) fn complete(self) -> Result<Findings> {
+        let [.., errors] = self.counts;
+        if errors == 0 {
+            return Ok(self);
+        }
+        let unread = self.listed.into_iter().find(|(_, fault)| fault.severity == Severity::Error);
+        let message = unread.map(|(_, fault)| fault.message);
+        Err(Error::new(ErrorKind::Io, message.unwrap_or_else(|| "not everything can be read".to_owned())))
     }
 
     /// Adds what several threads found in pieces of one piece of work.

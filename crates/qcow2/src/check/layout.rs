@@ -86,7 +86,9 @@ pub(super) struct Layout {
     regions: Vec<Region>,
     /// Clusters of single bitmap data clusters.
     bitmap_data: Vec<u64>,
-    /// Refcount table entries, as they are to be used.
+    /// There is a refcount table.
+    counted: bool,
+    /// Its entries, as they are to be used.
     blocks: Vec<u64>,
 }
 
@@ -112,10 +114,11 @@ impl Layout {
         let mut layout = Layout {
             rules,
             len,
-            data_len: data_len.unwrap_or(len),
+            data_len: data_len.unwrap_or(if rules.data_file { u64::MAX } else { len }),
             l1: Vec::new(),
             regions: Vec::new(),
             bitmap_data: Vec::new(),
+            counted: false,
             blocks: Vec::new(),
             header,
         };
@@ -256,6 +259,7 @@ impl Layout {
             blocks.pop();
         }
         self.blocks = blocks;
+        self.counted = true;
         self.find_doubles(at, found);
         Ok(())
     }
@@ -363,7 +367,7 @@ impl Layout {
     /// The refcount block of the `index`th stretch of clusters.
     pub(super) fn block(&self, index: u64) -> Block {
         match self.blocks.get(index as usize) {
-            _ if self.blocks.is_empty() => Block::Unknown,
+            _ if !self.counted => Block::Unknown,
             None | Some(0) => Block::None,
             Some(&UNKNOWN) => Block::Unknown,
             Some(at) => Block::At(*at),

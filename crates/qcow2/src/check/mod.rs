@@ -11,6 +11,8 @@ mod counts;
 mod entries;
 mod findings;
 mod layout;
+mod rebuild;
+mod repair;
 mod sparse;
 mod walk;
 mod workers;
@@ -48,6 +50,8 @@ struct Looked {
     report: Report,
     needs: Needs,
     layout: Layout,
+    /// Behind the last cluster that is used or has a count.
+    end: u64,
 }
 
 impl Checker for Qcow2 {
@@ -71,7 +75,8 @@ impl Checker for Qcow2 {
         let image = Image { file: file.as_ref(), data_len, workers, progress };
         match how.repair {
             Repair::Nothing => Ok(image.look()?.report),
-            Repair::Leaks | Repair::All => Err(Error::unsupported("qcow2 images cannot be repaired yet")),
+            Repair::Leaks => image.repair(false),
+            Repair::All => image.repair(true),
         }
     }
 }
@@ -87,10 +92,16 @@ impl Image<'_> {
             }
             Ok(())
         })?;
+        if header.has_data_file && self.data_len.is_none() {
+            found.needs.blind = true;
+            found.corrupt(72, || {
+                "the external data file is used, and its name is not in the image".to_owned()
+            });
+        }
         let layout = Layout::read(self.file, self.data_len, header, &mut found)?;
         let mut tally = Tally::default();
         let mut end = 0;
-        self.windows(&layout, &mut |counts, first| {
+        self.windows(&layout, true, &mut |counts, first| {
             let Some(counts) = counts else {
                 found.unread(0, || {
                     "the clusters in use stand too far from each other to be counted".to_owned()
@@ -121,7 +132,7 @@ impl Image<'_> {
         report.allocated_units = Some(tally.allocated);
         report.fragmented_units = Some(tally.fragmented);
         report.compressed_units = Some(tally.compressed);
-        Ok(Looked { report, needs, layout })
+        Ok(Looked { report, needs, layout, end })
     }
 
     fn walk(&self, layout: &Layout, counts: &Counts, job: Job) -> Result<walk::Work> {
@@ -133,10 +144,11 @@ impl Image<'_> {
     }
 
     /// Calls `see` with cells for each stretch of the file in which something is used or has a count. The flag: it is the
-    /// first. `None`: there are more that cannot be looked at.
+    /// first. `None`: there are more that cannot be looked at. `refcounts`: the refcount structure is counted too.
     fn windows(
         &self,
         layout: &Layout,
+        refcounts: bool,
         see: &mut dyn FnMut(Option<&Counts>, bool) -> Result<()>,
     ) -> Result<()> {
         let limit = layout.clusters() + 1;
@@ -145,7 +157,7 @@ impl Image<'_> {
         for _ in 0..MAX_WINDOWS {
             let counts = Counts::new(start..limit.min(start + WINDOW))
                 .ok_or_else(|| Error::unsupported("there is not enough memory to check this image"))?;
-            layout.count(&counts, true);
+            layout.count(&counts, refcounts);
             see(Some(&counts), start == 0)?;
             let end = counts.clusters().end;
             let next = counts.beyond().min(layout.next_block(end / each).saturating_mul(each));

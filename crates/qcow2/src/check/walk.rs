@@ -19,6 +19,8 @@ use crate::entry::{COPIED, Entry, L1_RESERVED, OFFSET, Plain, Words};
 
 const BATCH: usize = 1 << 20;
 const PIECE: u64 = 256 << 10;
+/// So many entries that make no sense, and more than make some, show that a table is none.
+const NONSENSE: u32 = 8;
 /// Tables that a thread takes at once.
 const TAKE: usize = 32;
 
@@ -206,6 +208,8 @@ impl Walk<'_> {
             Job::Count(report) => {
                 if report && entry & L1_RESERVED != 0 {
                     corrupt(work, Trouble::Reserved);
+                } else if report && target == 0 {
+                    corrupt(work, Trouble::CopiedNothing);
                 }
                 if let Some(trouble) = alone {
                     if report {
@@ -231,9 +235,9 @@ impl Walk<'_> {
                     });
                     return (0, None);
                 }
-                if alone_too && entry & L1_RESERVED != 0 {
-                    let index = self.index(part, at);
-                    return (entry & !L1_RESERVED, self.table_of(part, target, index));
+                if alone_too && (entry & L1_RESERVED != 0 || target == 0) {
+                    let new = if target == 0 { 0 } else { entry & !L1_RESERVED };
+                    return (new, self.table_of(part, target, self.index(part, at)));
                 }
             }
             Job::Flags => {
@@ -272,33 +276,61 @@ impl Walk<'_> {
         }
     }
 
-    /// L2 tables that stand where data stands too, and do not look like tables: the L1 entry is wrong, not the data's.
+    /// What L1 entries name and is no L2 table, as its content shows: an L1 entry is wrong then, and what stands there is
+    /// left as it is.
     fn impostors(&self, work: &mut Work) -> Result<HashSet<u64>> {
-        let mut doubtful = HashSet::new();
+        let mut found = HashSet::new();
+        let mut tables = Vec::new();
         let mut sparse = Sparse::new(self.file);
         for part in &self.layout.l1 {
             let mut from = Some(part.bytes.start);
             while let Some(at) = from {
                 from = self.l1_piece(&mut sparse, part, at, work, |_, _, entry| {
-                    let cell = self.counts.get((entry & OFFSET) >> self.layout.bits());
-                    if cell.is(L2) && cell.is(DATA) {
-                        doubtful.insert(entry & OFFSET);
-                    }
+                    tables.push(entry & OFFSET);
                     entry
                 })?;
+                if tables.len() >= BATCH {
+                    self.unlike_tables(&mut tables, &mut found)?;
+                }
             }
         }
-        let mut table = vec![0; self.layout.rules.geometry.cluster_size() as usize];
-        doubtful.retain(|at| {
-            let (mut used, mut wrong) = (false, sparse.read(*at, &mut table).is_err());
-            each(&mut table, self.layout.rules.geometry.entry_words(), |_, words| {
-                used = true;
-                wrong |= self.judge().fine(words).is_none();
+        self.unlike_tables(&mut tables, &mut found)?;
+        Ok(found)
+    }
+
+    /// Takes those `tables` that do not look like L2 tables over into `found`.
+    fn unlike_tables(&self, tables: &mut Vec<u64>, found: &mut HashSet<u64>) -> Result<()> {
+        let geometry = self.layout.rules.geometry;
+        let judge = self.judge();
+        let mut sparse = Sparse::new(self.file);
+        let mut bytes = vec![0; geometry.cluster_size() as usize];
+        tables.sort_unstable();
+        tables.dedup();
+        for at in tables.drain(..) {
+            let cell = self.counts.get(at >> self.layout.bits());
+            let read = at != 0 && geometry.in_cluster(at) == 0 && at < self.layout.len;
+            if !read {
+                continue;
+            }
+            sparse
+                .read(at, &mut bytes)
+                .map_err(|error| Error::io("cannot read an L2 table", error).at(at))?;
+            let (mut used, mut wrong, mut nonsense) = (0, 0, 0);
+            each(&mut bytes, geometry.entry_words(), |_, words| {
+                let mut senseless = false;
+                judge.mend(words, |trouble| senseless |= trouble.is_nonsense());
+                used += 1;
+                wrong += u32::from(judge.fine(words).is_none());
+                nonsense += u32::from(senseless);
                 words
             });
-            wrong || !used
-        });
-        Ok(doubtful)
+            // Where data stands too, a table must be without fault to be believed.
+            let doubted = cell.is(L2) && cell.is(DATA) && (used == 0 || wrong > 0);
+            if doubted || (nonsense >= NONSENSE && nonsense * 2 > used) {
+                found.insert(at);
+            }
+        }
+        Ok(())
     }
 
     fn judge(&self) -> Judge {

@@ -39,7 +39,12 @@ pub(super) struct Facts {
     pub(super) hidden: Option<bool>,
     /// The parent's name in the file.
     pub(super) parent: Option<PathBuf>,
+    /// The operation since which there is an empty bitmap that records writes.
+    pub(super) bitmap: Option<u64>,
 }
+
+/// The name of the bitmap.
+pub(super) const BITMAP: &str = "bench";
 
 impl Facts {
     pub(super) fn of(layer: &Arc<dyn Layer>) -> Facts {
@@ -48,6 +53,7 @@ impl Facts {
             snapshots: Vec::new(),
             hidden: layer.hidden(),
             parent: layer.parent().and_then(|parent| parent.candidates.into_iter().next()),
+            bitmap: None,
         }
     }
 }
@@ -218,11 +224,14 @@ impl History {
     fn judge(&self, disk: &Image, moment: Moment, limit: u64) -> Result<Held, Failure> {
         let wanted = self.facts_at(moment.reached);
         let layer = &disk.links()[0].layer;
-        let facts = Facts { snapshots: wanted.snapshots.clone(), ..Facts::of(layer) };
+        let facts = Facts { snapshots: wanted.snapshots.clone(), bitmap: wanted.bitmap, ..Facts::of(layer) };
         if facts != *wanted {
             return Err(Failure::new(format!("the disk is {facts:?}, not {wanted:?}")));
         }
         let pieces = self.content(disk, moment, limit)?;
+        self.bitmap(layer, wanted, &pieces).map_err(|failure| failure.during("the bitmap"))?;
+        // One that cannot be trusted does not tell since when it is there.
+        let facts = Facts { bitmap: None, ..facts };
         let Some(snapshots) = layer.as_snapshots() else { return Ok(Held { facts, pieces }) };
         let list: Vec<String> = snapshots.list()?.into_iter().map(|snapshot| snapshot.name).collect();
         let names: Vec<String> = wanted.snapshots.iter().map(|op| snapshot_name(*op)).collect();
@@ -237,6 +246,43 @@ impl History {
                 .map_err(|failure| failure.during(format!("'{name}'")))?;
         }
         Ok(Held { facts, pieces })
+    }
+
+    /// The bitmap is there, and does not claim to know what it does not: either it says that it cannot be trusted, or
+    /// what was written since it was empty is dirty.
+    fn bitmap(&self, layer: &Arc<dyn Layer>, facts: &Facts, held: &[(u64, Vec<u8>)]) -> Result<(), Failure> {
+        let Some(bitmaps) = layer.as_bitmaps() else { return Ok(()) };
+        let list = bitmaps.list()?;
+        let (Some(since), Some(info)) = (facts.bitmap, list.first()) else {
+            return if facts.bitmap.is_some() == !list.is_empty() {
+                Ok(())
+            } else {
+                Err(Failure::new(format!("{list:?} where {:?} was wanted", facts.bitmap)))
+            };
+        };
+        if info.inconsistent {
+            return Ok(());
+        }
+        let mut dirty: Vec<Range<u64>> = Vec::new();
+        bitmaps.dirty(BITMAP, &mut |range| {
+            dirty.push(range);
+            Ok(())
+        })?;
+        for (at, bytes) in held {
+            for (sector, held) in (at / SECTOR..).zip(bytes.chunks(SECTOR_LEN)) {
+                let start = sector * SECTOR;
+                let written =
+                    stamp_of(held).filter(|(number, version)| *number == sector && *version > since);
+                if let Some((_, version)) = written
+                    && !dirty.iter().any(|range| range.contains(&start))
+                {
+                    return Err(Failure::new(format!(
+                        "empty since operation {since}, it does not know that sector {sector} was written by {version}"
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Judges each sector. Answers the bytes that were ever touched.
@@ -308,9 +354,16 @@ impl History {
 
     /// Judges whole sectors from `at` on.
     fn check_bytes(&self, at: u64, bytes: &[u8], moment: Moment, limit: u64) -> Result<(), Failure> {
+        let mut touched = self.sectors.range(at / SECTOR..).peekable();
         for (sector, held) in (at / SECTOR..).zip(bytes.chunks(SECTOR_LEN)) {
-            let entries = self.sectors.get(&sector).map_or(&[][..], Vec::as_slice);
-            let begun = &entries[..entries.partition_point(|entry| entry.op <= limit)];
+            let entries = touched.next_if(|(number, _)| **number == sector);
+            let entries = entries.map_or(&[][..], |(_, entries)| entries.as_slice());
+            let begun = match entries.last() {
+                Some(last) if last.op > limit => {
+                    &entries[..entries.partition_point(|entry| entry.op <= limit)]
+                }
+                _ => entries,
+            };
             let durable = |entry: &Entry| {
                 entry.done && entry.op <= if entry.whole { moment.reached } else { moment.flushed }
             };

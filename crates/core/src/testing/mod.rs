@@ -43,7 +43,8 @@
 //!   read-only and must see the same bytes and change nothing.
 //! - A format that is only written fresh: `.fresh()` on `FaultTest` and `RaceTest`, `reopen: false` in `Shape`;
 //!   `reopen` may then open read-only.
-//! - `Shape` turns on what the format can: `compressed`, `resize`, `snapshots`, `header`, and off what it cannot.
+//! - `Shape` turns on what the format can: `compressed`, `resize`, `snapshots`, `bitmaps`, `header`, and
+//!   off what it cannot.
 //! - `CrashTest::device` puts the image on a device full of old bytes, where nothing reads zero of itself;
 //!   `CrashTest::threads` lets what happens between two flushes happen at once. `CrashTest::without_barrier` plants a
 //!   mistake in any format: a barrier that is left out. The test must then fail.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::bench::{Opener, image};
-use super::history::{Facts, History, Value, snapshot_name};
+use super::history::{BITMAP, Facts, History, Value, snapshot_name};
 use super::script::{Op, fill};
 use crate::{Erase, Error, ErrorKind, Folder, Image, Layer, NewSnapshot, ParentRef, Prealloc, Result};
 
@@ -152,6 +152,8 @@ fn whole(image: &Image, history: &mut History, number: u64, op: Op) -> Result<()
     let nth = |nth: usize| facts.snapshots.get(nth % facts.snapshots.len().max(1)).copied();
     let snapshots =
         || layer.as_snapshots().ok_or_else(|| Error::unsupported("there are no snapshots in this format"));
+    let bitmaps =
+        || layer.as_bitmaps().ok_or_else(|| Error::unsupported("there are no bitmaps in this format"));
     let named = |of: u64| snapshot_name(of);
     let (chosen, done) = match op {
         Op::Resize { size } => (0, image.resize(size, Prealloc::Off)),
@@ -174,6 +176,12 @@ fn whole(image: &Image, history: &mut History, number: u64, op: Op) -> Result<()
             (0, layer.set_parent(Some(&parent)))
         }
         Op::Clear if facts.snapshots.is_empty() => (0, layer.clear()),
+        Op::Bitmap => match facts.bitmap {
+            // A bit for each sector, or as many as the format likes.
+            None => (0, bitmaps().and_then(|maps| maps.add(BITMAP, (number % 2 == 0).then_some(512), true))),
+            Some(_) => (0, bitmaps().and_then(|maps| maps.clear(BITMAP))),
+        },
+        Op::NoBitmap if facts.bitmap.is_some() => (0, bitmaps().and_then(|maps| maps.remove(BITMAP))),
         _ => {
             history.step(number, false);
             return Ok(());
@@ -204,10 +212,14 @@ fn whole(image: &Image, history: &mut History, number: u64, op: Op) -> Result<()
             facts.snapshots.retain(|of| *of != chosen);
             history.changed(number, facts, |_, _| None);
         }
+        Op::Bitmap | Op::NoBitmap => {
+            facts.bitmap = (op == Op::Bitmap).then_some(number);
+            history.changed(number, facts, |_, _| None);
+        }
         Op::Clear => history.changed(number, facts, |_, _| Some(Value::Below)),
         _ => {
             let told = Facts::of(layer);
-            facts = Facts { snapshots: facts.snapshots, ..told };
+            facts = Facts { snapshots: facts.snapshots, bitmap: facts.bitmap, ..told };
             if let Op::Hide { hidden } = op {
                 facts.hidden = Some(hidden);
             }

@@ -63,6 +63,10 @@ pub enum Op {
     },
     /// Takes all guest data away. Passed over while there are snapshots.
     Clear,
+    /// Makes a bitmap that records what is written, or empties the one there is.
+    Bitmap,
+    /// Takes the bitmap away.
+    NoBitmap,
     /// A durable barrier.
     Flush,
     /// Closes and opens again.
@@ -105,6 +109,8 @@ pub struct Shape {
     pub resize: bool,
     /// Internal snapshots: made, gone back to, taken away.
     pub snapshots: bool,
+    /// A bitmap of what was written: made, emptied, taken away.
+    pub bitmaps: bool,
     /// What stands in the header alone: the mark that hides it, the parent's name, all data taken away at once.
     pub header: bool,
     /// Closing and opening again.
@@ -125,6 +131,7 @@ impl Shape {
             compressed: false,
             resize: false,
             snapshots: false,
+            bitmaps: false,
             header: false,
             reopen: true,
         }
@@ -161,6 +168,13 @@ impl Shape {
                 2..=3 => Op::Rename { len: 1 + rng.below(40) as usize },
                 _ => Op::Clear,
             },
+            13 if self.bitmaps && rng.chance(1, 2) => {
+                if rng.chance(1, 4) {
+                    Op::NoBitmap
+                } else {
+                    Op::Bitmap
+                }
+            }
             // Where the disk ends is not known here if a snapshot may bring back another size.
             4..=5 if self.compressed && (start + self.unit <= *size || !self.snapshots) => {
                 Op::Compressed { at: start, len: self.unit.min(*size - start) }

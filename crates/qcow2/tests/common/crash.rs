@@ -91,6 +91,7 @@ pub(crate) fn cut(
         compressed: !options.contains("encrypt"),
         resize: true,
         snapshots: true,
+        bitmaps: true,
         header: true,
         ..Shape::new(size, unit)
     };

@@ -42,16 +42,16 @@ const fn of(name: &'static str, options: &'static str, unit: u64, size: u64) -> 
 }
 
 pub(crate) const CONFIGURATIONS: &[Configuration] = &[
-    of("64 KiB clusters", "cluster_size=64k", 65536, 1 << 20),
+    of("64 KiB clusters", "cluster_size=64k", 65536, 12 << 16),
     of("4 KiB clusters", "cluster_size=4k", 4096, 1 << 18),
     of("512-byte clusters", "cluster_size=512", 512, 1 << 17),
-    of("extended L2, 64 KiB", "cluster_size=64k,extended_l2=on", 65536, 1 << 20),
+    of("extended L2, 64 KiB", "cluster_size=64k,extended_l2=on", 65536, 12 << 16),
     of("extended L2, 16 KiB", "cluster_size=16k,extended_l2=on", 16384, 1 << 19),
     of("version 2, 4 KiB", "cluster_size=4k,compat=0.10", 4096, 1 << 18),
     of("refcounts of 1 bit, 4 KiB", "cluster_size=4k,refcount_bits=1", 4096, 1 << 18),
     of("refcounts of 64 bits, 512", "cluster_size=512,refcount_bits=64", 512, 1 << 17),
-    of("data file, 64 KiB", "cluster_size=64k,data_file=data", 65536, 1 << 20),
-    of("raw data file, 64 KiB", "cluster_size=64k,data_file=data,data_file_raw=on", 65536, 1 << 20),
+    of("data file, 64 KiB", "cluster_size=64k,data_file=data", 65536, 12 << 16),
+    of("raw data file, 64 KiB", "cluster_size=64k,data_file=data,data_file_raw=on", 65536, 12 << 16),
     of("AES, 4 KiB", "cluster_size=4k,encrypt.format=aes", 4096, 1 << 18),
     of("LUKS, extended L2, 16 KiB", LUKS, 16384, 1 << 19),
 ];

@@ -102,6 +102,9 @@ fn qemu_img_and_we_say_and_read_the_same() {
         assert_eq!(good(dir, &words), qemu(&words));
         let words = ["map", "--output=json", object[0], object[1], "--image-opts", &opts];
         assert_eq!(good(dir, &words), qemu(&words));
+        if image != "q.qcow2" {
+            continue;
+        }
         let measured = ["measure", "--output=json", "-O", format, object[0], object[1], "-o", options];
         let measured = [&measured[..], &["--size", "5G"]].concat();
         let ours: Value = serde_json::from_str(&good(dir, &measured)).unwrap();

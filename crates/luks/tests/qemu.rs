@@ -66,7 +66,7 @@ fn what_qemu_writes_we_read_and_write_on() {
     }
     let folder = tempfile::tempdir().unwrap();
     // Theirs takes its time to make each.
-    for options in [ALGORITHMS[0], ALGORITHMS[8], ALGORITHMS[10]] {
+    for options in [ALGORITHMS[8], ALGORITHMS[10]] {
         qemu_create(folder.path(), "a.luks", options, "300k");
         assert_same_info(folder.path(), "a.luks");
         run(

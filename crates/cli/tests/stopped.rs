@@ -50,6 +50,25 @@ fn an_interrupt_takes_the_partial_away() {
 }
 
 #[test]
+fn an_interrupt_ends_the_writing_of_space_in_advance() {
+    for target in ["target.raw", "target.qcow2", "target.vhd", "target.vhdx"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(target), OLD).unwrap();
+        let fixed = if target.contains("vhd") { ",subformat=fixed" } else { "" };
+        let options = format!("preallocation=full{fixed}");
+        // So much that it is not written before it is stopped.
+        let child = command(PROGRAM, dir.path(), &["create", target, "4G", "-o", &options]).spawn().unwrap();
+        let partial = || names(dir.path()).into_iter().find(|name| name.contains(".partial-"));
+        wait_until(|| partial().is_some_and(|name| size(&dir.path().join(name)) > 0));
+        signal(&child, "INT");
+        let said = one_line(&finish(child), 130);
+        assert!(said.contains("stopped on request"), "{said}");
+        assert_eq!(names(dir.path()), [target]);
+        assert_eq!(fs::read(dir.path().join(target)).unwrap(), OLD);
+    }
+}
+
+#[test]
 fn an_interrupt_leaves_the_partial_where_that_was_asked_for() {
     let (dir, child) = under_way(&["--keep-partial"]);
     signal(&child, "INT");

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::info::Info;
 use crate::open::Open;
+use crate::resolve::{folder_of, in_folder};
 
 /// Where images are looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +99,7 @@ fn list(place: &Place, all: bool) -> Result<Vec<File>> {
             Err(error) => {
                 match path.file_name().and_then(|name| name.to_str()).filter(|name| is_pattern(name)) {
                     Some(pattern) => {
-                        let folder = crate::resolve::folder_of(path);
+                        let folder = folder_of(path);
                         let shown = path.parent().unwrap_or(Path::new(""));
                         let wanted = |name: &str| fits(pattern, name) && (all || !name.starts_with('.'));
                         let found = entries(&folder, shown, wanted)?;
@@ -126,7 +127,7 @@ fn entries(folder: &Path, shown: &Path, wanted: impl Fn(&str) -> bool) -> Result
         }
     }
     names.sort();
-    Ok(names.into_iter().map(|name| shown.join(name)).collect())
+    Ok(names.into_iter().map(|name| in_folder(shown, Path::new(&name))).collect())
 }
 
 /// The device nodes of a volume group's volumes.

@@ -8,6 +8,7 @@ use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::sources::{Parents, Sharing};
 use crate::verbs::Form;
+use crate::verbs::convert::which_snapshot;
 
 /// Show which parts of a disk are there, and where they stand
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,10 @@ pub(crate) struct Args {
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = parse_size)]
     max_length: Option<u64>,
 
+    /// An internal snapshot: its id or name, snapshot.id=ID or snapshot.name=NAME
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
     /// How to print it
     #[arg(long, value_enum, value_name = "FORM", default_value = "human")]
     output: Form,
@@ -44,7 +49,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
-    let how = args.sharing.open(&source, &args.parents, Cache::default())?;
+    let mut how = args.sharing.open(&source, &args.parents, Cache::default())?;
+    if let Some(snapshot) = &args.snapshot {
+        how.snapshot = Some(which_snapshot(snapshot, &source, &how)?);
+    }
     let disk = open(&source.path, &how)?;
     let length = args.max_length.unwrap_or(u64::MAX);
     match args.output {

@@ -25,7 +25,7 @@ Examples:
 pub(crate) struct Args {
     /// Images, folders, patterns with * ? [...]; the current folder if nothing is given
     #[arg(value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    places: Vec<PathBuf>,
 
     /// The logical volumes of this volume group
     #[arg(long, visible_alias = "lvm", value_name = "NAME")]
@@ -48,7 +48,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
-    let mut places: Vec<Place> = args.paths.iter().cloned().map(Place::Path).collect();
+    let mut places: Vec<Place> = args.places.iter().cloned().map(Place::Path).collect();
     if let Some(group) = &args.vg {
         places.push(Place::VolumeGroup(group.clone(), args.matching.clone()));
     }

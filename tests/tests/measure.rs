@@ -140,11 +140,13 @@ fn of_a_source_as_qemu_img_says() {
 
 /// Converts `source` in every number of threads, and holds the lengths against what was measured.
 fn assert_exact(folder: &Path, source: &Path, format: &str, given: &str, name: &str) {
+    let mut open = Open { format: Some("raw".into()), ..Open::default() };
+    open.secrets.add("key", b"open sesame".to_vec()).unwrap();
     let how = Measure {
         format: format.into(),
         options: options(given),
         source: Some(source.to_owned()),
-        open: Open { format: Some("raw".into()), ..Open::default() },
+        open,
         ..Measure::default()
     };
     let sizes = ours(&how);
@@ -216,6 +218,35 @@ fn the_exact_size_where_tables_grow() {
         };
         convert(&how, &Quiet).unwrap();
         qemu_img(["check", "-q", "-f", "qcow2", target.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn the_exact_size_with_a_key() {
+    let folder = temp();
+    let raw = Content::striped("source", (5 << 20) + 1024, 96 << 10, 3).raw_in(folder.path());
+    for (format, given) in [
+        ("qcow2", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"),
+        ("qcow2", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10,cluster_size=4k"),
+        ("qcow2", "encrypt.format=aes,encrypt.key-secret=key"),
+        ("luks", "key-secret=key,iter-time=10"),
+    ] {
+        assert_exact(folder.path(), &raw, format, given, "encrypted");
+        let secret = ["--object", "secret,id=key,data=open sesame"];
+        let given = given.replace(",encrypt.iter-time=10", "").replace(",iter-time=10", "");
+        let size = [secret[0], secret[1], "--size", "50M"];
+        let Some(theirs) = theirs(format, &given, &size) else {
+            assert!(given.contains("aes"), "{given}");
+            continue;
+        };
+        let how = Measure {
+            format: format.into(),
+            options: options(&given),
+            size: Some(50 << 20),
+            ..Measure::default()
+        };
+        let found = ours(&how);
+        assert_eq!((found.required, found.fully_allocated), (theirs.0, theirs.1), "{format} {given}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bitmap directory: which persistent bitmaps an image has, and where their tables stand.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use cowhand_core::{BitmapInfo, Error, Result, Storage};
@@ -126,21 +127,22 @@ impl Entry {
         start..start + (u64::from(self.table_len) * 8).div_ceil(geometry.cluster_size())
     }
 
-    /// Parses the entry at the front of `bytes`, which stand at `at` in the file. The second: its length.
-    fn parse(bytes: &[u8], at: u64, header: &Header) -> Result<(Entry, usize)> {
+    /// Bytes of the entry at the front of `bytes`. `None`: it is cut off.
+    fn len(bytes: &[u8]) -> Option<usize> {
+        let (raw, _) = OnDisk::ref_from_prefix(bytes).ok()?;
+        let rest = (raw.extra_data_size.get() as usize).checked_add(usize::from(raw.name_size.get()))?;
+        let len = size_of::<OnDisk>().checked_add(rest)?.checked_next_multiple_of(8)?;
+        (len <= bytes.len()).then_some(len)
+    }
+
+    /// Parses and judges an entry that stands at `at` in the file.
+    fn parse(bytes: &[u8], at: u64, header: &Header) -> Result<Entry> {
         let wrong = |offset: u64, message: String| Err(Error::corrupt(FIELD, message).at(at + offset));
-        let cut = || Error::corrupt(FIELD, "ends inside an entry").at(at);
-        let (raw, _) = OnDisk::ref_from_prefix(bytes).map_err(|_| cut())?;
-        let extra_len = raw.extra_data_size.get() as usize;
+        let (raw, rest) = OnDisk::ref_from_prefix(bytes).map_err(|_| cut(at))?;
         let name_len = usize::from(raw.name_size.get());
-        let name_at = size_of::<OnDisk>().checked_add(extra_len).ok_or_else(cut)?;
-        let len =
-            name_at.checked_add(name_len).and_then(|end| end.checked_next_multiple_of(8)).ok_or_else(cut)?;
-        let extra = bytes.get(size_of::<OnDisk>()..name_at).ok_or_else(cut)?;
-        let name = bytes.get(name_at..name_at + name_len).ok_or_else(cut)?;
-        if len > bytes.len() {
-            return Err(cut());
-        }
+        let (extra, rest) =
+            rest.split_at_checked(raw.extra_data_size.get() as usize).ok_or_else(|| cut(at))?;
+        let name = rest.get(..name_len).ok_or_else(|| cut(at))?;
         if raw.kind != DIRTY_TRACKING {
             return wrong(16, format!("bitmap type {} is unknown", raw.kind));
         }
@@ -175,10 +177,12 @@ impl Entry {
             name: name.to_vec(),
             extra: extra.to_vec(),
         };
-        if !entry.in_use() && entry.bits(header.size).div_ceil(8) > bytes {
-            return wrong(8, format!("a table of {table_len} entries does not cover the disk"));
+        // QEMU opens no image where it is longer either.
+        let needed = entry.bits(header.size).div_ceil(geometry.cluster_size() * 8);
+        if !entry.in_use() && u64::from(table_len) != needed {
+            return wrong(8, format!("a table of {table_len} entries; a disk of this size needs {needed}"));
         }
-        Ok((entry, len))
+        Ok(entry)
     }
 
     fn encode(&self, bytes: &mut Vec<u8>) {
@@ -198,6 +202,10 @@ impl Entry {
     }
 }
 
+fn cut(at: u64) -> Error {
+    Error::corrupt(FIELD, "ends inside an entry").at(at)
+}
+
 /// Where the directory of the image's bitmaps is. `None`: there are none, or they missed writes of a program that does
 /// not know them.
 pub(crate) fn place(header: &Header) -> Option<BitmapsAt> {
@@ -210,53 +218,69 @@ pub(crate) fn run(at: BitmapsAt, geometry: Geometry) -> Range<u64> {
     start..start + at.size.div_ceil(geometry.cluster_size())
 }
 
+/// Reads a directory's bytes. Errors: it cannot be one.
+pub(crate) fn read_bytes(file: &dyn Storage, header: &Header, at: BitmapsAt) -> Result<Vec<u8>> {
+    let wrong = |message: String| Err(Error::corrupt("bitmaps extension", message).at(at.offset));
+    let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+    if at.count == 0 || at.count as usize > MAX_BITMAPS {
+        return wrong(format!("says {} bitmaps; there may be 1 to {MAX_BITMAPS}", at.count));
+    }
+    if at.offset == 0 || header.geometry.in_cluster(at.offset) != 0 {
+        return wrong(format!("says that the directory is at {}, which is no cluster's start", at.offset));
+    }
+    if at.size > MAX_DIRECTORY_BYTES {
+        return wrong(format!("says a directory of {} bytes, above {MAX_DIRECTORY_BYTES}", at.size));
+    }
+    if at.offset.checked_add(at.size).is_none_or(|end| end > len) {
+        return wrong(format!("says a directory that goes past the end of the file ({len} bytes)"));
+    }
+    let mut bytes = vec![0; at.size as usize];
+    file.read_at(at.offset, &mut bytes)
+        .map_err(|error| Error::io("cannot read the bitmap directory", error).at(at.offset))?;
+    Ok(bytes)
+}
+
+/// The entries of a directory, where each stands, and each judged by itself. The last is the one that is cut off, where
+/// one is.
+pub(crate) fn entries<'a>(
+    bytes: &'a [u8],
+    at: BitmapsAt,
+    header: &'a Header,
+) -> impl Iterator<Item = (u64, Result<Entry>)> + 'a {
+    let mut rest = Some(bytes);
+    (0..at.count).map_while(move |_| {
+        let now = rest.take()?;
+        let here = at.offset + (bytes.len() - now.len()) as u64;
+        let Some((entry, behind)) = Entry::len(now).and_then(|len| now.split_at_checked(len)) else {
+            return Some((here, Err(cut(here))));
+        };
+        rest = Some(behind);
+        Some((here, Entry::parse(entry, here, header)))
+    })
+}
+
 impl Directory {
     /// Reads and judges the directory; what stands in tables is looked at where it is used.
     pub(crate) fn read(file: &dyn Storage, header: &Header) -> Result<Directory> {
         let Some(at) = place(header) else { return Ok(Directory::default()) };
-        let wrong = |message: String| Err(Error::corrupt("bitmaps extension", message).at(at.offset));
-        let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
-        if at.count == 0 || at.count as usize > MAX_BITMAPS {
-            return wrong(format!("says {} bitmaps; there may be 1 to {MAX_BITMAPS}", at.count));
-        }
-        if at.offset == 0 || header.geometry.in_cluster(at.offset) != 0 {
-            return wrong(format!(
-                "says that the directory is at {}, which is no cluster's start",
-                at.offset
-            ));
-        }
-        if at.size > MAX_DIRECTORY_BYTES {
-            return wrong(format!("says a directory of {} bytes, above {MAX_DIRECTORY_BYTES}", at.size));
-        }
-        if at.offset.checked_add(at.size).is_none_or(|end| end > len) {
-            return wrong(format!("says a directory that goes past the end of the file ({len} bytes)"));
-        }
-        let mut bytes = vec![0; at.size as usize];
-        file.read_at(at.offset, &mut bytes)
-            .map_err(|error| Error::io("cannot read the bitmap directory", error).at(at.offset))?;
-        Directory::parse(&bytes, at, header)
-    }
-
-    fn parse(bytes: &[u8], at: BitmapsAt, header: &Header) -> Result<Directory> {
-        let mut rest = bytes;
-        let mut entries = Vec::new();
-        let mut names = std::collections::HashSet::new();
-        for _ in 0..at.count {
-            let here = at.offset + (bytes.len() - rest.len()) as u64;
-            let (entry, len) = Entry::parse(rest, here, header)?;
+        let bytes = read_bytes(file, header, at)?;
+        let mut directory = Directory::default();
+        let mut names = HashSet::new();
+        let mut len = 0;
+        for (here, entry) in entries(&bytes, at, header) {
+            let entry = entry?;
             if !names.insert(entry.name.clone()) {
-                return Err(
-                    Error::corrupt(FIELD, format!("two bitmaps are named '{}'", entry.label())).at(here)
-                );
+                let message = format!("two bitmaps are named '{}'", entry.label());
+                return Err(Error::corrupt(FIELD, message).at(here));
             }
-            entries.push(entry);
-            rest = rest.get(len..).unwrap_or_default();
+            len += (size_of::<OnDisk>() + entry.extra.len() + entry.name.len()).next_multiple_of(8);
+            directory.entries.push(entry);
         }
-        if !rest.is_empty() {
-            return Err(Error::corrupt(FIELD, format!("has {} bytes behind its last entry", rest.len()))
-                .at(at.offset));
+        if len != bytes.len() {
+            let message = format!("has {} bytes behind its last entry", bytes.len() - len);
+            return Err(Error::corrupt(FIELD, message).at(at.offset));
         }
-        Ok(Directory { entries })
+        Ok(directory)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

@@ -15,7 +15,7 @@ use crate::bitmaps::directory::{
 };
 use crate::layer::Qcow2Layer;
 
-pub(crate) use crate::bitmaps::directory::{Directory, Entry, place, run};
+pub(crate) use crate::bitmaps::directory::{Directory, Entry, entries, place, read_bytes, run};
 pub(crate) use crate::bitmaps::table::{Word, read as read_table};
 pub(crate) use crate::bitmaps::track::Tracker;
 

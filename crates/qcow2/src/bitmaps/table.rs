@@ -1,5 +1,6 @@
 //! A bitmap's table: which clusters hold its bits.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use cowhand_core::{Error, Result, Storage};
@@ -24,7 +25,7 @@ pub(crate) enum Word {
 
 impl Word {
     /// Reads a word that stands at `at`.
-    fn decode(raw: u64, geometry: Geometry, at: u64) -> Result<Word> {
+    pub(crate) fn decode(raw: u64, geometry: Geometry, at: u64) -> Result<Word> {
         let offset = raw & OFFSET;
         let wrong = |message: String| Err(Error::corrupt("bitmap table", message).at(at));
         if raw & !(OFFSET | ALL_ONES) != 0 || (offset != 0 && raw & ALL_ONES != 0) {
@@ -95,11 +96,17 @@ pub(crate) fn load(file: &dyn Storage, geometry: Geometry, entry: &Entry, size: 
     let bits = Bits::new(size, entry.granularity_bits());
     let mut bytes = vec![0; geometry.cluster_size() as usize];
     let needed = len(entry, size, geometry) as usize;
+    let mut seen = HashSet::new();
     for (index, word) in words.into_iter().take(needed).enumerate() {
         let range = bits_of(index, geometry);
         match word {
             Word::Zeros => {}
             Word::Ones => bits.set(range),
+            // So that a bitmap in memory is not larger than the file.
+            Word::Stored(at) if !seen.insert(at) => {
+                let message = format!("'{}': points at {at} twice", entry.label());
+                return Err(Error::corrupt("bitmap table", message).at(entry.table_at));
+            }
             Word::Stored(at) => {
                 read_to_end(file, at, &mut bytes)
                     .map_err(|error| Error::io("cannot read a bitmap", error).at(at))?;

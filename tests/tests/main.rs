@@ -4,6 +4,7 @@
 
 mod allocated;
 mod bitmaps;
+mod chain_verbs;
 mod chains;
 mod devices;
 mod encryption;

@@ -52,7 +52,8 @@ impl Extent {
 /// How guest bytes are taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Erase {
-    /// Reads zero afterwards; the space is kept where that is possible.
+    /// Reads zero afterwards, and where the format can say so it does: it is zero over another parent too. The space is
+    /// kept where that is possible.
     Zero,
     /// Reads zero afterwards, never the parent; the space is given back where that is possible.
     Free,

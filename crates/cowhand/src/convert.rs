@@ -19,6 +19,7 @@ use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, Piece, Plan, What};
 use crate::registry;
 use crate::resolve::Watched;
+use crate::resume::{Sidecar, key};
 use crate::target::{Target, TargetFiles, refuse_one_of};
 use cowhand_core::Progress;
 
@@ -62,6 +63,9 @@ pub struct Convert {
     pub verify: bool,
     /// Leave the partial target there after an error.
     pub keep_partial: bool,
+    /// Go on where an earlier run with this, the same sources and options ended; and leave what is needed to go on when
+    /// this one is stopped. Costs a flush from time to time. What cannot be gone on with is begun anew.
+    pub resume: bool,
 }
 
 impl Convert {
@@ -93,6 +97,8 @@ pub struct Converted {
     pub cloned: u64,
     /// Bytes of space the target takes.
     pub physical: u64,
+    /// Guest bytes that an earlier run had dealt with.
+    pub resumed: u64,
     /// The target was read back and is the same.
     pub verified: bool,
     /// The target, or its data file, is a device, and was written in place.
@@ -126,6 +132,10 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
     }
     let sources: Vec<Opened> = how.sources.iter().map(|path| open(path, &how.open)).collect::<Result<_>>()?;
     let bitmaps = carried(how, &sources)?;
+    if how.resume && bitmaps.is_some() {
+        return Err(Error::invalid("a conversion that takes bitmaps along cannot be gone on with")
+            .hint("leave out --resume or --bitmaps"));
+    }
     let mut done = if how.no_create {
         into_existing(how, &sources, bitmaps.as_ref(), progress)?
     } else {
@@ -165,7 +175,9 @@ fn into_new(
         Some(name) => registry::format(name)?,
         None => registry::format_for_target(&how.target)?,
     };
-    let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
+    let mut base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
+    // What is gone on with is opened in the state that a kill left it in.
+    base.fresh = !how.resume;
     let content = total(sources)?;
     let size = base.size().unwrap_or(content);
     let named = |error: Error| error.image(how.target.display());
@@ -176,19 +188,48 @@ fn into_new(
     }
     let backing = base.open(&how.target, &how.open)?;
     refuse_own_source(how, sources, backing.as_ref())?;
-    let target = Target::begin(&how.target, how.cache, how.keep_partial)?;
-    let links = || sources.iter().flat_map(|source| source.links());
-    let shares = links().any(|link| target.can_share(link.layer.host().as_ref()));
     let read = read_by(sources, backing.as_ref());
+    let target = if how.resume {
+        Target::resumable(&how.target, how.cache)?
+    } else {
+        Target::begin(&how.target, how.cache, how.keep_partial)?
+    };
+    let sidecar = match how.resume {
+        true => Some(Sidecar::beside(&target, key(how, format, size, &read))?),
+        false => None,
+    };
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
-    let before = Before { progress, total: content };
-    let layer = base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
-    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(layer.as_ref())).map_err(named)?;
-    let layer_reads_zero = layer.new_reads_zero();
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
+    let shared = shared_below(how, sources, backing.as_ref());
+    let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
+
+    let there = sidecar.as_ref().and_then(|sidecar| {
+        let (layer, done) = sidecar.go_on(how, &source, format, &target, &files, &below)?;
+        Some((layer, done, false))
+    });
+    let (layer, resumed, shares) = match there {
+        Some(there) => there,
+        None => {
+            if let Some(sidecar) = &sidecar {
+                sidecar.remove()?;
+                target.start_anew()?;
+            }
+            let links = || sources.iter().flat_map(|source| source.links());
+            let shares = links().any(|link| target.can_share(link.layer.host().as_ref()));
+            let before = Before { progress, total: content };
+            let layer =
+                base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
+            (layer, 0, shares)
+        }
+    };
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(layer.as_ref())).map_err(named)?;
+    if sidecar.is_some() && files.have_any() {
+        return Err(named(Error::unsupported("a target of several files cannot be gone on with"))
+            .hint("leave out --resume"));
+    }
+    let layer_reads_zero = layer.new_reads_zero();
     let written = chain(&how.target, layer, format, &below)?;
 
-    let shared = shared_below(how, sources, backing.as_ref());
     let mut job = Job::new(how, &written, shared.is_some());
     // A device holds what it held before, also where it is only the data file.
     let on_device = target.is_device() || files.have_device();
@@ -196,12 +237,14 @@ fn into_new(
     job.rest_must_be_zero = backing.as_ref().is_some_and(|backing| backing.size() > content);
     job.whole_blocks = on_device;
     job.shares = shares;
-    let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
+    job.start = resumed;
+    job.sidecar = sidecar.as_ref();
     job.run(&source, progress)?;
     bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(named)?;
     written.close()?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
     done.in_place = on_device;
+    done.resumed = resumed;
     drop(written);
 
     if how.verify {
@@ -217,6 +260,9 @@ fn into_new(
     done.physical = target.storage().physical_size().unwrap_or(0);
     files.finish()?;
     target.finish()?;
+    if let Some(sidecar) = &sidecar {
+        sidecar.remove()?;
+    }
     Ok(done)
 }
 
@@ -227,6 +273,10 @@ fn into_existing(
     progress: &dyn Progress,
 ) -> Result<Converted> {
     let named = |error: Error| error.image(how.target.display());
+    if how.resume {
+        return Err(named(Error::invalid("an image that is written in place cannot be gone on with"))
+            .hint("leave out --resume or -n"));
+    }
     let target_how = Open {
         format: how.format.clone(),
         writable: true,
@@ -264,7 +314,12 @@ fn into_existing(
     Ok(done)
 }
 
-fn chain(path: &Path, layer: Arc<dyn Layer>, format: &dyn Format, below: &[Link]) -> Result<Image> {
+pub(crate) fn chain(
+    path: &Path,
+    layer: Arc<dyn Layer>,
+    format: &dyn Format,
+    below: &[Link],
+) -> Result<Image> {
     let top = Link { layer, name: path.display().to_string(), format: format.names()[0] }; // never empty: every format has a name
     Image::new(std::iter::once(top).chain(below.iter().cloned()).collect())
 }
@@ -354,6 +409,10 @@ pub(crate) struct Job<'a> {
     pub(crate) whole_blocks: bool,
     /// The file system may share blocks of the source with the target.
     shares: bool,
+    /// What comes before is in the target already.
+    start: u64,
+    /// Where to note how far it has come.
+    sidecar: Option<&'a Sidecar>,
     written: AtomicU64,
     cloned: AtomicU64,
     since: Instant,
@@ -369,6 +428,8 @@ impl<'a> Job<'a> {
             on_backing,
             whole_blocks: false,
             shares: true,
+            start: 0,
+            sidecar: None,
             written: AtomicU64::new(0),
             cloned: AtomicU64::new(0),
             since: Instant::now(),
@@ -399,14 +460,24 @@ impl<'a> Job<'a> {
         let unit = granule.max(self.how.sparse.unwrap_or(SPARSE).max(512).next_power_of_two());
         // Sharing keeps the source's zeros, which -S asks to find.
         let clone = if self.how.compress || self.how.sparse.is_some() || !self.shares { 0 } else { CLONE };
-        let plan = Plan::new(source, unit, PIECE.max(unit), clone);
-        plan.run(workers(self.how.workers), |plan| {
+        let plan = Plan::new(source, unit, PIECE.max(unit), clone).starting_at(self.start);
+        let done = plan.run(workers(self.how.workers), |plan| {
             let mut buf = Buffer::default();
             while let Some(piece) = plan.next()? {
                 self.piece(plan, source, piece, unit as usize, &mut buf, progress)?;
+                plan.finished(piece);
+                if let Some(sidecar) = self.sidecar {
+                    sidecar.tick(|| plan.frontier(), || self.target.flush())?;
+                }
             }
             Ok(())
-        })?;
+        });
+        if let (Err(error), Some(sidecar)) = (&done, self.sidecar)
+            && error.kind() == ErrorKind::Cancelled
+        {
+            sidecar.stop(plan.frontier(), || self.target.flush())?;
+        }
+        done?;
         if self.rest_must_be_zero && self.target.size() > source.size() {
             self.target.erase(source.size(), self.target.size() - source.size(), Erase::Free)?;
         }

@@ -89,6 +89,8 @@ pub(crate) struct Base {
     size: Option<u64>,
     backing: Option<PathBuf>,
     backing_format: Option<String>,
+    /// Nobody opens the image before it is whole.
+    pub(crate) fresh: bool,
 }
 
 impl Base {
@@ -98,7 +100,7 @@ impl Base {
         backing: Option<PathBuf>,
         backing_format: Option<String>,
     ) -> Result<Base> {
-        let mut base = Base { options: Vec::new(), size: None, backing, backing_format };
+        let mut base = Base { options: Vec::new(), size: None, backing, backing_format, fresh: true };
         for (name, value) in options {
             match name.as_str() {
                 "size" => base.size = Some(parse_size(&value)?),
@@ -179,7 +181,7 @@ impl Base {
     ) -> Result<CreateOptions> {
         let parent = self.parent();
         let options = Options::check(format.options(), &self.options)?;
-        Ok(CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: true })
+        Ok(CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: self.fresh })
     }
 
     /// The parent as the image is to name it.

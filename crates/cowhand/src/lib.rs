@@ -46,6 +46,7 @@ mod rebase;
 mod registry;
 mod resize;
 mod resolve;
+mod resume;
 mod round;
 mod runs;
 mod scan;

@@ -1,5 +1,6 @@
 //! Cutting a disk into work for several threads: an ordered hand-out of pieces, empty stretches skipped in one step.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -140,6 +141,8 @@ pub(crate) fn most_empty(size: u64) -> u64 {
 
 struct State<'a> {
     at: u64,
+    /// Where the pieces begin that were handed out and are not said to be finished.
+    out: BTreeSet<u64>,
     /// What is known from `at` on, so that the tables are looked at once.
     known: Option<(u64, Found<'a>)>,
 }
@@ -156,7 +159,7 @@ impl<'a> Plan<'a> {
             most,
             most_empty: u64::MAX,
             most_cloned: AtomicU64::new(most_cloned / unit * unit),
-            state: Mutex::new(State { at: 0, known: None }),
+            state: Mutex::new(State { at: 0, out: BTreeSet::new(), known: None }),
             done: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
         }
@@ -165,6 +168,13 @@ impl<'a> Plan<'a> {
     /// Cuts empty stretches too, into pieces of at most `most` bytes (a multiple of the unit).
     pub(crate) fn with_empty(self, most: u64) -> Plan<'a> {
         Plan { most_empty: most, ..self }
+    }
+
+    /// Leaves out what comes before `at`, a multiple of the unit.
+    pub(crate) fn starting_at(self, at: u64) -> Plan<'a> {
+        self.state().at = at;
+        self.done.store(at, Ordering::Relaxed);
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State<'a>> {
@@ -244,6 +254,7 @@ impl<'a> Plan<'a> {
 
     fn hand_out(&self, state: &mut State<'a>, at: u64, end: u64, what: What<'a>) -> Piece<'a> {
         state.at = end;
+        state.out.insert(at);
         Piece { at, len: end - at, what }
     }
 
@@ -259,6 +270,17 @@ impl<'a> Plan<'a> {
         let (mapped, image) = self.source.extent(at, self.source.size() - at)?;
         state.known = Some((at, (mapped, image)));
         Ok((at + mapped.len, (mapped, image)))
+    }
+
+    /// A piece is done.
+    pub(crate) fn finished(&self, piece: Piece<'_>) {
+        self.state().out.remove(&piece.at);
+    }
+
+    /// All before this is finished.
+    pub(crate) fn frontier(&self) -> u64 {
+        let state = self.state();
+        state.out.first().copied().unwrap_or(state.at)
     }
 
     /// Says that `len` bytes are dealt with. Errors: somebody asked to stop.

@@ -285,8 +285,9 @@ impl Job<'_> {
         let mut done = 0;
         while done < zeros.len() {
             let (here, rest) = (at + done as u64, &zeros[done..]);
-            let erased = top.erase(here, rest.len() as u64, Erase::Free)?;
-            // A layer that has no parent yet may take a hole for zero, which it is no longer over the new one.
+            let erased = top.erase(here, rest.len() as u64, Erase::Zero)?;
+            // A layer that has no parent yet and cannot say zero takes a hole for it, which it is no longer over the
+            // new one.
             let said = match erased {
                 0 => 0,
                 n => {

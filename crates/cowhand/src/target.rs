@@ -10,6 +10,7 @@ use cowhand_core::{
 
 use crate::gate::Gate;
 use crate::resolve::{Watched, folder_of};
+use crate::resume::{partial_name, sidecar_name};
 
 /// A file that will be there whole, or not at all.
 ///
@@ -37,6 +38,16 @@ impl Target {
     /// Prepares to write `path`. What is new there has the old file's mode and owner from the start: what nobody may
     /// read must not be there to be read meanwhile. Errors: another program uses the file that is there; it is no file.
     pub(crate) fn begin(path: &Path, cache: Cache, keep: bool) -> Result<Target> {
+        Target::prepare(path, cache, keep, false)
+    }
+
+    /// As [`Target::begin`], for what can be gone on with: the partial bears the same name each time, what is in it
+    /// stays, and an error leaves it there.
+    pub(crate) fn resumable(path: &Path, cache: Cache) -> Result<Target> {
+        Target::prepare(path, cache, true, true)
+    }
+
+    fn prepare(path: &Path, cache: Cache, keep: bool, resumable: bool) -> Result<Target> {
         let path = end_of_links(path)?;
         let there = match std::fs::symlink_metadata(&path) {
             Ok(metadata) => Some(metadata.file_type()),
@@ -44,6 +55,11 @@ impl Target {
             Err(error) => return Err(Error::io("cannot look at", error).image(path.display())),
         };
         if there.is_some_and(|kind| kind.is_block_device()) {
+            if resumable {
+                return Err(Error::unsupported("a device is written in place, which cannot be gone on with")
+                    .hint("leave out --resume")
+                    .image(path.display()));
+            }
             let storage = Arc::new(FileStorage::open(&path, Access::Write, Lock::Default, cache)?);
             return Ok(Target { path, storage, partial: None });
         }
@@ -59,7 +75,8 @@ impl Target {
         std::fs::metadata(&folder)
             .map_err(|error| Error::io("cannot create", error).image(path.display()))?;
         let folder = DirFolder::new(folder, cache);
-        let (partial, storage) = new_partial(&path, &name, cache)?;
+        let (partial, storage) =
+            if resumable { same_partial(&path, &name, cache)? } else { new_partial(&path, &name, cache)? };
         // From here on, an error takes the partial away.
         let partial = Partial { folder, partial, name, old, keep, done: false };
         if let Some(old) = &partial.old {
@@ -80,6 +97,21 @@ impl Target {
         let shared = !self.is_device() && self.storage.copy_from(0, from, 0, UNIT).is_ok_and(|done| done > 0);
         // Whatever came there goes: a format makes its image in an empty file.
         (shared && self.storage.set_len(0).is_ok()) || self.is_device()
+    }
+
+    /// Where to note how far a resumable target has come, and the folder that is to be synced after.
+    pub(crate) fn sidecar(&self) -> Result<(PathBuf, DirFolder)> {
+        let folder = folder_of(&self.path);
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let path = folder.join(sidecar_name(name));
+        Ok((path, DirFolder::new(folder, Cache::Writeback)))
+    }
+
+    /// Nothing of what is in a resumable partial is of use.
+    pub(crate) fn start_anew(&self) -> Result<()> {
+        self.storage
+            .set_len(0)
+            .map_err(|error| Error::io("cannot empty its partial", error).image(self.path.display()))
     }
 
     /// True where the target is written in place, so that a failure leaves it half-written.
@@ -116,6 +148,19 @@ fn end_of_links(path: &Path) -> Result<PathBuf> {
         }
     }
     Err(Error::new(ErrorKind::Invalid, "has too many levels of symbolic links").image(path.display()))
+}
+
+/// The partial of a run before, or a new one.
+fn same_partial(path: &Path, name: &str, cache: Cache) -> Result<(String, Arc<FileStorage>)> {
+    let partial = partial_name(name);
+    let at = folder_of(path).join(&partial);
+    let storage = match FileStorage::open(&at, Access::Write, Lock::Default, cache) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            FileStorage::open(&at, Access::CreateNew, Lock::Default, cache)?
+        }
+        other => other?,
+    };
+    Ok((partial, Arc::new(storage)))
 }
 
 fn new_partial(path: &Path, name: &str, cache: Cache) -> Result<(String, Arc<FileStorage>)> {
@@ -209,6 +254,11 @@ impl TargetFiles {
     pub(crate) fn finish(self) -> Result<()> {
         let made = self.made.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         made.into_iter().try_for_each(Target::finish)
+    }
+
+    /// There are any.
+    pub(crate) fn have_any(&self) -> bool {
+        !self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_empty()
     }
 
     /// One of them is a device, written in place.

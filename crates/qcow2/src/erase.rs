@@ -52,7 +52,7 @@ impl Qcow2Layer {
         let geometry = shared.geometry();
         let bits = geometry.cluster_bits();
         // What is a hole already stays one where that reads as asked.
-        let holes_do = how == Erase::Reveal || shared.header().backing.is_none();
+        let holes_do = how == Erase::Reveal || (how == Erase::Free && shared.header().backing.is_none());
         if holes_do && !shared.rules.raw_data {
             let stretch = self.view.stretch(at, end - at)?;
             if stretch.found == crate::view::Found::Hole {

@@ -118,6 +118,10 @@ pub(crate) struct Args {
     #[arg(long)]
     keep_partial: bool,
 
+    /// Go on where a run with --resume was stopped, and leave what is needed to go on
+    #[arg(long, conflicts_with = "no_create")]
+    resume: bool,
+
     /// Show progress as qemu-img does
     #[arg(short, long)]
     progress: bool,
@@ -243,6 +247,7 @@ fn job(args: &Args, sources: &[Source], target: &Path, options: Vec<(String, Str
     how.skip_broken_bitmaps = args.skip_broken_bitmaps;
     how.verify = args.verify;
     how.keep_partial = args.keep_partial;
+    how.resume = args.resume;
     Ok(how)
 }
 
@@ -305,6 +310,9 @@ fn summary(out: &mut Output, how: &Convert, done: &Converted, since: Instant) ->
     write!(out, "{} written", Size(done.written))?;
     if done.cloned > 0 {
         write!(out, ", {} shared with the source", Size(done.cloned))?;
+    }
+    if done.resumed > 0 {
+        write!(out, ", {} done before", Size(done.resumed))?;
     }
     if done.physical > 0 {
         write!(out, ", {} on disk", Size(done.physical))?;

@@ -138,7 +138,6 @@ fn commit_leaves_what_qemu_img_commit_leaves() {
             let done = cowhand::commit(top, &how, &Quiet).unwrap();
             assert!(done.moved > 0 && done.moved <= done.held && done.emptied != *keep, "{done:?}");
             same_disk(top, &wanted);
-            same_disk(base, &wanted);
             check(top);
             assert_eq!(file_sha256(top) == before, *keep, "the top is changed exactly where it is emptied");
             if COMMITS[*case][COMMITS[*case].len() - 2].0 == "qcow2" {
@@ -219,7 +218,7 @@ const REBASES: [(&[Layer], &[Layer]); 9] = [
     (&[("qcow2", "", 1024 * K)], &[("raw", "", 1024 * K)]),
     (&[("vhdx", "block_size=1M", 1024 * K), ("qcow2", "", 1024 * K)], &[("vpc", "force_size=on", 900 * K)]),
     (
-        &[("qcow2", "", 9 << 20), ("qcow2", "cluster_size=2M", 9 << 20)],
+        &[("qcow2", "", 64 << 20), ("qcow2", "cluster_size=2M", 64 << 20)],
         &[("qcow2", "cluster_size=4k", 1024 * K)],
     ),
 ];

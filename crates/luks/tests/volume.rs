@@ -4,12 +4,15 @@
 
 mod common;
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{PASSPHRASE, amend, bytes, create, how, open, pattern, with};
 use cowhand_core::testing::{CrashTest, FaultTest, Journal, ModelTest, Plan, RaceTest, Shape};
-use cowhand_core::{ErrorKind, Folder, Format, Layer, MemoryStorage, NoFiles, OpenOptions, Result, Storage};
+use cowhand_core::{
+    ErrorKind, Folder, Format, Identity, Layer, MemoryStorage, NoFiles, OpenOptions, Result, Storage,
+};
 use cowhand_luks::Luks;
 
 fn volume() -> Vec<u8> {
@@ -200,5 +203,63 @@ fn a_power_cut_while_keys_change_leaves_one_that_opens() {
             seen += 1;
         }
         assert!(seen > 20, "{seen}");
+    }
+}
+
+/// Takes its time, so that others come in between.
+#[derive(Debug, Default)]
+struct Slow(MemoryStorage);
+
+impl Storage for Slow {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(at, buf)?;
+        std::thread::sleep(Duration::from_micros(100));
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        self.0.write_at(at, buf)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        self.0.identity()
+    }
+}
+
+/// Each writes its own bytes of a sector that they share, and reads them back.
+#[test]
+fn writers_of_parts_of_one_sector_lose_nothing() {
+    for text in ["", CBC] {
+        let layer = create(Arc::new(Slow::default()), 4096, &format!("{text},preallocation=full"));
+        std::thread::scope(|scope| {
+            for (thread, range) in [0..200, 200..512, 512..700, 700..1024].into_iter().enumerate() {
+                let layer = &layer;
+                scope.spawn(move || {
+                    let (at, len) = (range.start as u64, range.len());
+                    let mut found = vec![0; len];
+                    for round in 0..100 {
+                        let new = vec![(round * 4 + thread) as u8; len];
+                        layer.write(at, &new).unwrap();
+                        // The second time others have been at work meanwhile.
+                        for _ in 0..2 {
+                            layer.read(at, &mut found).unwrap();
+                            assert!(found == new, "{text}: round {round} of thread {thread}");
+                        }
+                    }
+                });
+            }
+        });
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod allocated;
+mod amend;
 mod bitmaps;
 mod chain_verbs;
 mod chains;

@@ -432,6 +432,11 @@ impl Allocator {
         Ok(())
     }
 
+    /// Counts were changed that the file does not have yet.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty_blocks > 0 || !self.dirty_entries.is_empty()
+    }
+
     /// So much is dirty that it should be written before more is changed.
     pub(crate) fn too_dirty(&self) -> bool {
         self.dirty_blocks as u64 * self.geometry.cluster_size() > CACHE_BYTES / 2 && self.dirty_blocks > 1

@@ -11,6 +11,7 @@ use cowhand_core::{
 
 use crate::alloc::Allocator;
 use crate::bitmaps::{self, Tracker};
+use crate::check;
 use crate::compress::{Codec, Deflater};
 use crate::crypt::Crypt;
 use crate::header::Header;
@@ -34,9 +35,12 @@ impl Qcow2Layer {
         files: &dyn Resolver,
         how: &OpenOptions,
     ) -> Result<Qcow2Layer> {
-        let header = Header::read(file.as_ref())?;
+        let mut header = Header::read(file.as_ref())?;
         if how.writable {
-            refuse_writing(&header)?;
+            refuse_corrupt(&header)?;
+            if header.dirty {
+                header = recover(file.as_ref(), files)?;
+            }
         }
         let (snapshots, snapshot_table) = snapshot::read_table(file.as_ref(), &header)?;
         let data = match (header.has_data_file, header.extensions.data_file()) {
@@ -80,7 +84,7 @@ fn deflater(codec: Codec, options: &Options) -> Result<Deflater> {
     Ok(Deflater::new(codec, options::level(codec, options)?))
 }
 
-fn refuse_writing(header: &Header) -> Result<()> {
+fn refuse_corrupt(header: &Header) -> Result<()> {
     if header.corrupt {
         return Err(Error::corrupt(
             "incompatible_features",
@@ -89,15 +93,28 @@ fn refuse_writing(header: &Header) -> Result<()> {
         .at(72)
         .hint("repair it with a check, or open it read-only"));
     }
-    if header.dirty {
-        return Err(Error::unsupported(
-            "the image was not closed cleanly while it used lazy refcounts, so it can only be read",
-        )
-        .field("incompatible_features")
-        .at(72)
-        .hint("repair it with 'qemu-img check -r all', or open it read-only"));
-    }
     Ok(())
+}
+
+/// Puts right what a power cut left of lazy refcounts: counts anew what is used, and clears the dirty bit. Answers the
+/// header that stands in the file then.
+fn recover(file: &dyn Storage, files: &dyn Resolver) -> Result<Header> {
+    let report = check::recount(file, files)?;
+    let header = Header::read(file)?;
+    if header.dirty {
+        let fault =
+            report.faults.iter().find(|fault| !fault.fixed).map(|fault| format!(": {}", fault.message));
+        return Err(Error::corrupt(
+            "incompatible_features",
+            format!(
+                "the image was not closed cleanly, and more than its refcounts is wrong{}",
+                fault.unwrap_or_default()
+            ),
+        )
+        .at(72)
+        .hint("repair it with a check, or open it read-only"));
+    }
+    Ok(header)
 }
 
 /// A name from the file as a path: any bytes are one.

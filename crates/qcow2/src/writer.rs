@@ -58,6 +58,8 @@ pub(crate) struct Writer {
     publish: RwLock<()>,
     freed: Mutex<Vec<Freed>>,
     dirty_l1: Mutex<BTreeSet<usize>>,
+    /// Counts are written with what they cover, lazy refcounts or not.
+    exact: AtomicBool,
     ready: AtomicBool,
     closed: AtomicBool,
     /// A write failed after which the file's state is not known.
@@ -66,6 +68,19 @@ pub(crate) struct Writer {
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Nobody else writes while this is held.
+#[derive(Debug)]
+pub(crate) struct Alone<'a> {
+    writer: &'a Writer,
+    _claim: Claim<'a>,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.writer.exact.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Writer {
@@ -83,6 +98,7 @@ impl Writer {
             publish: RwLock::default(),
             freed: Mutex::default(),
             dirty_l1: Mutex::default(),
+            exact: AtomicBool::new(false),
             ready: AtomicBool::new(ready),
             closed: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -170,10 +186,17 @@ impl Qcow2Layer {
     }
 
     /// Waits until nobody writes, and keeps others from beginning, while the layer as a whole is changed (its size, its
-    /// L1 table, its snapshots). Readers go on. Errors: read-only, closed.
-    pub(crate) fn alone(&self) -> Result<(&Writer, Claim<'_>)> {
+    /// L1 table, its snapshots). Readers go on. All refcounts in the file are right, and stay so meanwhile. Errors:
+    /// read-only, closed.
+    pub(crate) fn alone(&self) -> Result<(&Writer, Alone<'_>)> {
         let writer = self.begin()?;
-        Ok((writer, writer.claims.take(0..=u64::MAX, true)))
+        let alone = Alone { _claim: writer.claims.take(0..=u64::MAX, true), writer };
+        writer.exact.store(true, Ordering::Relaxed);
+        if self.view.shared.header().dirty {
+            self.write_back(writer, true)?;
+            self.mark_dirty(writer, false)?;
+        }
+        Ok((writer, alone))
     }
 
     /// As [`Qcow2Layer::alone`] for who changes the header alone: what the rest of the image is like does not matter.
@@ -207,6 +230,31 @@ impl Qcow2Layer {
         }
         *header = new;
         Ok(())
+    }
+
+    /// Says in the file whether refcounts may be too low.
+    fn mark_dirty(&self, writer: &Writer, dirty: bool) -> Result<()> {
+        self.change_fields(writer, |header| header.dirty = dirty)
+    }
+
+    /// Whether the refcounts that changed may stay in memory, because the file says that its own may be too low. It is
+    /// made to say so where they are.
+    fn may_postpone(&self, writer: &Writer) -> Result<bool> {
+        let (lazy, marked) = {
+            let header = self.view.shared.header();
+            (header.lazy_refcounts && !writer.fresh && !writer.exact.load(Ordering::Relaxed), header.dirty)
+        };
+        let waiting = {
+            let alloc = lock(&writer.alloc);
+            if !lazy || alloc.too_dirty() {
+                return Ok(false);
+            }
+            alloc.is_dirty()
+        };
+        if waiting && !marked {
+            self.mark_dirty(writer, true)?;
+        }
+        Ok(true)
     }
 
     fn sync(&self) -> Result<()> {
@@ -434,7 +482,9 @@ impl Qcow2Layer {
     ) -> Result<()> {
         let file = self.view.shared.file.as_ref();
         // What the copies refer to was counted before it was published, so these counts cover it.
-        self.write_counts(writer)?;
+        if !self.may_postpone(writer)? {
+            self.write_counts(writer)?;
+        }
         if !copies.is_empty() || !l1.is_empty() {
             self.barrier(writer)?;
             copies.iter().try_for_each(|copy| copy.write(file))?;
@@ -500,7 +550,7 @@ impl Qcow2Layer {
             }
         }
         give_back(last)?;
-        self.write_counts(writer)
+        if self.may_postpone(writer)? { Ok(()) } else { self.write_counts(writer) }
     }
 
     /// See `Layer::flush`.
@@ -521,8 +571,14 @@ impl Qcow2Layer {
         if writer.fresh {
             self.fill_last_cluster(writer)?;
         }
+        writer.exact.store(true, Ordering::Relaxed);
         self.write_back(writer, true)?;
-        let rest = self.reclaim(writer, &mut lock(&writer.order));
+        let mut order = lock(&writer.order);
+        let rest = self.reclaim(writer, &mut order);
+        if rest.is_ok() && self.view.shared.header().dirty {
+            self.mark_dirty(writer, false)?;
+        }
+        drop(order);
         writer.closed.store(true, Ordering::Relaxed);
         rest
     }
@@ -542,7 +598,12 @@ impl Qcow2Layer {
     /// Brings a new image's tables to the file, so that it can be opened from here on.
     pub(crate) fn write_first(&self) -> Result<()> {
         match &self.writer {
-            Some(writer) => self.write_back(writer, false),
+            Some(writer) => {
+                writer.exact.store(true, Ordering::Relaxed);
+                let done = self.write_back(writer, false);
+                writer.exact.store(false, Ordering::Relaxed);
+                done
+            }
             None => Ok(()),
         }
     }

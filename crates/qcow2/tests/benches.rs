@@ -27,7 +27,7 @@ fn reopen(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
 }
 
 /// (options, allocation unit, disk size)
-const VARIANTS: [(&str, u64, u64); 9] = [
+const VARIANTS: [(&str, u64, u64); 11] = [
     ("cluster_size=64k", 65536, 1 << 20),
     ("cluster_size=4k", 4096, 1 << 18),
     ("cluster_size=512,refcount_bits=1", 512, 1 << 17),
@@ -37,6 +37,8 @@ const VARIANTS: [(&str, u64, u64); 9] = [
     ("cluster_size=64k,extended_l2=on,refcount_bits=32", 65536, 1 << 20),
     ("cluster_size=4k,compression_type=zstd,refcount_bits=2", 4096, 1 << 18),
     ("cluster_size=128k,refcount_bits=8", 131_072, 1 << 20),
+    ("cluster_size=4k,lazy_refcounts=on", 4096, 1 << 18),
+    ("cluster_size=64k,lazy_refcounts=on", 65536, 1 << 20),
 ];
 
 #[test]
@@ -162,7 +164,7 @@ fn the_crash_test_sees_every_barrier_that_is_missing() {
 
 #[test]
 fn a_failing_input_or_output_loses_nothing() {
-    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[2], VARIANTS[5]] {
+    for (text, unit, size) in [VARIANTS[0], VARIANTS[1], VARIANTS[2], VARIANTS[5], VARIANTS[9]] {
         let shape =
             Shape { compressed: true, resize: true, snapshots: true, header: true, ..Shape::new(size, unit) };
         let test = FaultTest::new(maker(size, text, false), reopen).shape(shape).seed(3).every(3);

@@ -20,7 +20,7 @@ mod workers;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CheckOptions, Checker, Error, ErrorKind, Progress, Repair, Report, Resolver, Result, Storage,
+    CheckOptions, Checker, Error, ErrorKind, Progress, Quiet, Repair, Report, Resolver, Result, Storage,
 };
 
 use crate::Qcow2;
@@ -30,6 +30,7 @@ use compare::{Compare, Fix};
 use counts::{Counts, WINDOW};
 use findings::{Findings, Needs};
 use layout::Layout;
+use repair::Scope;
 use walk::{Job, Tally, Walk};
 
 /// Windows of counts that a file may need. More, and its clusters are scattered as no program does it.
@@ -62,7 +63,29 @@ impl Checker for Qcow2 {
         how: &CheckOptions,
         progress: &dyn Progress,
     ) -> Result<Report> {
-        let header = Header::read_with(file.as_ref(), &mut |_| Ok(()))?;
+        let image = Image::of(file.as_ref(), files, how.workers, progress)?;
+        match how.repair {
+            Repair::Nothing => Ok(image.look()?.report),
+            Repair::Leaks => image.repair(Scope::Leaks),
+            Repair::All => image.repair(Scope::All),
+        }
+    }
+}
+
+/// Counts anew what is used, and clears the dirty bit if nothing else is wrong with the image.
+pub(crate) fn recount(file: &dyn Storage, files: &dyn Resolver) -> Result<Report> {
+    Image::of(file, files, 0, &Quiet)?.repair(Scope::Counts)
+}
+
+impl<'a> Image<'a> {
+    /// `workers`: 0 for as many as the machine has, at most 8.
+    fn of(
+        file: &'a dyn Storage,
+        files: &dyn Resolver,
+        workers: usize,
+        progress: &'a dyn Progress,
+    ) -> Result<Image<'a>> {
+        let header = Header::read_with(file, &mut |_| Ok(()))?;
         let data_len = match header.extensions.data_file().filter(|_| header.has_data_file) {
             Some(name) => {
                 let data = files.open(&path_of(name), false)?;
@@ -71,13 +94,8 @@ impl Checker for Qcow2 {
             None => None,
         };
         let machine = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        let workers = if how.workers == 0 { machine } else { how.workers };
-        let image = Image { file: file.as_ref(), data_len, workers, progress };
-        match how.repair {
-            Repair::Nothing => Ok(image.look()?.report),
-            Repair::Leaks => image.repair(false),
-            Repair::All => image.repair(true),
-        }
+        let workers = if workers == 0 { machine } else { workers };
+        Ok(Image { file, data_len, workers, progress })
     }
 }
 

@@ -20,6 +20,15 @@ use crate::header::{
     INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY,
 };
 
+/// What may be put right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    Leaks,
+    /// Refcounts and what follows from them; nothing is given up that may be the guest's.
+    Counts,
+    All,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The bitmaps are no longer said to be in step with the data.
@@ -34,13 +43,13 @@ enum Step {
 }
 
 impl Image<'_> {
-    /// Repairs `all`, or leaks alone. The report is of a look afterwards.
-    pub(super) fn repair(&self, all: bool) -> Result<Report> {
+    /// Repairs as far as `scope` allows. The report is of a look afterwards.
+    pub(super) fn repair(&self, scope: Scope) -> Result<Report> {
         let mut looked = self.look()?;
         let first = looked.report.clone();
         let mut lost = Findings::default();
         let mut done = Vec::new();
-        while let Some(step) = next(&looked, all, &done) {
+        while let Some(step) = next(&looked, scope, &done) {
             if done.is_empty() {
                 // Who changes an image says so to programs whose marks are not known here.
                 self.clear(&looked.layout, AT_AUTOCLEAR, looked.layout.header.autoclear & !AUTOCLEAR_KNOWN)?;
@@ -108,22 +117,23 @@ impl Image<'_> {
 }
 
 /// The next step, if one helps. None is taken again and again: what it cannot put right stays.
-fn next(looked: &Looked, all: bool, done: &[Step]) -> Option<Step> {
+fn next(looked: &Looked, scope: Scope, done: &[Step]) -> Option<Step> {
     if looked.report.check_errors > 0 {
         return None;
     }
     let needs = looked.needs;
     let redundant = needs.bitmaps | needs.raw | needs.rebuild;
     let sighted = !needs.blind && !needs.entries;
+    let (all, counts) = (scope == Scope::All, scope != Scope::Leaks);
     // Before a step that judges by the counts, all that is redundant has yielded.
     let wanted = [
         (Step::DropBitmaps, all && needs.bitmaps, 1),
         (Step::DropRaw, all && needs.raw, 1),
-        (Step::Rebuild, all && needs.rebuild, 2),
+        (Step::Rebuild, counts && needs.rebuild, 2),
         (Step::Entries, all && needs.entries && !needs.unclear, 4),
-        (Step::Raise, all && needs.raise, 2),
+        (Step::Raise, counts && needs.raise, 2),
         (Step::Lower, needs.lower && sighted && !redundant, 3),
-        (Step::Flags, needs.flags && sighted && !redundant && (all || !needs.raise), 3),
+        (Step::Flags, needs.flags && sighted && !redundant && (counts || !needs.raise), 3),
     ];
     let again = |step: Step, most: usize| done.iter().filter(|other| **other == step).count() < most;
     wanted.into_iter().find(|(step, needed, most)| *needed && again(*step, *most)).map(|(step, ..)| step)

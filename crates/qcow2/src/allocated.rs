@@ -107,7 +107,7 @@ impl Qcow2Layer {
 }
 
 /// A table that two L1 entries name would be counted twice, and read as often as a hostile image likes.
-fn refuse_shared_tables(l1: &[u64], at: u64) -> Result<()> {
+pub(crate) fn refuse_shared_tables(l1: &[u64], at: u64) -> Result<()> {
     let mut tables: Vec<(u64, usize)> =
         l1.iter().map(|entry| entry & OFFSET).zip(0..).filter(|(offset, _)| *offset != 0).collect();
     tables.sort_unstable();

@@ -13,6 +13,7 @@
 use cowhand_core::{Error, Result};
 
 use crate::alloc::{Allocator, Run};
+use crate::allocated::refuse_shared_tables;
 use crate::cache::read_to_end;
 use crate::entry::{COPIED, Entry, Plain, Words};
 use crate::layer::Qcow2Layer;
@@ -185,6 +186,7 @@ impl Draft<'_> {
 
     /// Adds a reference to all that the tables from an L1 table on refer to, or takes one away.
     pub(crate) fn refer(&mut self, l1: &[u64], l1_at: u64, up: bool) -> Result<()> {
+        refuse_shared_tables(l1, l1_at)?;
         let shared = &self.layer.view.shared;
         let bits = shared.geometry().cluster_bits();
         let per_entry = shared.geometry().entry_words();

@@ -567,3 +567,33 @@ fn bitmaps_are_kept_by_all_but_apply() {
     }
     assert_eq!(dirty(&open(&path, false).unwrap()), 1 << 20);
 }
+
+#[test]
+fn an_l1_table_that_names_one_table_often_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.qcow2");
+    let layer = create(&path, &how(8 << 20, "cluster_size=4k"));
+    layer.write(0, &noise(4096, 1)).unwrap();
+    layer.close().unwrap();
+    drop(layer);
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let word = |at: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let l1 = word(40);
+    let table = word(l1) & 0x00ff_ffff_ffff_fe00;
+    for index in 0..4 {
+        file.write_all_at(&table.to_be_bytes(), l1 + 8 * index).unwrap();
+    }
+    let block = word(word(48));
+    file.write_all_at(&4u16.to_be_bytes(), block + 2 * (table / 4096)).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let layer = open(&path, true).unwrap();
+    let told = snap(&layer, "one").unwrap_err().to_string();
+    assert!(told.contains("another entry has"), "{told}");
+    assert!(layer.clear().is_err());
+    layer.close().unwrap();
+    assert!(std::fs::read(&path).unwrap() == before);
+}

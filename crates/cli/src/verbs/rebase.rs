@@ -26,7 +26,7 @@ pub(crate) struct Args {
 
     /// The new parent, as it is to be written into the image; '' for none
     #[arg(short, long, value_name = "PATH")]
-    backing: Option<PathBuf>,
+    backing: Option<OsString>,
 
     /// The new parent's format
     #[arg(short = 'F', long, value_name = "FORMAT")]
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Rebase {
         open: args.sharing.writing(&source, &args.parents, args.cache)?,
-        backing: args.backing.clone().filter(|backing| !backing.as_os_str().is_empty()),
+        backing: args.backing.as_ref().filter(|backing| !backing.is_empty()).map(PathBuf::from),
         backing_format: args.backing_format.clone(),
         backing_cache: args.source_cache,
         unchecked: args.unchecked,

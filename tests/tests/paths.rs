@@ -215,7 +215,7 @@ fn depth() {
     assert!(whole.ok.is_some(), "200 layers: {}", whole.message);
     for from in [100, 0] {
         let found = probed(from);
-        assert_eq!(found.kind, "Unsupported", "{}", found.message);
+        assert_eq!(found.kind, "ChainTooLong", "{}", found.message);
         assert!(found.message.contains("200"), "{}", found.message);
         assert!(found.ms < 2000 && found.peak_kib < 256 << 10, "{found:?}");
     }

@@ -7,6 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{Here, qemu, run};
 use cowhand_core::testing::{Fault, Io, Journal, Plan, Rng, fault_test};
@@ -411,4 +412,84 @@ fn a_failing_disk_in_a_repair_leaves_nothing_worse() {
             .unwrap_or_else(|failure| panic!("{name}: {failure}"));
         }
     }
+}
+
+fn put(bytes: &mut Vec<u8>, at: usize, value: u64) {
+    if bytes.len() < at + 8 {
+        bytes.resize(at + 8, 0);
+    }
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+/// What is said large, shared or far away takes neither time nor memory.
+#[test]
+fn hostile_images_are_bounded() {
+    let file = Arc::new(MemoryStorage::new());
+    let layer = Qcow2.create(file.clone(), &NoFiles, &common::how(2 << 40, "cluster_size=64k")).unwrap();
+    layer.write(0, &common::pattern(0, 1 << 20, 0)).unwrap();
+    layer.close().unwrap();
+    let good = file.to_vec();
+    let l1 = get(&good, 40, 8) as usize;
+    let entry = get(&good, l1, 8);
+    let l2 = (entry & 0x00ff_ffff_ffff_fe00) as usize;
+    let timed = |name: &str, file: &Arc<dyn Storage>| {
+        let since = Instant::now();
+        let report = check(file, Repair::Nothing).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(since.elapsed() < Duration::from_secs(2), "{name}: {:?}", since.elapsed());
+        report
+    };
+    // 4096 L1 entries share one L2 table: its clusters have as many references.
+    let mut bytes = good.clone();
+    (0..4096).for_each(|index| put(&mut bytes, l1 + 8 * index, entry & !(1 << 63)));
+    let report = timed("shared table", &memory(&bytes));
+    assert!(
+        report.faults.iter().any(|fault| fault.message.ends_with("reference=4096")),
+        "{:?}",
+        report.faults
+    );
+    assert_eq!(report.allocated_units, Some(16 * 4096));
+    // 65536 snapshots whose L1 tables lie over each other.
+    let mut bytes = good.clone();
+    let snapshots = bytes.len().next_multiple_of(65536);
+    for index in 0..65536 {
+        put(&mut bytes, snapshots + 40 * index, l1 as u64);
+        put(&mut bytes, snapshots + 40 * index + 8, 4096 << 32);
+        put(&mut bytes, snapshots + 40 * index + 32, 0);
+    }
+    bytes[60..64].copy_from_slice(&65536u32.to_be_bytes());
+    put(&mut bytes, 64, snapshots as u64);
+    let report = timed("snapshots over each other", &memory(&bytes));
+    assert!(report.corruptions > 0);
+    // A file of 2^60 bytes in which entries stand far from each other.
+    let far = MemoryStorage::from_bytes(&good);
+    far.set_len(1 << 60).unwrap();
+    for index in 0..8192u64 {
+        // The offset's bits end below 2^56.
+        far.write_at(l2 as u64 + 8 * index, &((index + 1) << 42 | 1 << 63).to_be_bytes()).unwrap();
+    }
+    let report = timed("far apart", &(Arc::new(far) as Arc<dyn Storage>));
+    assert!(report.corruptions > 0);
+    // A refcount table whose million blocks are holes, in a file that has room for them all.
+    let far = MemoryStorage::from_bytes(&good);
+    far.set_len(1 << 60).unwrap();
+    let at = 1u64 << 50;
+    let blocks: Vec<u8> =
+        (0..1u64 << 20).flat_map(|index| (at + ((index + 1000) << 16)).to_be_bytes()).collect();
+    far.write_at(at, &blocks).unwrap();
+    far.write_at(48, &at.to_be_bytes()).unwrap();
+    far.write_at(56, &128u32.to_be_bytes()).unwrap();
+    timed("a million refcount blocks", &(Arc::new(far) as Arc<dyn Storage>));
+    // A LUKS header and a bitmap directory that are said to be huge.
+    let mut bytes = good;
+    let mut extensions = vec![0x0537_be77_u32.to_be_bytes(), 16u32.to_be_bytes()].concat();
+    extensions.extend_from_slice(&[65536u64.to_be_bytes(), (1u64 << 62).to_be_bytes()].concat());
+    extensions.extend_from_slice(&[0x2385_2875_u32.to_be_bytes(), 24u32.to_be_bytes()].concat());
+    extensions.extend_from_slice(
+        &[(65535u64 << 32).to_be_bytes(), (1u64 << 62).to_be_bytes(), 65536u64.to_be_bytes()].concat(),
+    );
+    extensions.extend_from_slice(&[0; 8]);
+    bytes[112..112 + extensions.len()].copy_from_slice(&extensions);
+    put(&mut bytes, 88, 1);
+    let report = timed("huge extensions", &memory(&bytes));
+    assert_eq!(report.corruptions, 2, "{:?}", report.faults);
 }

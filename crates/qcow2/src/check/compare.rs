@@ -99,7 +99,10 @@ impl Compare<'_> {
         let clusters = (index * each).max(window.start)..((index + 1) * each).min(window.end);
         let block = self.layout.block(index);
         let stored = match block {
-            Block::Unknown => return Ok(self.uncounted(clusters, part)),
+            Block::Unknown => {
+                self.uncounted(clusters, part);
+                return Ok(());
+            }
             Block::None => Ok(false),
             Block::At(at) => sparse.read(at, bytes),
         };
@@ -117,9 +120,10 @@ impl Compare<'_> {
                     .collect();
             }
             Err(error) => {
-                let at = index * each << self.layout.bits();
+                let at = (index * each) << self.layout.bits();
                 part.found.unread(at, || format!("refcount block {index} cannot be read: {error}"));
-                return Ok(self.uncounted(clusters, part));
+                self.uncounted(clusters, part);
+                return Ok(());
             }
         }
         let mut judged =

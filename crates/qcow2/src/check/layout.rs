@@ -84,8 +84,10 @@ pub(super) struct Layout {
     pub(super) data_len: u64,
     pub(super) l1: Vec<L1Part>,
     regions: Vec<Region>,
-    /// Clusters of single bitmap data clusters.
+    /// Clusters of bitmaps' bits, sorted.
     bitmap_data: Vec<u64>,
+    /// Clusters of refcount blocks, sorted.
+    block_clusters: Vec<u64>,
     /// There is a refcount table.
     counted: bool,
     /// Its entries, as they are to be used.
@@ -118,6 +120,7 @@ impl Layout {
             l1: Vec::new(),
             regions: Vec::new(),
             bitmap_data: Vec::new(),
+            block_clusters: Vec::new(),
             counted: false,
             blocks: Vec::new(),
             header,
@@ -261,6 +264,9 @@ impl Layout {
         self.blocks = blocks;
         self.counted = true;
         self.find_doubles(at, found);
+        let known = self.blocks.iter().filter(|block| !matches!(**block, 0 | UNKNOWN));
+        self.block_clusters = known.map(|block| block >> self.bits()).collect();
+        self.block_clusters.sort_unstable();
         Ok(())
     }
 
@@ -316,6 +322,7 @@ impl Layout {
                     self.claim(Kind::Bitmaps, at, bytes);
                 }
                 self.bitmap_data = used.data.into_iter().map(|at| at >> self.bits()).collect();
+                self.bitmap_data.sort_unstable();
             }
             Err(error) => {
                 found.needs.bitmaps = true;
@@ -327,24 +334,21 @@ impl Layout {
 
     /// Counts what has its clusters to itself. `refcounts`: the refcount structure too.
     pub(super) fn count(&self, counts: &Counts, refcounts: bool) {
-        for region in &self.regions {
-            if region.kind == Kind::RefcountTable && !refcounts {
-                continue;
-            }
-            for cluster in region.clusters.clone() {
+        let window = counts.clusters();
+        // The first one behind the window is counted too, which says that there is one.
+        for region in self.regions.iter().filter(|region| refcounts || region.kind != Kind::RefcountTable) {
+            let first = region.clusters.start.max(window.start);
+            for cluster in first..region.clusters.end.min(window.end.max(first).saturating_add(1)) {
                 counts.add(cluster, region.times, META);
             }
         }
-        for cluster in &self.bitmap_data {
-            counts.add(*cluster, 1, META);
+        let blocks: &[u64] = if refcounts { &self.block_clusters } else { &[] };
+        for singles in [blocks, self.bitmap_data.as_slice()] {
+            let inside = within(singles, &window);
+            for cluster in singles.get(inside.start..).unwrap_or_default().iter().take(inside.len() + 1) {
+                counts.add(*cluster, 1, META);
+            }
         }
-        if refcounts {
-            self.block_clusters().for_each(|cluster| counts.add(cluster, 1, META));
-        }
-    }
-
-    fn block_clusters(&self) -> impl Iterator<Item = u64> {
-        self.blocks.iter().filter(|block| !matches!(**block, 0 | UNKNOWN)).map(|block| block >> self.bits())
     }
 
     /// Calls `see` for every cluster of the window that was counted as metadata.
@@ -353,8 +357,12 @@ impl Layout {
             let clusters = region.clusters.start.max(window.start)..region.clusters.end.min(window.end);
             clusters.for_each(|cluster| see(region.kind, cluster));
         }
-        self.bitmap_data.iter().filter(|at| window.contains(at)).for_each(|at| see(Kind::Bitmaps, *at));
-        self.block_clusters().filter(|at| window.contains(at)).for_each(|at| see(Kind::RefcountBlock, at));
+        for (kind, singles) in
+            [(Kind::Bitmaps, &self.bitmap_data), (Kind::RefcountBlock, &self.block_clusters)]
+        {
+            let inside = singles.get(within(singles, window)).unwrap_or_default();
+            inside.iter().for_each(|cluster| see(kind, *cluster));
+        }
     }
 
     /// The first refcount block from the `index`th on; `u64::MAX`: there is none.
@@ -373,6 +381,12 @@ impl Layout {
             Some(at) => Block::At(*at),
         }
     }
+}
+
+/// Which of sorted clusters are in a window.
+fn within(sorted: &[u64], window: &Range<u64>) -> Range<usize> {
+    let behind = |end: u64| sorted.partition_point(|cluster| *cluster < end);
+    behind(window.start)..behind(window.end)
 }
 
 /// Cuts tables that may lie over each other (snapshots' in a broken image) into stretches that belong to the same ones,

@@ -404,7 +404,7 @@ impl Walk<'_> {
             Job::Compare => each(bytes, step, |index, words| {
                 if let Some(entry) = judge.fine(words) {
                     let at = table.at + (index * step * 8) as u64;
-                    if let Some(to) = self.into_metadata(&judge, entry, impostors) {
+                    if let Some(to) = self.metadata_at(&judge, entry, impostors) {
                         work.found.needs.entries = true;
                         work.found.corrupt(at, || {
                             format!("L2 entry at offset {at} {}", Trouble::Metadata(to).text(judge.len))
@@ -544,7 +544,7 @@ impl Walk<'_> {
         Some(first + ((index as u64) << geometry.cluster_bits()))
     }
 
-    fn into_metadata(&self, judge: &Judge, entry: Entry, impostors: &HashSet<u64>) -> Option<u64> {
+    fn metadata_at(&self, judge: &Judge, entry: Entry, impostors: &HashSet<u64>) -> Option<u64> {
         let bits = self.layout.bits();
         let (at, len) = judge.target(entry)?;
         let wrong = (at >> bits..=(at + len - 1) >> bits).any(|cluster| {
@@ -596,7 +596,7 @@ impl Walk<'_> {
                 new.0 |= COPIED;
             }
         }
-        if let Some(to) = judge.fine(new).and_then(|entry| self.into_metadata(judge, entry, impostors)) {
+        if let Some(to) = judge.fine(new).and_then(|entry| self.metadata_at(judge, entry, impostors)) {
             tell(Trouble::Metadata(to), new);
             new = judge.lost(new);
         }

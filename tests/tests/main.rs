@@ -7,6 +7,7 @@ mod amend;
 mod bitmaps;
 mod chain_verbs;
 mod chains;
+mod check;
 mod devices;
 mod encryption;
 mod formats;

@@ -309,7 +309,7 @@ impl<'a> CrashTest<'a> {
         if let Some(view) = &self.view {
             let folder = state.folder();
             let seen = image(view(&self.rough(folder.clone()))?, parent)?;
-            history.check(&seen, moment).map_err(|failure| failure.during("opened read-only"))?;
+            history.check_disk(&seen, moment).map_err(|failure| failure.during("opened read-only"))?;
             drop(seen);
             same(&folder, &state.folder()).map_err(|failure| failure.during("opened read-only"))?;
         }
@@ -337,7 +337,7 @@ impl<'a> CrashTest<'a> {
             (self.reopen)(&folder).map_err(|error| Failure::from(error).during("does not open twice"))?,
             parent,
         )?;
-        if history.check(&second, moment)? != held {
+        if history.check_disk(&second, moment)? != held {
             return Err(Failure::new("opened a second time it holds something else"));
         }
         second.close()?;

@@ -264,7 +264,7 @@ impl History {
         let Some(bitmaps) = layer.as_bitmaps() else { return Ok(()) };
         let list = bitmaps.list()?;
         let (Some(since), Some(info)) = (facts.bitmap, list.first()) else {
-            return if facts.bitmap.is_some() == !list.is_empty() {
+            return if facts.bitmap.is_some() != list.is_empty() {
                 Ok(())
             } else {
                 Err(Failure::new(format!("{list:?} where {:?} was wanted", facts.bitmap)))

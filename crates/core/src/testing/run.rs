@@ -178,7 +178,10 @@ fn whole(image: &Image, history: &mut History, number: u64, op: Op) -> Result<()
         Op::Clear if facts.snapshots.is_empty() => (0, layer.clear()),
         Op::Bitmap => match facts.bitmap {
             // A bit for each sector, or as many as the format likes.
-            None => (0, bitmaps().and_then(|maps| maps.add(BITMAP, (number % 2 == 0).then_some(512), true))),
+            None => (
+                0,
+                bitmaps().and_then(|maps| maps.add(BITMAP, number.is_multiple_of(2).then_some(512), true)),
+            ),
             Some(_) => (0, bitmaps().and_then(|maps| maps.clear(BITMAP))),
         },
         Op::NoBitmap if facts.bitmap.is_some() => (0, bitmaps().and_then(|maps| maps.remove(BITMAP))),

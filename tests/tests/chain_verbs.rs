@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand::{
-    Amend, Child, Commit, Create, Dd, DdInput, DdOutput, NewSize, Open, Prealloc, Quiet, Rebase, Resize,
-};
+use cowhand::{Amend, Child, Commit, Dd, DdInput, DdOutput, NewSize, Open, Prealloc, Quiet, Rebase, Resize};
 use cowhand_tests::{
     Content, Rng, assert_holds, file_sha256, for_all, options, qemu_img, qemu_io, temp, try_qemu_img,
 };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cowhand::{Convert, Create, Erase, Image, Open, Quiet};
 use cowhand_tests::{
-    Content, Patch, Rng, assert_holds, assert_map_agrees, for_all, options, qemu_img, temp, try_qemu_img,
+    Content, Rng, assert_holds, assert_map_agrees, for_all, options, qemu_img, temp, try_qemu_img,
 };
 
 fn writable(path: &Path) -> cowhand::Opened {

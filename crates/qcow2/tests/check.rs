@@ -128,7 +128,7 @@ fn damage(bytes: &mut [u8], places: &[usize], rng: &mut Rng) {
             3 => old.wrapping_add(cluster),
             4 => old ^ 1 << 63,
             5 => old.wrapping_add(512),
-            6 => (old & !0x00ff_ffff_ffff_fe00) | cluster * rng.below(bytes.len() as u64 / cluster + 2),
+            6 => (old & !0x00ff_ffff_ffff_fe00) | (cluster * rng.below(bytes.len() as u64 / cluster + 2)),
             _ => rng.any(),
         };
         bytes[at..at + 8].copy_from_slice(&new.to_be_bytes());
@@ -481,7 +481,7 @@ fn hostile_images_are_bounded() {
     timed("a million refcount blocks", &(Arc::new(far) as Arc<dyn Storage>));
     // A LUKS header and a bitmap directory that are said to be huge.
     let mut bytes = good;
-    let mut extensions = vec![0x0537_be77_u32.to_be_bytes(), 16u32.to_be_bytes()].concat();
+    let mut extensions = [0x0537_be77_u32.to_be_bytes(), 16u32.to_be_bytes()].concat();
     extensions.extend_from_slice(&[65536u64.to_be_bytes(), (1u64 << 62).to_be_bytes()].concat());
     extensions.extend_from_slice(&[0x2385_2875_u32.to_be_bytes(), 24u32.to_be_bytes()].concat());
     extensions.extend_from_slice(

@@ -7,7 +7,6 @@
 mod alloc;
 mod allocated;
 mod amend;
-mod audit;
 mod bitmaps;
 mod cache;
 mod check;

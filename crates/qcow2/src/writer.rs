@@ -13,6 +13,7 @@ use cowhand_core::{Error, ErrorKind, Result};
 use crate::alloc::{Allocator, Layout, Refused, Run};
 use crate::bitmaps;
 use crate::cache::Copied;
+use crate::check;
 use crate::claims::{Claim, Claims};
 use crate::compress::Deflater;
 use crate::entry::{COPIED, Words};
@@ -157,11 +158,10 @@ impl Qcow2Layer {
             return Ok(());
         }
         let shared = &self.view.shared;
-        {
-            let mut alloc = lock(&writer.alloc);
-            alloc.load(shared.header().refcount_table_clusters)?;
-            crate::audit::audit(self, &mut alloc)?;
-        }
+        let data_len = shared.rules.data_file.then(|| shared.data.len()).transpose();
+        let data_len = data_len.map_err(|error| Error::io("cannot find the data file's size", error))?;
+        check::audit(shared.file.as_ref(), data_len)?;
+        lock(&writer.alloc).load(shared.header().refcount_table_clusters)?;
         // What is kept in step with the data, and not known here, is not from here on.
         self.change_fields(writer, |header| {
             let raw = if header.has_data_file { AUTOCLEAR_DATA_FILE_RAW } else { 0 };

@@ -15,8 +15,8 @@ use crate::bitmaps::directory::{
 };
 use crate::layer::Qcow2Layer;
 
-pub(crate) use crate::bitmaps::directory::{Directory, Entry, entries, place, read_bytes, run};
-pub(crate) use crate::bitmaps::table::{Word, read as read_table};
+pub(crate) use crate::bitmaps::directory::{Directory, Entry, entries, place, read_bytes};
+pub(crate) use crate::bitmaps::table::Word;
 pub(crate) use crate::bitmaps::track::Tracker;
 
 /// Without a wish: a cluster, within these bounds.

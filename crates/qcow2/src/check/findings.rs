@@ -15,6 +15,8 @@ pub(super) struct Needs {
     pub(super) lower: bool,
     /// COPIED flags do not go with the counts.
     pub(super) flags: bool,
+    /// A COPIED flag calls a cluster its entry's own that is not, or not known to be.
+    pub(super) claims: bool,
     /// The bitmaps cannot be trusted.
     pub(super) bitmaps: bool,
     /// The external data file is not the raw image that it is said to be.
@@ -33,6 +35,7 @@ impl Needs {
             raise: self.raise | other.raise,
             lower: self.lower | other.lower,
             flags: self.flags | other.flags,
+            claims: self.claims | other.claims,
             bitmaps: self.bitmaps | other.bitmaps,
             raw: self.raw | other.raw,
             unclear: self.unclear | other.unclear,
@@ -48,6 +51,8 @@ pub(super) struct Findings {
     /// Leaks, corruptions and errors.
     counts: [u64; 3],
     item: u64,
+    /// Of the corruptions, those that are COPIED flags which do not go with the counts.
+    pub(super) flags: u64,
     pub(super) needs: Needs,
 }
 
@@ -72,6 +77,14 @@ impl Findings {
     /// Something is wrong with what stands at `at`.
     pub(super) fn corrupt(&mut self, at: u64, message: impl FnOnce() -> String) {
         self.note(Severity::Corruption, Some(at), message);
+    }
+
+    /// The COPIED flag that stands at `at` does not go with the counts.
+    pub(super) fn flag(&mut self, at: u64, copied: bool, message: impl FnOnce() -> String) {
+        self.flags += 1;
+        self.needs.flags = true;
+        self.needs.claims |= copied;
+        self.corrupt(at, message);
     }
 
     /// As [`Findings::corrupt`], where perhaps nobody knows the place.
@@ -109,6 +122,7 @@ impl Findings {
             for (sum, count) in self.counts.iter_mut().zip(thread.counts) {
                 *sum += count;
             }
+            self.flags += thread.flags;
             self.needs = self.needs.join(thread.needs);
             all.extend(thread.listed);
         }

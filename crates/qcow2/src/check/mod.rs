@@ -20,7 +20,8 @@ mod workers;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CheckOptions, Checker, Error, ErrorKind, Progress, Quiet, Repair, Report, Resolver, Result, Storage,
+    CheckOptions, Checker, Error, ErrorKind, Progress, Quiet, Repair, Report, Resolver, Result, Severity,
+    Storage,
 };
 
 use crate::Qcow2;
@@ -49,6 +50,8 @@ struct Image<'a> {
 #[derive(Debug)]
 struct Looked {
     report: Report,
+    /// Of the corruptions, those that are COPIED flags which do not go with the counts.
+    flags: u64,
     needs: Needs,
     layout: Layout,
     /// Behind the last cluster that is used or has a count.
@@ -77,6 +80,39 @@ pub(crate) fn recount(file: &dyn Storage, files: &dyn Resolver) -> Result<Report
     Image::of(file, files, 0, &Quiet)?.repair(Scope::Counts)
 }
 
+/// Before the first write: refuses an image in which the counts do not cover what is used, something stands where
+/// something else does, or an entry leads where it must not. An allocator that trusted it would hand out a cluster that
+/// somebody has. Leaks do no harm, nor does a cluster that is copied before it is written though it need not be.
+pub(crate) fn audit(file: &dyn Storage, data_len: Option<u64>) -> Result<()> {
+    let Looked { report, needs, .. } =
+        Image { file, data_len, workers: threads(0), progress: &Quiet }.look()?;
+    let harmless = !(needs.entries
+        || needs.rebuild
+        || needs.raise
+        || needs.claims
+        || needs.bitmaps
+        || needs.unclear
+        || needs.blind
+        || report.check_errors > 0);
+    if harmless {
+        return Ok(());
+    }
+    let fault = report.faults.into_iter().find(|fault| fault.severity != Severity::Leak);
+    let (at, message) = fault.map_or((None, String::new()), |fault| (fault.at, fault.message));
+    let error = Error::corrupt("image", format!("cannot be written safely: {message}"))
+        .hint("it can be read; run a check that repairs before writing to it");
+    Err(match at {
+        Some(at) => error.at(at),
+        None => error,
+    })
+}
+
+/// How many threads look: those asked for; 0: as many as the machine has, at most 8.
+fn threads(asked: usize) -> usize {
+    let machine = || std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    if asked == 0 { machine() } else { asked }
+}
+
 impl<'a> Image<'a> {
     /// `workers`: 0 for as many as the machine has, at most 8.
     fn of(
@@ -93,9 +129,7 @@ impl<'a> Image<'a> {
             }
             None => None,
         };
-        let machine = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        let workers = if workers == 0 { machine } else { workers };
-        Ok(Image { file, data_len, workers, progress })
+        Ok(Image { file, data_len, workers: threads(workers), progress })
     }
 }
 
@@ -143,14 +177,14 @@ impl Image<'_> {
             }
             Ok(())
         })?;
-        let needs = found.needs;
+        let (needs, flags) = (found.needs, found.flags);
         let mut report = found.into_report();
         report.image_end = Some(end << layout.bits());
         report.total_units = Some(layout.header.size.div_ceil(1 << layout.bits()));
         report.allocated_units = Some(tally.allocated);
         report.fragmented_units = Some(tally.fragmented);
         report.compressed_units = Some(tally.compressed);
-        Ok(Looked { report, needs, layout, end })
+        Ok(Looked { report, flags, needs, layout, end })
     }
 
     fn walk(&self, layout: &Layout, counts: &Counts, job: Job) -> Result<walk::Work> {

@@ -46,13 +46,17 @@ impl Image<'_> {
     /// Repairs as far as `scope` allows. The report is of a look afterwards.
     pub(super) fn repair(&self, scope: Scope) -> Result<Report> {
         let mut looked = self.look()?;
-        let first = looked.report.clone();
+        let first = (looked.report.clone(), looked.flags);
+        let mut flags = 0;
         let mut lost = Findings::default();
         let mut done = Vec::new();
         while let Some(step) = next(&looked, scope, &done) {
             if done.is_empty() {
                 // Who changes an image says so to programs whose marks are not known here.
                 self.clear(&looked.layout, AT_AUTOCLEAR, looked.layout.header.autoclear & !AUTOCLEAR_KNOWN)?;
+            }
+            if step == Step::Flags {
+                flags = flags.max(looked.flags);
             }
             self.step(step, &looked, &mut lost)?;
             self.sync()?;
@@ -62,7 +66,10 @@ impl Image<'_> {
         if looked.report.corruptions + looked.report.check_errors == 0 {
             self.clear(&looked.layout, AT_INCOMPATIBLE, INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT)?;
         }
-        Ok(settle(first, lost.into_report().faults, looked.report))
+        let fixed = (first.0.corruptions - first.1)
+            .saturating_sub(looked.report.corruptions - looked.flags)
+            .saturating_add(flags.saturating_sub(looked.flags));
+        Ok(settle(first.0, fixed, lost.into_report().faults, looked.report))
     }
 
     fn step(&self, step: Step, looked: &Looked, lost: &mut Findings) -> Result<()> {
@@ -139,18 +146,14 @@ fn next(looked: &Looked, scope: Scope, done: &[Step]) -> Option<Step> {
     wanted.into_iter().find(|(step, needed, most)| *needed && again(*step, *most)).map(|(step, ..)| step)
 }
 
-/// What was found first, as far as it is still there, and what the repair cost.
-fn settle(first: Report, lost: Vec<Fault>, last: Report) -> Report {
+/// What was found first, as far as it is still there, and what the repair cost. `fixed`: corruptions, among them the
+/// COPIED flags that were still wrong once the counts were right.
+fn settle(first: Report, corruptions_fixed: u64, lost: Vec<Fault>, last: Report) -> Report {
     let left: HashSet<&str> = last.faults.iter().map(|fault| fault.message.as_str()).collect();
     let fixed = first.faults.into_iter().filter(|fault| !left.contains(fault.message.as_str()));
     let mut faults: Vec<Fault> = fixed.map(|fault| Fault { fixed: true, ..fault }).collect();
     faults.extend(lost);
     faults.extend(last.faults.iter().cloned());
     faults.truncate(MAX_FAULTS);
-    Report {
-        corruptions_fixed: first.corruptions.saturating_sub(last.corruptions),
-        leaks_fixed: first.leaks.saturating_sub(last.leaks),
-        faults,
-        ..last
-    }
+    Report { corruptions_fixed, leaks_fixed: first.leaks.saturating_sub(last.leaks), faults, ..last }
 }

@@ -223,8 +223,9 @@ impl Walk<'_> {
                     corrupt(work, trouble);
                 }
                 if let Some(wrong) = wrong_flag(cell, entry, part.active > 0 && target != 0) {
-                    work.found.needs.flags = true;
-                    work.found.corrupt(at, || format!("L1 entry at offset {at} {wrong} (table at {target})"));
+                    work.found.flag(at, entry & COPIED != 0, || {
+                        format!("L1 entry at offset {at} {wrong} (table at {target})")
+                    });
                 }
             }
             Job::Mend(alone_too) => {
@@ -410,10 +411,10 @@ impl Walk<'_> {
                             format!("L2 entry at offset {at} {}", Trouble::Metadata(to).text(judge.len))
                         });
                     } else if let Some(wrong) = self.wrong_data_flag(entry, words, table) {
-                        work.found.needs.flags = true;
                         let to = words.0 & OFFSET;
-                        work.found
-                            .corrupt(at, || format!("L2 entry at offset {at} {wrong} (cluster at {to})"));
+                        work.found.flag(at, words.0 & COPIED != 0, || {
+                            format!("L2 entry at offset {at} {wrong} (cluster at {to})")
+                        });
                     }
                 }
                 words

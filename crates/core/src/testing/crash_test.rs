@@ -39,6 +39,7 @@ pub struct CrashTest<'a> {
     plan: Plan,
     nested: usize,
     same_bytes: bool,
+    fresh: bool,
     threads: usize,
     device: Option<u64>,
     left_out: Option<LeftOut>,
@@ -94,6 +95,7 @@ impl<'a> CrashTest<'a> {
             plan: Plan::default(),
             nested: 8,
             same_bytes: true,
+            fresh: false,
             threads: 1,
             device: None,
             left_out: None,
@@ -205,6 +207,13 @@ impl<'a> CrashTest<'a> {
     #[must_use]
     pub fn nested(mut self, nested: usize) -> Self {
         self.nested = nested;
+        self
+    }
+
+    /// For a format that is only written fresh: what was recovered is not written on.
+    #[must_use]
+    pub fn fresh(mut self) -> Self {
+        self.fresh = true;
         self
     }
 
@@ -346,7 +355,7 @@ impl<'a> CrashTest<'a> {
             same(&once, &journal.live()).map_err(|failure| failure.during("opened a second time"))?;
         }
 
-        if nested {
+        if nested && !self.fresh {
             self.go_on(&journal.live(), history, moment, &held)?;
         }
 

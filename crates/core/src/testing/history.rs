@@ -262,13 +262,14 @@ impl History {
     /// what was written since it was empty is dirty.
     fn bitmap(&self, layer: &Arc<dyn Layer>, facts: &Facts, held: &[(u64, Vec<u8>)]) -> Result<(), Failure> {
         let Some(bitmaps) = layer.as_bitmaps() else { return Ok(()) };
-        let list = bitmaps.list()?;
-        let (Some(since), Some(info)) = (facts.bitmap, list.first()) else {
-            return if facts.bitmap.is_some() != list.is_empty() {
-                Ok(())
-            } else {
-                Err(Failure::new(format!("{list:?} where {:?} was wanted", facts.bitmap)))
-            };
+        // Others are the test's own.
+        let found = bitmaps.list()?.into_iter().find(|info| info.name == BITMAP);
+        let (since, info) = match (facts.bitmap, found) {
+            (None, None) => return Ok(()),
+            (Some(since), Some(info)) => (since, info),
+            (wanted, found) => {
+                return Err(Failure::new(format!("the bitmap is {found:?}, where {wanted:?} was wanted")));
+            }
         };
         if info.inconsistent {
             return Ok(());

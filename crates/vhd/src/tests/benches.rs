@@ -104,6 +104,7 @@ fn a_power_cut_leaves_what_was_flushed() {
                     as Arc<dyn Layer>)
             };
             let counts = CrashTest::new(|file| small(file, SIZE, block_size, false), reopen)
+                .fresh()
                 .shape(shape(SIZE, block_size))
                 .seed(seed)
                 .per_epoch(60)

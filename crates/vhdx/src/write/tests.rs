@@ -84,7 +84,7 @@ fn writers_side_by_side_lose_nothing() {
 fn a_power_cut_leaves_all_that_was_flushed() {
     for given in SHAPES {
         for seed in 0..2 {
-            let test = CrashTest::new(|file| make(file, SIZE, given), resume).view(open);
+            let test = CrashTest::new(|file| make(file, SIZE, given), resume).view(open).fresh();
             let shape = Shape { ops: 24, max_len: 8192, ..shape() };
             let counts = test.shape(shape).seed(seed).per_epoch(16).run().unwrap();
             assert!(counts.states > 50, "{counts:?}");

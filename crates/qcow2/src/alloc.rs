@@ -411,6 +411,20 @@ impl Allocator {
         Err(Refused::Failed(Error::new(ErrorKind::NoSpace, "no room for compressed data")))
     }
 
+    /// Whether the one reference to each cluster of `run` is the caller's, who is about to take it away. From here on
+    /// nobody is given room in them beside what is there.
+    pub(crate) fn retire(&mut self, run: &Run) -> Result<bool> {
+        if run.contains(&(self.packed >> self.geometry.cluster_bits())) {
+            self.packed = 0;
+        }
+        for cluster in run.clone() {
+            if self.count(cluster)? != 1 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes one reference from each cluster of `run`. Answers nothing; what reaches 0 can be given out again.
     pub(crate) fn release(&mut self, run: Run) -> Result<()> {
         let bits = self.geometry.cluster_bits();

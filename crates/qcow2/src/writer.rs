@@ -529,7 +529,7 @@ impl Qcow2Layer {
         shared.unpacked.clear();
         let give_back = |run: Run| {
             if !run.is_empty() {
-                // Only a wish. Nobody is given these clusters before their count goes down.
+                // Only a wish. Nobody is given anything in these clusters before their count goes down.
                 let _ = shared.file.punch(run.start << bits, (run.end - run.start) << bits);
             }
             lock(&writer.alloc).release(run)
@@ -537,10 +537,7 @@ impl Qcow2Layer {
         // What nobody else uses is given back in long runs: it costs as much for little as for much.
         let mut last: Run = 0..0;
         for Freed { run, punch } in over.into_iter().flat_map(|batch| batch.freed) {
-            let sole = punch && !writer.fresh && {
-                let mut alloc = lock(&writer.alloc);
-                run.clone().all(|cluster| alloc.count(cluster).is_ok_and(|count| count == 1))
-            };
+            let sole = punch && !writer.fresh && lock(&writer.alloc).retire(&run)?;
             if !sole {
                 lock(&writer.alloc).release(run)?;
             } else if last.end == run.start {

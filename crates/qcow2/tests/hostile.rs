@@ -212,20 +212,20 @@ fn writing_is_refused_where_refcounts_do_not_cover_what_is_used() {
     let host = (get64(&good, table) & !copied) as usize / CLUSTER;
     let sixteen = move |cluster: usize| block + 2 * cluster;
     let cases: Vec<(&str, Spoil)> = vec![
-        ("refcount is 0", Box::new(move |bytes| bytes[sixteen(host)..sixteen(host) + 2].fill(0))),
-        ("refcount is 0", Box::new(move |bytes| bytes[sixteen(3)..sixteen(3) + 2].fill(0))),
-        ("refcount is 2", Box::new(move |bytes| bytes[sixteen(host) + 1] = 2)),
+        ("refcount=0 reference=1", Box::new(move |bytes| bytes[sixteen(host)..sixteen(host) + 2].fill(0))),
+        ("refcount=0 reference=1", Box::new(move |bytes| bytes[sixteen(3)..sixteen(3) + 2].fill(0))),
+        ("says COPIED, and the refcount is not 1", Box::new(move |bytes| bytes[sixteen(host) + 1] = 2)),
         (
-            "something else uses",
+            "refcount=1 reference=2",
             Box::new(move |bytes| {
                 let other = get64(bytes, table);
                 put64(bytes, table + 8, other);
             }),
         ),
-        ("something else uses", Box::new(move |bytes| put64(bytes, table + 8, copied | table as u64))),
-        ("something else uses", Box::new(move |bytes| put64(bytes, table + 8, copied | block as u64))),
+        ("refcount=1 reference=2", Box::new(move |bytes| put64(bytes, table + 8, copied | table as u64))),
+        ("refcount=1 reference=2", Box::new(move |bytes| put64(bytes, table + 8, copied | block as u64))),
         (
-            "below 2",
+            "refcount=1 reference=2",
             Box::new(move |bytes| {
                 let first = get64(bytes, 0x30000);
                 let mut longer = bytes.clone();

@@ -589,6 +589,9 @@ fn an_l1_table_that_names_one_table_often_is_refused() {
     }
     let block = word(word(48));
     file.write_all_at(&4u16.to_be_bytes(), block + 2 * (table / 4096)).unwrap();
+    let data = word(table) & 0x00ff_ffff_ffff_fe00;
+    file.write_all_at(&data.to_be_bytes(), table).unwrap();
+    file.write_all_at(&4u16.to_be_bytes(), block + 2 * (data / 4096)).unwrap();
     let before = std::fs::read(&path).unwrap();
     let layer = open(&path, true).unwrap();
     let told = snap(&layer, "one").unwrap_err().to_string();

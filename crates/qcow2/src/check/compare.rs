@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use cowhand_core::{Result, Storage};
 
+use super::changed::Changed;
 use super::counts::{CHUNK, COPIED_USE, COUNT, Cell, Counts, DATA, L2, LARGE, PLAIN_USE};
 use super::findings::Findings;
 use super::layout::{Block, Kind, Layout};
 use super::sparse::Sparse;
-use super::walk::Changed;
 use super::workers::on_threads;
 use crate::refcount::Width;
 

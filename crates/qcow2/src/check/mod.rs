@@ -6,6 +6,7 @@
 //! cluster.
 
 mod bitmaps;
+mod changed;
 mod compare;
 mod counts;
 mod entries;

@@ -3,12 +3,15 @@
 //! Tables are taken together in batches of about [`BATCH`] (24 MiB), sorted by where they stand; a thread reads up to
 //! [`PIECE`] of them at once, and never what is a hole.
 
+mod impostors;
+
 use std::collections::HashSet;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use cowhand_core::{Error, ErrorKind, Progress, Result, Storage};
 
+use super::changed::Changed;
 use super::counts::{COPIED_USE, Cell, Counts, DATA, L2, META, PLAIN_USE};
 use super::entries::{Judge, Trouble};
 use super::findings::Findings;
@@ -19,8 +22,6 @@ use crate::entry::{COPIED, Entry, L1_RESERVED, OFFSET, Plain, Words};
 
 const BATCH: usize = 1 << 20;
 const PIECE: u64 = 256 << 10;
-/// So many entries that make no sense, and more than make some, show that a table is none.
-const NONSENSE: u32 = 8;
 /// Tables that a thread takes at once.
 const TAKE: usize = 32;
 
@@ -275,63 +276,6 @@ impl Walk<'_> {
             }
             None => "a part of a snapshot is".to_owned(),
         }
-    }
-
-    /// What L1 entries name and is no L2 table, as its content shows: an L1 entry is wrong then, and what stands there is
-    /// left as it is.
-    fn impostors(&self, work: &mut Work) -> Result<HashSet<u64>> {
-        let mut found = HashSet::new();
-        let mut tables = Vec::new();
-        let mut sparse = Sparse::new(self.file);
-        for part in &self.layout.l1 {
-            let mut from = Some(part.bytes.start);
-            while let Some(at) = from {
-                from = self.l1_piece(&mut sparse, part, at, work, |_, _, entry| {
-                    tables.push(entry & OFFSET);
-                    entry
-                })?;
-                if tables.len() >= BATCH {
-                    self.unlike_tables(&mut tables, &mut found)?;
-                }
-            }
-        }
-        self.unlike_tables(&mut tables, &mut found)?;
-        Ok(found)
-    }
-
-    /// Takes those `tables` that do not look like L2 tables over into `found`.
-    fn unlike_tables(&self, tables: &mut Vec<u64>, found: &mut HashSet<u64>) -> Result<()> {
-        let geometry = self.layout.rules.geometry;
-        let judge = self.judge();
-        let mut sparse = Sparse::new(self.file);
-        let mut bytes = vec![0; geometry.cluster_size() as usize];
-        tables.sort_unstable();
-        tables.dedup();
-        for at in tables.drain(..) {
-            let cell = self.counts.get(at >> self.layout.bits());
-            let read = at != 0 && geometry.in_cluster(at) == 0 && at < self.layout.len;
-            if !read {
-                continue;
-            }
-            sparse
-                .read(at, &mut bytes)
-                .map_err(|error| Error::io("cannot read an L2 table", error).at(at))?;
-            let (mut used, mut wrong, mut nonsense) = (0, 0, 0);
-            each(&mut bytes, geometry.entry_words(), |_, words| {
-                let mut senseless = false;
-                judge.mend(words, |trouble| senseless |= trouble.is_nonsense());
-                used += 1;
-                wrong += u32::from(judge.fine(words).is_none());
-                nonsense += u32::from(senseless);
-                words
-            });
-            // Where data stands too, a table must be without fault to be believed.
-            let doubted = cell.is(L2) && cell.is(DATA) && (used == 0 || wrong > 0);
-            if doubted || (nonsense >= NONSENSE && nonsense * 2 > used) {
-                found.insert(at);
-            }
-        }
-        Ok(())
     }
 
     fn judge(&self) -> Judge {
@@ -664,23 +608,4 @@ fn merge(tables: &mut Vec<Table>) {
         }
         same
     });
-}
-
-/// The bytes of a buffer that differ from the file's.
-#[derive(Debug, Default)]
-pub(super) struct Changed(Range<usize>);
-
-impl Changed {
-    pub(super) fn add(&mut self, range: Range<usize>) {
-        self.0 =
-            if self.0.is_empty() { range } else { self.0.start.min(range.start)..self.0.end.max(range.end) };
-    }
-
-    /// Writes them to where the buffer was read from; false: there are none.
-    pub(super) fn write(self, file: &dyn Storage, at: u64, bytes: &[u8]) -> Result<bool> {
-        let Some(part) = bytes.get(self.0.clone()).filter(|part| !part.is_empty()) else { return Ok(false) };
-        let at = at + self.0.start as u64;
-        file.write_at(at, part).map_err(|error| Error::io("cannot write a table", error).at(at))?;
-        Ok(true)
-    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Checker, Content, Error, Inspector, Layer, Measured, OptionSpec, Options, ParentRef, Prealloc, Result,
-    Secrets, Storage,
+    Secrets, Storage, Streams,
 };
 
 /// How well a content matches a format.
@@ -142,6 +142,11 @@ pub trait Format: Send + Sync + Debug {
 
     /// The check of this format's images, where it has one.
     fn checker(&self) -> Option<&dyn Checker> {
+        None
+    }
+
+    /// Reading and writing this format's files from front to back, where it can.
+    fn streams(&self) -> Option<&dyn Streams> {
         None
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::{Bitmaps, Details, Error, Options, Progress, Result, Secrets, Snapshots, Storage};
 
@@ -85,6 +86,9 @@ pub struct LayerId(pub Option<[u8; 16]>);
 pub struct ParentRef {
     /// Paths to try in order, already in this system's spelling (`/`, not `\`). Relative ones start at the child's
     /// own folder. The first is the one to show to a person.
+    ///
+    /// Where a parent is to be named in a file, the first is the name to write, and the others are further ways to say
+    /// the same (the absolute path of a relative one), for the formats that write several.
     pub candidates: Vec<PathBuf>,
     /// The name of the parent's format where the child states one.
     pub format: Option<String>,
@@ -92,6 +96,8 @@ pub struct ParentRef {
     pub any_case: bool,
     /// Identities any one of which the parent must have. Empty: the child does not say.
     pub expected: Vec<[u8; 16]>,
+    /// When the parent's file was last changed, where that is known: VHD writes it down. Nobody is refused for it.
+    pub modified: Option<SystemTime>,
 }
 
 /// One image file, and only what that file says. It knows nothing of its parent's content.
@@ -189,6 +195,29 @@ pub trait Layer: Send + Sync + Debug {
     fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
         let _ = parent;
         Err(Error::unsupported("this format's files cannot name another parent"))
+    }
+
+    /// Whether making the disk `size` bytes shorter than it is is something that the programs this format comes from
+    /// would never do: an error that says so. Who insists goes on to [`Layer::resize`] all the same.
+    fn may_shrink(&self, size: u64) -> Result<()> {
+        let _ = size;
+        Ok(())
+    }
+
+    /// The largest disk whose file, of this image's kind and block size, is at most `file_len` bytes long, in guest bytes.
+    /// `exact`: with every block written, as it is laid out here; otherwise by the formula of the programs that this
+    /// format comes from. `None`: the parent's answer counts.
+    fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {
+        let _ = exact;
+        Ok(Some(file_len / 512 * 512))
+    }
+
+    /// Gives back the space in the file that nothing uses: what stands behind it is moved down, and the file is cut.
+    /// What the layer holds stays as it is at every moment, a power cut included; stopped anywhere, it can be run again.
+    /// The layer is held by nobody else. Durable when it returns. Formats that leave no such space have nothing to do.
+    fn compact(&self, progress: &dyn Progress) -> Result<()> {
+        let _ = progress;
+        self.flush()
     }
 
     /// Takes all guest data away: every byte is a hole again, the size and the parent stay, the space is given back.

@@ -19,6 +19,7 @@ pub mod raw;
 mod secret;
 mod snapshot;
 mod storage;
+mod stream;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod zero;
@@ -37,4 +38,5 @@ pub use progress::{Progress, Quiet};
 pub use secret::Secrets;
 pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};
 pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Storage};
+pub use stream::{Body, Chunk, DiskInfo, Encoded, Head, Source, Streams};
 pub use zero::{is_zero, zero_prefix};

@@ -94,6 +94,7 @@ pub(crate) fn parent_ref(header: &Header, locators: &[Locator]) -> ParentRef {
         format: Some(if raw { "raw" } else { "vpc" }.to_owned()),
         any_case: true,
         expected: if raw { Vec::new() } else { vec![header.parent_unique_id] },
+        modified: None,
     }
 }
 

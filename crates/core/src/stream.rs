@@ -1,0 +1,86 @@
+//! What cannot seek: image files that are read from a pipe or written to one, from front to back.
+
+use std::fmt::Debug;
+use std::io::{Cursor, Read};
+
+use crate::{CreateOptions, Image, ParentRef, Result};
+
+/// A disk in a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// What the stream calls it; empty where it has no name.
+    pub name: String,
+    /// Guest bytes.
+    pub size: u64,
+    /// What it stands on: the stream holds only what differs.
+    pub parent: Option<ParentRef>,
+}
+
+/// The content of a [`Chunk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// These guest bytes.
+    Bytes(&'a [u8]),
+    /// So many guest bytes that are zero, whatever lies below.
+    Zero(u64),
+}
+
+/// A run of guest bytes that a stream holds. What no chunk names is zero, or the parent's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk<'a> {
+    /// Which of [`Source::disks`].
+    pub disk: u32,
+    /// Guest offset in bytes.
+    pub at: u64,
+    /// The content.
+    pub body: Body<'a>,
+}
+
+/// Disks that come out of a stream, in chunks of any order; none comes twice.
+pub trait Source: Send + Debug {
+    /// The disks; known before the first chunk.
+    fn disks(&self) -> &[DiskInfo];
+
+    /// The next chunk. `None`: the stream was read to its end, and was whole. Errors: it ended early, or breaks its
+    /// format's rules.
+    fn next(&mut self) -> Result<Option<Chunk<'_>>>;
+}
+
+/// What the front of a stream tells of the whole.
+#[derive(Clone, Debug, Default)]
+pub struct Head {
+    /// What was read so far.
+    pub bytes: Vec<u8>,
+    /// The file's length in bytes; `None`: the layout does not tell.
+    pub file_len: Option<u64>,
+    /// The disk; `None`: only the end tells.
+    pub disk: Option<DiskInfo>,
+}
+
+impl Head {
+    /// The whole stream again: what was read, and then the `rest`.
+    pub fn replay<R: Read>(self, rest: R) -> impl Read {
+        Cursor::new(self.bytes).chain(rest)
+    }
+}
+
+/// The bytes of an image file that is made while it is read, from front to back.
+pub trait Encoded: Read + Send {
+    /// The whole file's length in bytes, known before the first of them is read. It does not change.
+    fn file_len(&self) -> u64;
+}
+
+/// An optional ability of a format: files that are read and written from front to back, in bounded memory.
+pub trait Streams: Send + Sync + Debug {
+    /// Reads the front of a stream, as little as tells what there is to tell. Errors: it is not this format, or breaks
+    /// its rules.
+    fn head(&self, input: &mut dyn Read) -> Result<Head>;
+
+    /// Takes the disk out of a stream.
+    fn source<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Result<Box<dyn Source + 'a>>;
+
+    /// The file that `how` makes and `disk` fills. Which bytes there are is settled by what the disk's tables say now;
+    /// what proves to be zero when it is read is in the file as zeros. `how.parent`: a child, which gets what the disk
+    /// does not call a hole.
+    fn encode<'a>(&self, disk: &'a Image, how: &CreateOptions) -> Result<Box<dyn Encoded + 'a>>;
+}

@@ -76,8 +76,13 @@ pub trait Streams: Send + Sync + Debug {
     /// its rules.
     fn head(&self, input: &mut dyn Read) -> Result<Head>;
 
-    /// Takes the disk out of a stream.
-    fn source<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Result<Box<dyn Source + 'a>>;
+    /// Takes the disk out of a stream of `file_len` bytes; `None`: nobody said how many there are, and where the front
+    /// does not tell the disk's size either, that is an error that asks for it. Errors: it is not this format.
+    fn source<'a>(
+        &self,
+        input: Box<dyn Read + Send + 'a>,
+        file_len: Option<u64>,
+    ) -> Result<Box<dyn Source + 'a>>;
 
     /// The file that `how` makes and `disk` fills. Which bytes there are is settled by what the disk's tables say now;
     /// what proves to be zero when it is read is in the file as zeros. `how.parent`: a child, which gets what the disk

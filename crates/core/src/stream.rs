@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::io::{Cursor, Read};
 
-use crate::{CreateOptions, Image, ParentRef, Result};
+use crate::{CreateOptions, Image, LayerId, ParentRef, Result};
 
 /// A disk in a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct DiskInfo {
     pub size: u64,
     /// What it stands on: the stream holds only what differs.
     pub parent: Option<ParentRef>,
+    /// What a child of it checks.
+    pub identity: LayerId,
 }
 
 /// The content of a [`Chunk`].
@@ -68,6 +70,11 @@ impl Head {
 pub trait Encoded: Read + Send {
     /// The whole file's length in bytes, known before the first of them is read. It does not change.
     fn file_len(&self) -> u64;
+
+    /// What a child of it checks: known before the first byte too, so that children can be made beside it.
+    fn identity(&self) -> LayerId {
+        LayerId(None)
+    }
 }
 
 /// An optional ability of a format: files that are read and written from front to back, in bounded memory.

@@ -6,6 +6,7 @@ use cowhand_core::{Error, Result};
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::creator::Creator;
 use crate::geometry::Geometry;
 
 pub(crate) const COOKIE: &[u8; 8] = b"conectix";
@@ -166,31 +167,33 @@ pub(crate) struct Footer {
 }
 
 impl Footer {
-    /// The creator code of the images made here.
-    ///
-    /// QEMU takes the size of an image from its geometry unless it knows the creator as one that means the current
-    /// size, or the geometry is the maximum. Instead of posing as one of the known programs, every image made here
-    /// says one size whichever field is read: the geometry's product is the current size, or the geometry is the
-    /// maximum (as Disk2vhd and QEMU's `force_size` have it). Hyper-V, Azure and XenServer read the current size only.
-    const CREATOR: [u8; 4] = *b"cowh";
-
-    /// The footer of a new disk with its own unique id; `header_at` is `None` for a fixed disk.
+    /// The footer of a new disk with its own unique id, made here; `header_at` is `None` for a fixed disk.
     pub(crate) fn new(size: u64, geometry: Geometry, header_at: Option<u64>) -> Footer {
+        let creator = Creator::default();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Footer {
             disk_type: if header_at.is_some() { DiskType::Dynamic } else { DiskType::Fixed },
             header_at: header_at.unwrap_or(NO_HEADER),
             timestamp: u32::try_from(now.saturating_sub(EPOCH)).unwrap_or(u32::MAX),
-            creator_app: Footer::CREATOR,
-            creator_version: 0x0000_0001,
-            // Readers expect Windows or Macintosh here, nothing else.
-            creator_host_os: *b"Wi2k",
+            creator_app: creator.app,
+            creator_version: creator.version,
+            creator_host_os: creator.host_os,
             original_size: size,
             current_size: size,
             geometry,
             unique_id: *uuid::Uuid::new_v4().as_bytes(),
             saved_state: 0,
             hidden: 0,
+        }
+    }
+
+    /// The same, as if another program had made the disk.
+    pub(crate) fn by(self, creator: Creator) -> Footer {
+        Footer {
+            creator_app: creator.app,
+            creator_version: creator.version,
+            creator_host_os: creator.host_os,
+            ..self
         }
     }
 

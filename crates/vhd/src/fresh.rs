@@ -16,7 +16,7 @@ use crate::bat::FREE;
 use crate::details;
 use crate::fixed::SHARED_UNIT;
 use crate::footer::Footer;
-use crate::geometry::{Geometry, SECTOR};
+use crate::geometry::SECTOR;
 use crate::header::Header;
 
 /// A dynamic disk that was just made.
@@ -47,12 +47,10 @@ impl Fresh {
     /// Makes a dynamic disk on an empty storage: complete, with no block in it.
     pub(crate) fn create(
         file: Arc<dyn Storage>,
-        size: u64,
-        geometry: Geometry,
+        footer: Footer,
         layout: Layout,
         unseen: bool,
     ) -> Result<Fresh> {
-        let footer = Footer::new(size, geometry, Some(layout.header_at));
         let fresh = Fresh::without_blocks(file, footer, layout, 0, unseen);
         let failed = |error| Error::io("cannot write the headers", error);
         fresh.file.write_at(0, &fresh.footer.to_bytes()).map_err(failed)?;

@@ -10,6 +10,7 @@ mod bat;
 mod bitmap;
 mod cache;
 mod create;
+mod creator;
 mod details;
 mod dynamic;
 mod find;

@@ -13,7 +13,7 @@ use cowhand_core::{
 
 use crate::Vhd;
 use crate::alloc::Layout;
-use crate::footer::checksum;
+use crate::footer::{Footer, checksum};
 use crate::fresh::Fresh;
 use crate::geometry::Geometry;
 
@@ -36,7 +36,9 @@ fn open_bytes(bytes: &[u8]) -> Result<Arc<dyn Layer>> {
 
 /// A dynamic disk in blocks of any size.
 fn small(file: Arc<dyn Storage>, size: u64, block_size: u64, unseen: bool) -> Result<Arc<dyn Layer>> {
-    Ok(Arc::new(Fresh::create(file, size, Geometry::MAX, Layout::new(size, block_size)?, unseen)?))
+    let layout = Layout::new(size, block_size)?;
+    let footer = Footer::new(size, Geometry::MAX, Some(layout.header_at));
+    Ok(Arc::new(Fresh::create(file, footer, layout, unseen)?))
 }
 
 /// Everything that the chain of `layers`, top first, holds.

@@ -252,6 +252,11 @@ impl Footer {
         self.creator_app == *b"tap\0"
     }
 
+    /// Whether its maker writes batmaps: blktap after version 0.1.
+    pub(crate) fn may_have_batmap(&self) -> bool {
+        self.made_by_blktap() && self.creator_version > 1
+    }
+
     /// Seconds since 1970 at which the image was made.
     pub(crate) fn created(&self) -> u64 {
         EPOCH + u64::from(self.timestamp)

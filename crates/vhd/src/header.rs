@@ -1,5 +1,7 @@
 //! The dynamic header: block size, block allocation table, and what names a parent.
 
+use std::ops::Range;
+
 use cowhand_core::{Error, Result, Storage};
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -41,10 +43,20 @@ pub(crate) struct RawLocator {
     pub(crate) code: [u8; 4],
     /// Room for the data: in bytes as Windows and XenServer have it, in sectors as the specification has it. The
     /// length is all that reading needs.
-    data_space: U32,
+    pub(crate) data_space: U32,
     pub(crate) data_length: U32,
     reserved: U32,
     pub(crate) data_offset: U64,
+}
+
+impl RawLocator {
+    /// The bytes of the file that its data takes, with the room it has to grow.
+    pub(crate) fn place(&self) -> Range<u64> {
+        let space = u64::from(self.data_space.get());
+        let space = if space < SECTOR { space * SECTOR } else { space };
+        let at = self.data_offset.get();
+        at..at.saturating_add(space.max(self.data_length.get().into()))
+    }
 }
 
 /// How a dynamic or differencing disk is laid out: a validated header.

@@ -35,7 +35,12 @@ fn open_bytes(bytes: &[u8]) -> Result<Arc<dyn Layer>> {
 }
 
 /// A dynamic disk in blocks of any size.
-fn small(file: Arc<dyn Storage>, size: u64, block_size: u64, unseen: bool) -> Result<Arc<dyn Layer>> {
+pub(crate) fn small(
+    file: Arc<dyn Storage>,
+    size: u64,
+    block_size: u64,
+    unseen: bool,
+) -> Result<Arc<dyn Layer>> {
     let layout = Layout::new(size, block_size)?;
     let footer = Footer::new(size, Geometry::MAX, Some(layout.header_at));
     Ok(Arc::new(Fresh::create(file, footer, layout, unseen)?))

@@ -11,6 +11,9 @@ mod disk;
 mod patch;
 mod probe;
 mod samples;
+mod vhd_builder;
+mod vhd_layouts;
+mod vhd_reader;
 mod watch;
 
 pub use command::{
@@ -24,6 +27,9 @@ pub use disk::{
 pub use patch::Patch;
 pub use probe::{Probed, probe};
 pub use samples::{Sample, samples};
+pub use vhd_builder::{Batmap, Geometry, LocatorText, ParentText, Part, Run, VhdFile};
+pub use vhd_layouts::{BuiltDisk, Layout, Piece, vhd_chain_layouts, vhd_dynamic_layouts, vhd_fixed_layouts};
+pub use vhd_reader::{Kept, Locator, Vhd, vhd_content};
 pub use watch::Watch;
 
 /// A folder that goes away with the test. Every test begins with it.

@@ -24,4 +24,5 @@ mod paths;
 mod real_samples;
 mod theirs;
 mod verbs;
+mod vhd_read;
 mod whole_or_none;

@@ -1,4 +1,4 @@
-//! What commit and rebase leave when the power is cut, or an input or output fails, at any moment: the disk's content,
+//! What commit, rebase and compact leave when the power is cut, or an input or output fails, at any moment: the disk's content,
 //! and a chain on which they can be run again.
 
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use cowhand_core::{
 };
 
 use crate::commit::{Committed, commit_chain};
+use crate::compact::compact_chain;
 use crate::rebase::rebase_chain;
 use crate::registry;
 
@@ -296,6 +297,90 @@ fn a_failure_during_rebase_is_an_error_and_changes_nothing_that_is_read() {
                 || Journal::over(&folder).live(),
                 |world, faults: &Arc<Faults>| rebase(faults.folder(world.clone()).as_ref(), case).map(drop),
                 |world, _| check_rebase(world, case, &wanted),
+            )
+            .unwrap_or_else(|failure| panic!("case {case}: {failure}"));
+        }
+    }
+}
+
+const COMPACTS: [&[File]; 5] = [
+    &[("top", "qcow2", "cluster_size=4k", 200 * K)],
+    &[("top", "qcow2", "cluster_size=4k", 200 * K + 512), ("base", "raw", "", 120 * K)],
+    &[
+        ("top", "qcow2", "cluster_size=16k,extended_l2=on", 220 * K),
+        ("base", "qcow2", "cluster_size=4k", 300 * K),
+    ],
+    &[
+        ("top", "qcow2", "compat=0.10,cluster_size=4k", 150 * K),
+        ("base", "qcow2", "cluster_size=8k", 140 * K),
+    ],
+    &[("top", "raw", "", 150 * K)],
+];
+
+/// A chain whose top holds zeros, over data and over nothing, and copies of what lies below.
+fn bloated(files: &[File], seed: u64) -> Arc<MemoryFolder> {
+    let folder = chain(files, seed);
+    let mut rng = Rng::new(seed + 50);
+    let image = open(folder.as_ref(), files, &["top"]).unwrap();
+    for step in 0..12 {
+        let len = ((1 + rng.below(8)) * 4096).min(image.size() / 4096 * 4096);
+        let at = rng.below((image.size() - len) / 4096 + 1) * 4096;
+        let mut bytes = vec![0; len as usize];
+        if step % 3 == 0 {
+            image.read(at, &mut bytes).unwrap();
+        }
+        image.write(at, &bytes).unwrap();
+    }
+    image.close().unwrap();
+    folder
+}
+
+fn compact(folder: &dyn Folder, files: &[File], same: bool) -> Result<u64> {
+    let image = open(folder, files, &["top"])?;
+    let freed = compact_chain(&image, same, 1, &Quiet)?;
+    image.close()?;
+    Ok(freed)
+}
+
+fn check_compact(folder: &Arc<MemoryFolder>, files: &[File], wanted: &[u8]) -> Result<(), Failure> {
+    expect(&open(folder.as_ref(), files, &[])?, wanted, "the chain")?;
+    compact(folder.as_ref(), files, false)?;
+    expect(&open(folder.as_ref(), files, &[])?, wanted, "the chain, compacted again")
+}
+
+#[test]
+fn a_power_cut_during_compact_changes_nothing_that_is_read() {
+    for (case, files) in COMPACTS.into_iter().enumerate() {
+        for seed in 0..4 {
+            let folder = bloated(files, seed);
+            let wanted = content(&open(folder.as_ref(), files, &[]).unwrap()).unwrap();
+            let journal = Journal::over(&folder);
+            let freed = compact(journal.folder().as_ref(), files, seed % 2 == 1).unwrap();
+            assert!(freed > 0, "case {case}, seed {seed}");
+            for state in journal.states(&states(seed)) {
+                if let Err(failure) = check_compact(&state.folder(), files, &wanted) {
+                    panic!("case {case}, seed {seed}: {failure}\n{state}");
+                }
+            }
+            let again = compact(journal.live().as_ref(), files, seed % 2 == 1).unwrap();
+            assert_eq!(again, 0, "case {case}, seed {seed}: nothing is left to take away");
+        }
+    }
+}
+
+#[test]
+fn a_failure_during_compact_is_an_error_and_changes_nothing_that_is_read() {
+    for (case, files) in COMPACTS.into_iter().enumerate() {
+        let folder = bloated(files, 5);
+        let wanted = content(&open(folder.as_ref(), files, &[]).unwrap()).unwrap();
+        for fault in [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC] {
+            fault_test(
+                fault,
+                || Journal::over(&folder).live(),
+                |world, faults: &Arc<Faults>| {
+                    compact(faults.folder(world.clone()).as_ref(), files, true).map(drop)
+                },
+                |world, _| check_compact(world, files, &wanted),
             )
             .unwrap_or_else(|failure| panic!("case {case}: {failure}"));
         }

@@ -8,6 +8,7 @@ pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod child;
 pub(crate) mod commit;
+pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;

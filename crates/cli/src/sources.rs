@@ -23,6 +23,13 @@ pub(crate) struct Sharing {
     #[arg(long, value_name = "POLICY", value_parser = Policy::parse, hide_possible_values = true)]
     pub(crate) paths: Vec<Policy>,
 
+    /// Look in this folder for parents that are not where their children say (repeatable)
+    ///
+    /// A parent is known by its identity, where its child remembers one (VHD, VHDX), else by its file name. Folders
+    /// within are not gone into. What was found is used and not written down: 'cowhand reconnect-parent' does that.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) search_dir: Vec<PathBuf>,
+
     /// The sources are "driver=FORMAT,file.filename=PATH" in place of a path
     #[arg(long)]
     pub(crate) image_opts: bool,
@@ -84,6 +91,7 @@ impl Sharing {
             parent: parents.parent.clone().map_or(Parent::Named, Parent::Given),
             parent_format: parents.parent_format.clone(),
             any_parent: parents.any_parent,
+            search: self.search_dir.clone(),
             ..Open::default()
         })
     }

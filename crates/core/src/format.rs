@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::{
-    Checker, Content, Error, Inspector, Layer, Measured, OptionSpec, Options, ParentRef, Prealloc, Result,
-    Secrets, Storage, Streams,
+    Checker, Content, Error, Inspector, Layer, LayerId, Measured, OptionSpec, Options, ParentRef, Prealloc,
+    Result, Secrets, Storage, Streams,
 };
 
 /// How well a content matches a format.
@@ -123,6 +123,29 @@ pub trait Format: Send + Sync + Debug {
 
     /// What can be set when an image is made.
     fn options(&self) -> &'static [OptionSpec];
+
+    /// The file is the disk, byte for byte, and says nothing of itself: what no other format claims is taken for this one.
+    fn is_bare(&self) -> bool {
+        false
+    }
+
+    /// The option that sets what [`Details::cluster_size`] tells: a child takes its parent's where both have one format.
+    fn unit_option(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What a child of this file remembers of it: [`Layer::identity`], read from the few bytes that hold it, so that a
+    /// folder full of images is soon gone through. Errors: it is not of this format, or damaged there.
+    fn identity(&self, file: &dyn Storage) -> Result<LayerId> {
+        let _ = file;
+        Ok(LayerId(None))
+    }
+
+    /// An identity as this format's programs spell it.
+    fn spell(&self, id: [u8; 16]) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        [0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex(&id[part])).join("-")
+    }
 
     /// What can be set when an image is opened.
     fn open_options(&self) -> &'static [OptionSpec] {

@@ -27,6 +27,10 @@ impl Format for Raw {
         Probe::Possible
     }
 
+    fn is_bare(&self) -> bool {
+        true
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         &[OptionSpec {
             name: "preallocation",

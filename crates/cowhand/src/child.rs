@@ -16,7 +16,7 @@ pub struct Child {
     pub open: Open,
     /// The child's format; `None`: by its extension, else the parent's, else the first that there is.
     pub format: Option<String>,
-    /// Options of that format. The cluster size is the parent's, where both have one format and none is given.
+    /// Options of that format. The cluster or block size is the parent's, where both have one format and none is given.
     pub options: Vec<(String, String)>,
     /// Guest bytes; `None`: the parent's.
     pub size: Option<u64>,
@@ -81,11 +81,10 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
         }
         default("cluster_size", "16k".to_owned());
         default("extended_l2", "on".to_owned());
-    } else if let Some(cluster) = below.layer.details().cluster_size
+    } else if let (Some(unit), Some(option)) = (below.layer.details().cluster_size, format.unit_option())
         && named == below.format
-        && takes("cluster_size")
     {
-        default("cluster_size", cluster.to_string());
+        default(option, unit.to_string());
     }
     let backing = name_from(path, Path::new(&below.name));
     let made = create(
@@ -98,6 +97,7 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
             backing_format: Some(below.format.to_owned()),
             unchecked: false,
             policy: how.open.policy.clone(),
+            search: how.open.search.clone(),
             cache: how.open.cache,
             secrets: how.open.secrets.clone(),
         },
@@ -139,7 +139,7 @@ fn format_of(path: &Path, parent: &Link) -> Result<&'static dyn cowhand_core::Fo
     }
     let parents = registry::format(parent.format)?;
     let first = registry::formats().first().copied().unwrap_or(parents);
-    Ok(if parent.format == "raw" { first } else { parents })
+    Ok(if parents.is_bare() { first } else { parents })
 }
 
 /// `parent`, a name from where the caller stands, as the image `child` has to name it.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Cache, CreateOptions, Error, Format, Layer, Options, ParentRef, Progress, Quiet, Result, Secrets,
+    Cache, CreateOptions, Error, Format, Layer, Lock, Options, ParentRef, Progress, Quiet, Result, Secrets,
     parse_size,
 };
 
-use crate::open::{Open, Opened, open};
+use crate::open::{Open, Opened, open, open_alone};
+use crate::parent::remembered;
 use crate::registry;
 use crate::resolve::{Policy, folder_of, in_folder};
 use crate::target::{Target, TargetFiles, refuse_one_of};
@@ -31,6 +32,8 @@ pub struct Create {
     pub unchecked: bool,
     /// Which further files the backing file may make us open.
     pub policy: Policy,
+    /// Folders in which parents of the backing file are looked for, as [`Open::search`](crate::Open) says.
+    pub search: Vec<PathBuf>,
     /// What writes and syncs promise.
     pub cache: Cache,
     /// What options of encryption name.
@@ -52,14 +55,21 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
 /// Makes `path`, and tells `progress` of the space that is written in advance. Where that asks to stop, nothing is left.
 pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result<Created> {
     let format = registry::format(&how.format)?;
-    let base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
+    let mut base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
     let mut size = how.size.or(base.size);
     let mut read = Vec::new();
     if how.unchecked {
         base.refuse_itself(path)?;
-    } else if let Some(backing) = base
-        .open(path, &Open { policy: how.policy.clone(), secrets: how.secrets.clone(), ..Open::default() })?
-    {
+        base.glance(path);
+    } else if let Some(backing) = base.open(
+        path,
+        &Open {
+            policy: how.policy.clone(),
+            search: how.search.clone(),
+            secrets: how.secrets.clone(),
+            ..Open::default()
+        },
+    )? {
         size = size.or(Some(backing.size()));
         read = backing.watched();
         refuse_one_of(path, &read)?;
@@ -89,6 +99,8 @@ pub(crate) struct Base {
     size: Option<u64>,
     backing: Option<PathBuf>,
     backing_format: Option<String>,
+    /// What is to be remembered of the backing file, once it was looked at.
+    parent: Option<ParentRef>,
     /// Nobody opens the image before it is whole.
     pub(crate) fresh: bool,
 }
@@ -100,7 +112,8 @@ impl Base {
         backing: Option<PathBuf>,
         backing_format: Option<String>,
     ) -> Result<Base> {
-        let mut base = Base { options: Vec::new(), size: None, backing, backing_format, fresh: true };
+        let mut base =
+            Base { options: Vec::new(), size: None, backing, backing_format, parent: None, fresh: true };
         for (name, value) in options {
             match name.as_str() {
                 "size" => base.size = Some(parse_size(&value)?),
@@ -119,9 +132,9 @@ impl Base {
     }
 
     /// Opens the backing file as the new image `path` will find it.
-    pub(crate) fn open(&self, path: &Path, how: &Open) -> Result<Option<Opened>> {
-        let Some(backing) = &self.backing else { return Ok(None) };
-        let found = in_folder(&folder_of(path), backing);
+    pub(crate) fn open(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
+        let Some(backing) = self.backing.clone() else { return Ok(None) };
+        let found = in_folder(&folder_of(path), &backing);
         let opened = open(
             &found,
             &Open {
@@ -130,6 +143,7 @@ impl Base {
                 cache: how.cache,
                 secrets: how.secrets.clone(),
                 policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
+                search: how.search.clone(),
                 ..Open::default()
             },
         )?;
@@ -141,7 +155,17 @@ impl Base {
             .hint(format!("if that is right, pass -F {detected}"))
             .image(found.display()));
         }
+        self.parent = Some(remembered(path, &backing, self.backing_format.clone(), opened.seen(0)));
         Ok(Some(opened))
+    }
+
+    /// Looks at the backing file where that is possible: it need not be there.
+    pub(crate) fn glance(&mut self, path: &Path) {
+        let Some(backing) = &self.backing else { return };
+        let how = Open { format: self.backing_format.clone(), lock: Lock::None, ..Open::default() };
+        let opened = open_alone(&in_folder(&folder_of(path), backing), &how).ok();
+        let seen = opened.and_then(|opened| opened.seen(0));
+        self.parent = Some(remembered(path, backing, self.backing_format.clone(), seen));
     }
 
     /// An image that stands on itself: the one that was there would be lost.
@@ -184,12 +208,14 @@ impl Base {
         Ok(CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: self.fresh })
     }
 
-    /// The parent as the image is to name it.
+    /// The parent as the image is to name it. Of one that was not looked at no more is known than its name.
     pub(crate) fn parent(&self) -> Option<ParentRef> {
-        self.backing.as_ref().map(|backing| ParentRef {
-            candidates: vec![backing.clone()],
-            format: self.backing_format.clone(),
-            ..ParentRef::default()
+        self.parent.clone().or_else(|| {
+            self.backing.as_ref().map(|backing| ParentRef {
+                candidates: vec![backing.clone()],
+                format: self.backing_format.clone(),
+                ..ParentRef::default()
+            })
         })
     }
 

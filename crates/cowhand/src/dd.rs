@@ -77,7 +77,7 @@ impl Default for Dd {
     fn default() -> Self {
         Dd {
             open: Open::default(),
-            format: "raw".to_owned(),
+            format: registry::bare().names()[0].to_owned(), // never empty: every format has a name
             cache: Cache::default(),
             block_size: 512,
             count: None,
@@ -148,8 +148,8 @@ impl<'a> Source<'a> {
                 Ok(Source { bytes: Bytes::Disk { window, disk }, len: Some(len), at: 0, whole: true })
             }
             DdInput::Stream(stream) => {
-                if how.open.format.as_ref().is_some_and(|format| format != "raw") {
-                    return Err(Error::invalid("a stream is raw").hint("leave out -f"));
+                if let Some(name) = &how.open.format {
+                    bare_alone(name, "-f")?;
                 }
                 let len = match end {
                     Some(end) => Some(end.checked_sub(skip).ok_or_else(nothing)?),
@@ -240,15 +240,21 @@ fn too_small(target: &str, size: u64, wanted: Option<u64>) -> Error {
     Error::invalid(format!("is too small: {size} bytes, and {wanted} are to be copied")).image(target)
 }
 
+/// A stream is the disk's bytes as they stand.
+fn bare_alone(format: &str, flag: &str) -> Result<()> {
+    match registry::format(format)?.is_bare() {
+        true => Ok(()),
+        false => Err(Error::invalid("a stream is raw").hint(format!("leave out {flag}"))),
+    }
+}
+
 fn into_stream(
     source: &mut Source<'_>,
     stream: &mut dyn Write,
     how: &Dd,
     progress: &dyn Progress,
 ) -> Result<Copied> {
-    if how.format != "raw" {
-        return Err(Error::invalid("a stream is raw").hint("leave out -O"));
-    }
+    bare_alone(&how.format, "-O")?;
     let failed = |error| Error::io("cannot write the stream", error);
     let mut buf = vec![0; CHUNK];
     loop {

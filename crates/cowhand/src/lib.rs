@@ -40,6 +40,7 @@ pub mod inspect;
 mod map;
 mod measure;
 mod open;
+mod parent;
 mod plan;
 #[cfg(test)]
 mod power_cuts;
@@ -51,6 +52,7 @@ mod resume;
 mod round;
 mod runs;
 mod scan;
+mod shelf;
 mod snapshots;
 mod target;
 

@@ -3,14 +3,17 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use cowhand_core::{
-    Access, Cache, Error, ErrorKind, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
-    ParentRef, Result, Secrets, Storage,
+    Access, Cache, Error, ErrorKind, FileStorage, Format, Identity, Image, Layer, Link, Lock, OpenOptions,
+    Options, ParentRef, Result, Secrets, Storage,
 };
 
+use crate::parent::{Seeker, Seen};
 use crate::registry;
 use crate::resolve::{Files, Policy, Watched};
+use crate::shelf::Shelf;
 
 /// What an image stands on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,9 @@ pub struct Open {
     pub parent_format: Option<String>,
     /// Take a parent although its identity is not the one its child remembers.
     pub any_parent: bool,
+    /// Folders in which a parent is looked for that is not where its child says, or is not the one it was: by its
+    /// identity, or by its name where it has none. What lies in them is trusted; folders within are not gone into.
+    pub search: Vec<PathBuf>,
     /// Options of the top's format.
     pub options: Vec<(String, String)>,
     /// What opens encrypted content, of any layer.
@@ -98,9 +104,16 @@ impl Opened {
         self.image.links().iter().map(of).collect()
     }
 
+    /// What a child of the layer at that depth, 0 being the top, has to remember of it.
+    pub(crate) fn seen(&self, depth: usize) -> Option<Seen> {
+        let link = self.image.links().get(depth)?;
+        let file = self.watched().into_iter().find(|file| file.name == link.name)?;
+        Some(Seen { id: link.layer.identity(), modified: modified(file.identity) })
+    }
+
     /// Every file that was opened.
     pub(crate) fn watched(&self) -> Vec<Watched> {
-        self.files.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.files.opened().clone()
     }
 }
 
@@ -157,14 +170,9 @@ fn follow_given(
     files: &Files,
     how: &Open,
 ) -> Result<()> {
-    let storage = files.trusted(given, access(how.writes(1)))?;
-    check_loop(child, given, storage.as_ref(), files)?;
-    let format = match &how.parent_format {
-        Some(name) => registry::format(name)?,
-        None => registry::detect(storage.as_ref()).map_err(|error| error.image(given.display()))?,
-    };
-    let link = open_layer(given, storage, format, &files.of(given), &how.layer(1))?;
-    check_identity(child, wanted, &link, how)?;
+    let nothing = ParentRef::default();
+    let wanted = wanted.unwrap_or(&nothing);
+    let link = Seeker { child, wanted, files: files.clone(), how, depth: 1 }.given(given)?;
     let next = link.layer.parent();
     links.push(link);
     follow(links, given, next, files, how)
@@ -179,22 +187,28 @@ pub fn open_alone(path: &Path, how: &Open) -> Result<Opened> {
 
 /// For who only looks: the tables of a raw image that is written to cannot change, because it has none.
 pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
-    let is_raw = || -> Result<bool> {
+    let is_bare = || -> Result<bool> {
         if let Some(name) = &how.format {
-            return Ok(name == "raw");
+            return Ok(registry::format(name)?.is_bare());
         }
         let storage = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?;
-        Ok(registry::detect(&storage).map_err(|error| error.image(path.display()))?.names().contains(&"raw"))
+        Ok(registry::detect(&storage).map_err(|error| error.image(path.display()))?.is_bare())
     };
-    let lock = if how.lock == Lock::Default && is_raw()? { Lock::Shared } else { how.lock };
+    let lock = if how.lock == Lock::Default && is_bare()? { Lock::Shared } else { how.lock };
     Ok(Open { lock, ..how.clone() })
 }
 
-fn access(writable: bool) -> Access {
+/// When a file was last changed; nothing where that was before 1970.
+fn modified(file: Identity) -> Option<SystemTime> {
+    let since = Duration::from_nanos(u64::try_from(file.mtime_ns).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+pub(crate) fn access(writable: bool) -> Access {
     if writable { Access::Write } else { Access::Read }
 }
 
-fn open_layer(
+pub(crate) fn open_layer(
     path: &Path,
     storage: Arc<dyn Storage>,
     format: &'static dyn Format,
@@ -207,12 +221,12 @@ fn open_layer(
 
 impl Open {
     /// The parent at that depth is opened for writing.
-    fn writes(&self, depth: usize) -> bool {
+    pub(crate) fn writes(&self, depth: usize) -> bool {
         self.writable_parent == Some(depth)
     }
 
     /// How the parent at that depth is opened.
-    fn layer(&self, depth: usize) -> OpenOptions {
+    pub(crate) fn layer(&self, depth: usize) -> OpenOptions {
         OpenOptions {
             writable: self.writes(depth),
             secrets: self.secrets.clone(),
@@ -237,6 +251,7 @@ fn follow(
     files: &Files,
     how: &Open,
 ) -> Result<()> {
+    let shelf = Shelf::new(&how.search);
     let mut child = child.to_owned();
     let mut parent = parent;
     while let Some(wanted) = parent {
@@ -247,131 +262,12 @@ fn follow(
             )
             .image(child.display()));
         }
-        let files = files.of(&child);
-        let depth = links.len();
-        let (path, storage) = find_parent(&child, &wanted, &files, access(how.writes(depth)))?;
-        check_loop(&child, &path, storage.as_ref(), &files)?;
-        let format = parent_format(&child, &path, storage.as_ref(), &wanted, how)?;
-        let link = open_layer(&path, storage, format, &files.of(&path), &how.layer(depth))?;
-        check_identity(&child, Some(&wanted), &link, how)?;
+        let seeker =
+            Seeker { child: &child, wanted: &wanted, files: files.of(&child), how, depth: links.len() };
+        let (path, link) = seeker.find(&shelf)?;
         parent = link.layer.parent();
         links.push(link);
         child = path;
     }
     Ok(())
-}
-
-/// The first candidate that is there and may be opened. A candidate that may not be opened is an error only where no
-/// other is found.
-fn find_parent(
-    child: &Path,
-    wanted: &ParentRef,
-    files: &Files,
-    access: Access,
-) -> Result<(PathBuf, Arc<dyn Storage>)> {
-    let mut first_error: Option<Error> = None;
-    for candidate in &wanted.candidates {
-        match files.named_by_image(candidate, access) {
-            Ok(found) => return Ok(found),
-            Err(error) => {
-                let worse = first_error.as_ref().is_none_or(|first| {
-                    first.kind() == ErrorKind::NotFound && error.kind() != ErrorKind::NotFound
-                });
-                if worse {
-                    first_error = Some(error);
-                }
-            }
-        }
-    }
-    if wanted.any_case && first_error.as_ref().is_some_and(|error| error.kind() == ErrorKind::NotFound) {
-        let spelt_otherwise = wanted.candidates.iter().filter_map(|candidate| files.in_any_case(candidate));
-        if let Some(found) =
-            spelt_otherwise.filter_map(|name| files.named_by_image(&name, access).ok()).next()
-        {
-            return Ok(found);
-        }
-    }
-    let shown = wanted.candidates.first().map(|path| path.display().to_string()).unwrap_or_default();
-    match first_error {
-        Some(error) if error.kind() == ErrorKind::NotFound => {
-            let tried: Vec<String> =
-                wanted.candidates.iter().map(|path| format!("'{}'", path.display())).collect();
-            Err(Error::new(
-                ErrorKind::NotFound,
-                format!(
-                    "its parent '{shown}' is not there: No such file or directory (tried {})",
-                    tried.join(", ")
-                ),
-            )
-            .image(child.display())
-            .hint("put it back, or name it with --parent"))
-        }
-        Some(error) => Err(error.image(child.display())),
-        None => Err(Error::corrupt("parent", "the image needs a parent and names none")
-            .image(child.display())
-            .hint("name it with --parent")),
-    }
-}
-
-/// One file twice in a chain never ends. The file just opened is the last of those noted.
-fn check_loop(child: &Path, path: &Path, storage: &dyn Storage, files: &Files) -> Result<()> {
-    let failed = |error| Error::io("cannot look at", error).image(path.display());
-    let new = storage.identity().map_err(failed)?;
-    let opened = files.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let same = opened
-        .iter()
-        .filter(|file| (file.identity.device, file.identity.inode) == (new.device, new.inode))
-        .count();
-    if same > 1 {
-        return Err(Error::corrupt("parent", format!("'{}' stands in its own chain", path.display()))
-            .image(child.display()));
-    }
-    Ok(())
-}
-
-/// The stated format; else the one the caller says; else raw, if nothing else is found there: guessing would let a
-/// guest write itself a header that names any file of the host.
-fn parent_format(
-    child: &Path,
-    path: &Path,
-    storage: &dyn Storage,
-    wanted: &ParentRef,
-    how: &Open,
-) -> Result<&'static dyn Format> {
-    if let Some(name) = wanted.format.as_ref().or(how.parent_format.as_ref()) {
-        return registry::format(name).map_err(|error| error.image(child.display()));
-    }
-    let probed = registry::detect(storage).map(|format| format.names()[0]).unwrap_or("something else"); // never empty: every format has a name
-    if probed != "raw" {
-        return Err(Error::new(
-            ErrorKind::Ambiguous,
-            format!(
-                "does not state its backing file's format, so '{}' would be raw, but it looks like {probed}",
-                path.display()
-            ),
-        )
-        .image(child.display())
-        .hint(format!(
-            "if you trust it, pass --parent-format {}",
-            if probed == "something else" { "FORMAT" } else { probed }
-        )));
-    }
-    registry::format("raw")
-}
-
-fn check_identity(child: &Path, wanted: Option<&ParentRef>, link: &Link, how: &Open) -> Result<()> {
-    let expected = wanted.map(|wanted| wanted.expected.as_slice()).unwrap_or_default();
-    let found = link.layer.identity().0;
-    if how.any_parent || expected.is_empty() || found.is_some_and(|id| expected.contains(&id)) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Mismatch,
-        format!(
-            "'{}' is not the parent this image was made from, or it was changed since (its identity differs)",
-            link.name
-        ),
-    )
-    .image(child.display())
-    .hint("name the right one with --parent, or pass --any-parent to use it all the same"))
 }

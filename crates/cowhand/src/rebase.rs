@@ -63,12 +63,12 @@ pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Reba
     if let Some(name) = &format {
         registry::format(name)?;
     }
-    let base = Base::of(Vec::new(), backing, format)?;
+    let mut base = Base::of(Vec::new(), backing, format)?;
     base.refuse_itself(path)?;
-    let mut parent = base.parent();
     if how.unchecked {
+        base.glance(path);
         let top = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.open.clone() })?;
-        return name(&top, parent.as_ref()).map(|()| Rebased::default());
+        return name(&top, base.parent().as_ref()).map(|()| Rebased::default());
     }
     let below = base.open(path, &Open { cache: how.backing_cache, ..how.open.clone() })?;
     refuse_loop(path, below.as_ref())?;
@@ -77,10 +77,7 @@ pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Reba
     let top = chain.links().first().cloned(); // never none: every image has a layer
     let new = Image::new(top.into_iter().chain(below_links.iter().cloned()).collect())?;
     let shared = shared(&chain, below.as_ref());
-    if let (Some(parent), Some(link)) = (&mut parent, below_links.first()) {
-        parent.expected.extend(link.layer.identity().0);
-    }
-    rebase_chain(&chain, &new, shared, parent.as_ref(), how.compress, workers(how.workers), progress)
+    rebase_chain(&chain, &new, shared, base.parent().as_ref(), how.compress, workers(how.workers), progress)
 }
 
 /// Gives the top, which both chains have in common and which is open for writing, the parent of the new one. The last

@@ -10,6 +10,11 @@ pub fn formats() -> &'static [&'static dyn Format] {
     &[&cowhand_qcow2::Qcow2, &cowhand_vhd::Vhd, &cowhand_vhdx::Vhdx, &cowhand_luks::Luks, &Raw]
 }
 
+/// The one that takes what nothing else claims.
+pub(crate) fn bare() -> &'static dyn Format {
+    &Raw
+}
+
 /// The format of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.
 pub fn format(name: &str) -> Result<&'static dyn Format> {
     formats().iter().copied().find(|format| format.names().contains(&name)).ok_or_else(|| {
@@ -72,6 +77,15 @@ pub fn detect(storage: &dyn Storage) -> Result<&'static dyn Format> {
         )
         .hint("pass -f with the one it is")),
     }
+}
+
+/// The identity that a content has, and whose it is: what a child of it remembers. Contents that match several formats
+/// have that of the first which knows one.
+pub(crate) fn identity(storage: &dyn Storage) -> Option<(&'static dyn Format, [u8; 16])> {
+    let mut head = vec![0; storage.len().ok()?.min(4096) as usize];
+    storage.read_at(0, &mut head).ok()?;
+    let claims = formats().iter().copied().filter(|format| format.probe(&head, storage) > Probe::Possible);
+    claims.filter_map(|format| Some((format, format.identity(storage).ok()?.0?))).next()
 }
 
 /// Disk images of other kinds, by the signature at their front.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{Access, Cache, Error, ErrorKind, FileStorage, Identity, Lock, Resolver, Result, Storage};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -143,11 +143,16 @@ impl Files {
         Some(found)
     }
 
+    /// The files opened so far.
+    pub(crate) fn opened(&self) -> MutexGuard<'_, Vec<Watched>> {
+        self.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn watch(&self, path: &Path, storage: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
         let identity =
             storage.identity().map_err(|error| Error::io("cannot look at", error).image(path.display()))?;
         let watched = Watched { name: path.display().to_string(), storage: storage.clone(), identity };
-        self.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(watched);
+        self.opened().push(watched);
         Ok(storage)
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::info::Info;
 use crate::open::Open;
+use crate::registry;
 use crate::resolve::{folder_of, in_folder};
 
 /// Where images are looked for.
@@ -73,8 +74,9 @@ pub fn scan(
     }
     for File { path, named } in files {
         let image = crate::info(&path, how, false).map(|mut found| found.swap_remove(0)); // never empty: the image itself
-        let raw = image.as_ref().is_ok_and(|image| image.format == "raw");
-        if !raw || named || all {
+        let format = image.as_ref().ok().and_then(|image| registry::format(image.format).ok());
+        let bare = format.is_some_and(|format| format.is_bare());
+        if !bare || named || all {
             see(&Scanned { path, image })?;
         }
     }

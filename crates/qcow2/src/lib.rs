@@ -72,6 +72,10 @@ impl Format for Qcow2 {
         options::OPTIONS
     }
 
+    fn unit_option(&self) -> Option<&'static str> {
+        Some("cluster_size")
+    }
+
     fn open_options(&self) -> &'static [OptionSpec] {
         options::OPEN_OPTIONS
     }

@@ -31,8 +31,8 @@ mod tests;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, Format, Inspector, Layer, Measured, OpenOptions, OptionKind, OptionSpec,
-    Probe, Resolver, Result, Storage,
+    Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions, OptionKind,
+    OptionSpec, Probe, Resolver, Result, Storage,
 };
 
 use crate::footer::{DiskType, SizeRule};
@@ -48,7 +48,7 @@ impl Format for Vhd {
     }
 
     fn extensions(&self) -> &'static [&'static str] {
-        &["vhd", "vpc"]
+        &["vhd", "vpc", "avhd"]
     }
 
     fn probe(&self, _head: &[u8], storage: &dyn Storage) -> Probe {
@@ -57,6 +57,14 @@ impl Format for Vhd {
 
     fn options(&self) -> &'static [OptionSpec] {
         create::OPTIONS
+    }
+
+    fn unit_option(&self) -> Option<&'static str> {
+        Some("block_size")
+    }
+
+    fn identity(&self, file: &dyn Storage) -> Result<LayerId> {
+        Ok(LayerId(Some(find::find(file)?.footer.unique_id)))
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {

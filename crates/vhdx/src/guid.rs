@@ -29,6 +29,11 @@ impl Guid {
         Uuid::try_parse(text.trim()).ok().map(|uuid| Guid(uuid.to_bytes_le()))
     }
 
+    /// The GUID that these bytes of a file are.
+    pub(crate) const fn from_raw(bytes: [u8; 16]) -> Guid {
+        Guid(bytes)
+    }
+
     /// The bytes in file order.
     pub(crate) fn raw(self) -> [u8; 16] {
         self.0

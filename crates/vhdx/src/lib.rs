@@ -25,8 +25,8 @@ mod write;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec, Probe,
-    Resolver, Result, Storage,
+    Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions, OptionSpec,
+    Probe, Resolver, Result, Storage,
 };
 
 /// The VHDX format.
@@ -48,6 +48,18 @@ impl Format for Vhdx {
 
     fn options(&self) -> &'static [OptionSpec] {
         create::OPTIONS
+    }
+
+    fn unit_option(&self) -> Option<&'static str> {
+        Some("block_size")
+    }
+
+    fn identity(&self, file: &dyn Storage) -> Result<LayerId> {
+        Ok(LayerId(Some(header::Header::read(file)?.data_write_guid.raw())))
+    }
+
+    fn spell(&self, id: [u8; 16]) -> String {
+        guid::Guid::from_raw(id).to_string()
     }
 
     /// Opens for reading. Errors: the rules of the format that are broken, by field and offset; a region or metadata

@@ -51,6 +51,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "POLICY", value_parser = Policy::parse, hide_possible_values = true)]
     paths: Vec<Policy>,
 
+    /// Look in this folder for parents of the backing file that are not where their children say (repeatable)
+    #[arg(long, value_name = "DIR")]
+    search_dir: Vec<PathBuf>,
+
     /// Options of the format; help lists them
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
@@ -86,6 +90,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         backing_format: args.backing_format.clone(),
         unchecked: args.unchecked,
         policy: args.paths.iter().cloned().reduce(Policy::and).unwrap_or_default(),
+        search: args.search_dir.clone(),
         secrets: args.keys.secrets()?,
         ..Create::default()
     };

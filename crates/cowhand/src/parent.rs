@@ -1,0 +1,277 @@
+//! A child's parent: what the child remembers of it, and how it is found again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use cowhand_core::{Error, ErrorKind, Format, LayerId, Link, ParentRef, Result, Storage};
+
+use crate::open::{Open, access, open_layer};
+use crate::registry;
+use crate::resolve::{Files, folder_of, in_folder};
+use crate::shelf::Shelf;
+
+/// What a child has to remember of a file beside its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    pub(crate) id: LayerId,
+    pub(crate) modified: Option<SystemTime>,
+}
+
+/// What `child` is to remember of the parent that it shall call `name`.
+pub(crate) fn remembered(child: &Path, name: &Path, format: Option<String>, seen: Option<Seen>) -> ParentRef {
+    let mut candidates = vec![name.to_owned()];
+    if name.is_relative() {
+        candidates.push(whole(&in_folder(&folder_of(child), name)));
+    }
+    ParentRef {
+        candidates,
+        format,
+        any_case: false,
+        expected: seen.and_then(|seen| seen.id.0).into_iter().collect(),
+        modified: seen.and_then(|seen| seen.modified),
+    }
+}
+
+/// The absolute path; the links of its folders are followed, that of the file itself is not.
+fn whole(path: &Path) -> PathBuf {
+    match (std::fs::canonicalize(folder_of(path)), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    }
+}
+
+/// Who looks for the parent of `child`.
+#[derive(Debug)]
+pub(crate) struct Seeker<'a> {
+    pub(crate) child: &'a Path,
+    pub(crate) wanted: &'a ParentRef,
+    /// Opens on behalf of the child.
+    pub(crate) files: Files,
+    pub(crate) how: &'a Open,
+    /// Where in the chain the parent stands, 1 being the top's own.
+    pub(crate) depth: usize,
+}
+
+/// A parent that was found; or why what was looked at is not it.
+type Found = Result<(PathBuf, Link), Error>;
+
+impl Seeker<'_> {
+    /// The parent by the names that the child gives; where it is not there, on the shelf.
+    pub(crate) fn find(&self, shelf: &Shelf<'_>) -> Result<(PathBuf, Link)> {
+        let missing = match self.named()? {
+            Ok(found) => return Ok(found),
+            Err(missing) => missing,
+        };
+        // One that somebody holds is there.
+        if shelf.is_empty() || missing.kind() == ErrorKind::Locked {
+            return Err(missing);
+        }
+        match self.shelved(shelf)? {
+            Some(found) => Ok(found),
+            None => {
+                let count = shelf.len()?;
+                Err(missing.hint(format!("none of the {count} files in the folders of --search-dir is it")))
+            }
+        }
+    }
+
+    /// The parent that the caller names.
+    pub(crate) fn given(&self, path: &Path) -> Result<Link> {
+        let storage = self.files.trusted(path, access(self.how.writes(self.depth)))?;
+        self.refuse_loop(path, storage.as_ref())?;
+        let format = self.format_of_given(path, storage.as_ref())?;
+        self.open(path, storage, format)?
+    }
+
+    /// The first candidate that is there, may be opened, and is the one. Of those that are not it the answer tells
+    /// the one of which most can be said.
+    fn named(&self) -> Result<Found> {
+        let mut missing: Option<Error> = None;
+        let mut not_it = |error: Error| {
+            let says = |error: &Error| match error.kind() {
+                ErrorKind::NotFound => 0,
+                ErrorKind::Mismatch => 2,
+                _ => 1,
+            };
+            if missing.as_ref().is_none_or(|first| says(first) < says(&error)) {
+                missing = Some(error);
+            }
+        };
+        for candidate in &self.wanted.candidates {
+            match self.named_so(candidate)? {
+                Ok(found) => return Ok(Ok(found)),
+                Err(error) => not_it(error),
+            }
+        }
+        if self.wanted.any_case && missing.as_ref().is_some_and(|error| error.kind() == ErrorKind::NotFound) {
+            for candidate in &self.wanted.candidates {
+                let Some(spelt_otherwise) = self.files.in_any_case(candidate) else { continue };
+                if let Ok(found) = self.named_so(&spelt_otherwise)? {
+                    return Ok(Ok(found));
+                }
+            }
+        }
+        Ok(Err(self.missing(missing)))
+    }
+
+    fn missing(&self, error: Option<Error>) -> Error {
+        let candidates = &self.wanted.candidates;
+        match error {
+            Some(error) if error.kind() == ErrorKind::NotFound => {
+                let tried: Vec<String> =
+                    candidates.iter().map(|path| format!("'{}'", path.display())).collect();
+                let shown = tried.first().map_or("''", String::as_str);
+                let tried = tried.join(", ");
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("its parent {shown} is not there: No such file or directory (tried {tried})"),
+                )
+                .image(self.child.display())
+                .hint("put it back, or name it with --parent, or its folder with --search-dir")
+            }
+            Some(error) => error.image(self.child.display()),
+            None => Error::corrupt("parent", "the image needs a parent and names none")
+                .image(self.child.display())
+                .hint("name it with --parent, or its folder with --search-dir"),
+        }
+    }
+
+    /// The file that the child calls so, if it is the parent. What is not it is not kept open.
+    fn named_so(&self, name: &Path) -> Result<Found> {
+        let before = self.files.opened().len();
+        let found = match self.files.named_by_image(name, access(self.how.writes(self.depth))) {
+            Err(error) => Err(error),
+            Ok((path, storage)) => self.take(path, storage)?,
+        };
+        if found.is_err() {
+            self.files.opened().truncate(before);
+        }
+        Ok(found)
+    }
+
+    fn take(&self, path: PathBuf, storage: Arc<dyn Storage>) -> Result<Found> {
+        if let Err(error) = self.refuse_loop(&path, storage.as_ref()) {
+            return Ok(Err(error));
+        }
+        let format = self.format(&path, storage.as_ref())?;
+        Ok(self.open(&path, storage, format)?.map(|link| (path, link)))
+    }
+
+    fn shelved(&self, shelf: &Shelf<'_>) -> Result<Option<(PathBuf, Link)>> {
+        let in_chain: Vec<(u64, u64)> =
+            self.files.opened().iter().map(|file| (file.identity.device, file.identity.inode)).collect();
+        let Some(found) =
+            shelf.find(self.wanted, &in_chain).map_err(|error| error.image(self.child.display()))?
+        else {
+            return Ok(None);
+        };
+        let storage = self.files.trusted(&found.path, access(self.how.writes(self.depth)))?;
+        self.refuse_loop(&found.path, storage.as_ref())?;
+        let format = match found.format {
+            Some(format) => format,
+            None => self.format(&found.path, storage.as_ref())?,
+        };
+        let link = self.open(&found.path, storage, format)??;
+        Ok(Some((found.path.clone(), link)))
+    }
+
+    /// Opens what may be the parent. The inner error: it is not.
+    fn open(
+        &self,
+        path: &Path,
+        storage: Arc<dyn Storage>,
+        format: &'static dyn Format,
+    ) -> Result<Result<Link>> {
+        let link = open_layer(path, storage, format, &self.files.of(path), &self.how.layer(self.depth))?;
+        let id = link.layer.identity();
+        if self.how.any_parent || self.wanted.expected.is_empty() || self.expects(id) {
+            return Ok(Ok(link));
+        }
+        let spell = |id: &[u8; 16]| format.spell(*id);
+        let expected: Vec<String> = self.wanted.expected.iter().map(spell).collect();
+        let found = id.0.as_ref().map_or("none".to_owned(), spell);
+        Ok(Err(Error::new(
+            ErrorKind::Mismatch,
+            format!(
+                "'{}' is not the parent this image was made from, or it was changed since (its identity is {found}, not {})",
+                link.name,
+                expected.join(" or ")
+            ),
+        )
+        .image(self.child.display())
+        .hint("name the right one with --parent, or its folder with --search-dir, or pass --any-parent to use it all the same")))
+    }
+
+    fn expects(&self, id: LayerId) -> bool {
+        id.0.is_some_and(|id| self.wanted.expected.contains(&id))
+    }
+
+    /// One file twice in a chain never ends. The file just opened is the last of those noted.
+    fn refuse_loop(&self, path: &Path, storage: &dyn Storage) -> Result<()> {
+        let failed = |error| Error::io("cannot look at", error).image(path.display());
+        let new = storage.identity().map_err(failed)?;
+        let same = |file: &&crate::resolve::Watched| {
+            (file.identity.device, file.identity.inode) == (new.device, new.inode)
+        };
+        if self.files.opened().iter().filter(same).count() > 1 {
+            return Err(Error::corrupt("parent", format!("'{}' stands in its own chain", path.display()))
+                .image(self.child.display()));
+        }
+        Ok(())
+    }
+
+    /// The stated format; else the one the caller says; else raw, if nothing else is found there: guessing would let a
+    /// guest write itself a header that names any file of the host.
+    fn format(&self, path: &Path, storage: &dyn Storage) -> Result<&'static dyn Format> {
+        let child = |error: Error| error.image(self.child.display());
+        if let Some(name) = self.wanted.format.as_ref().or(self.how.parent_format.as_ref()) {
+            return registry::format(name).map(|stated| self.by_identity(stated, storage)).map_err(child);
+        }
+        let probed = registry::detect(storage).ok();
+        if probed.is_some_and(|format| format.is_bare()) {
+            return Ok(registry::bare());
+        }
+        let name = probed.and_then(|format| format.names().first().copied());
+        Err(child(
+            Error::new(
+                ErrorKind::Ambiguous,
+                format!(
+                    "does not state its backing file's format, so '{}' would be raw, but it looks like {}",
+                    path.display(),
+                    name.unwrap_or("something else")
+                ),
+            )
+            .hint(format!("if you trust it, pass --parent-format {}", name.unwrap_or("FORMAT"))),
+        ))
+    }
+
+    /// A child may remember who its parent is and have no word for what format that has. Whoever bears the identity is
+    /// the one, so nothing is guessed.
+    fn by_identity(&self, stated: &'static dyn Format, storage: &dyn Storage) -> &'static dyn Format {
+        let is_it = |format: &dyn Format| format.identity(storage).is_ok_and(|id| self.expects(id));
+        if self.wanted.expected.is_empty() || is_it(stated) {
+            return stated;
+        }
+        registry::detect(storage).ok().filter(|format| is_it(*format)).unwrap_or(stated)
+    }
+
+    /// The format the caller says; else what is found there, where the child does not state another.
+    fn format_of_given(&self, path: &Path, storage: &dyn Storage) -> Result<&'static dyn Format> {
+        if let Some(name) = &self.how.parent_format {
+            return registry::format(name);
+        }
+        let probed = registry::detect(storage).map_err(|error| error.image(path.display()))?;
+        let Some(stated) = &self.wanted.format else { return Ok(probed) };
+        if !self.wanted.expected.is_empty() || probed.names().contains(&stated.as_str()) {
+            return Ok(probed);
+        }
+        let looks = probed.names()[0]; // never empty: every format has a name
+        Err(Error::new(
+            ErrorKind::Ambiguous,
+            format!("states that its parent is {stated}, but '{}' looks like {looks}", path.display()),
+        )
+        .image(self.child.display())
+        .hint(format!("pass --parent-format with the one it is, {stated} or {looks}")))
+    }
+}

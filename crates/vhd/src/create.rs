@@ -1,19 +1,24 @@
 //! Making an image: options, and the size that comes out of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cowhand_core::{
     Content, CreateOptions, Error, Layer, Measured, OptionKind, OptionSpec, Prealloc, Result, Storage,
     touched,
 };
+use uuid::Uuid;
 
-use crate::alloc::Layout;
+use crate::alloc::{Front, Layout};
 use crate::creator::Creator;
+use crate::dynamic::Dynamic;
+use crate::find::find;
 use crate::fixed::Fixed;
-use crate::footer::{FOOTER_LEN, Footer};
+use crate::footer::{DiskType, FOOTER_LEN, Footer};
 use crate::fresh::Fresh;
 use crate::geometry::{Geometry, SECTOR};
-use crate::header::{MAX_BLOCK, MAX_DISK};
+use crate::header::{Header, MAX_BLOCK, MAX_DISK};
+use crate::naming::{Naming, ROOM};
 
 /// Smaller blocks are legal, and nobody reads them but this code.
 const MIN_BLOCK: u64 = 512 << 10;
@@ -46,79 +51,154 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         help: "The program that the image says it was made by (allowed values: cowh, win, tap, vbox, vpc; default: cowh); win, tap and vbox state every size exactly",
     },
     OptionSpec {
+        name: "max_size",
+        kind: OptionKind::Size,
+        help: "Give the block allocation table room for a disk of this size, to which it can then grow at once",
+    },
+    OptionSpec {
+        name: "batmap",
+        kind: OptionKind::Flag,
+        help: "Add XenServer's map of full blocks, which goes with creator=tap and no other (default: on for that one)",
+    },
+    OptionSpec {
+        name: "unique_id",
+        kind: OptionKind::Text,
+        help: "The disk's unique id, a UUID whose bytes are written in the order in which it reads (default: a new one)",
+    },
+    OptionSpec {
         name: "preallocation",
         kind: OptionKind::Choice(&["off", "falloc", "full"]),
         help: "Preallocation mode of a fixed disk (allowed values: off, falloc, full)",
     },
 ];
 
-/// The size of the disk and the geometry that its footer states, for `asked` bytes.
-fn size_and_geometry(
-    asked: u64,
-    force_size: bool,
-    align: Option<u64>,
-    creator: Creator,
-) -> Result<(u64, Geometry)> {
+/// How the size of a disk comes from the size that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rounding {
+    /// Up to one that a geometry can say, as QEMU does.
+    Geometry,
+    /// To whole sectors, the geometry being the maximum, which says nothing.
+    None,
+    /// To whole sectors, with the geometry if it can say that size.
+    Exact,
+    /// To whole sectors, with the geometry by the specification, which may say less: this creator's size is believed.
+    Believed,
+}
+
+/// The size of the disk, a multiple of `align` or of a sector, and the geometry that its footer states, for `asked` bytes.
+fn size_and_geometry(asked: u64, align: Option<u64>, rounding: Rounding) -> Result<(u64, Geometry)> {
     let too_large = || Error::invalid(format!("a disk of {asked} bytes is too large"));
     let unit = align.unwrap_or(SECTOR);
     if unit == 0 || !unit.is_multiple_of(SECTOR) {
         return Err(Error::invalid(format!("size_align={unit} is not a multiple of 512")));
     }
     let size = asked.checked_next_multiple_of(unit).ok_or_else(too_large)?;
-    if creator.exact && !force_size {
-        return Ok((size, Geometry::of_sectors(size / SECTOR)));
-    }
-    let geometry =
-        if force_size || align.is_some() { Geometry::MAX } else { Geometry::holding(size / SECTOR) };
+    let geometry = match rounding {
+        Rounding::Geometry => Geometry::holding(size / SECTOR),
+        Rounding::Exact => {
+            Some(Geometry::of_sectors(size / SECTOR)).filter(|g| g.bytes() == size).unwrap_or(Geometry::MAX)
+        }
+        Rounding::Believed => return Ok((size, Geometry::of_sectors(size / SECTOR))),
+        Rounding::None => Geometry::MAX,
+    };
     Ok((if geometry == Geometry::MAX { size } else { geometry.bytes() }, geometry))
 }
 
 /// Makes an image on an empty storage.
 pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
-    if how.parent.is_some() {
-        return Err(Error::unsupported("making a differencing VHD (a parent was named) is not supported")
-            .hint("choose qcow2 for an image with a backing file"));
-    }
     if !file.is_empty().map_err(|error| Error::io("cannot find the size", error))? {
         return Err(Error::unsupported(
             "a VHD is made in an empty file, since its footer stands at the file's end",
         )
         .hint("name a file, not a device"));
     }
-    match Plan::new(how)? {
-        Plan::Fixed { footer } => Ok(Arc::new(Fixed::create(file, footer, how.prealloc())?)),
-        Plan::Dynamic { footer, layout } => Ok(Arc::new(Fresh::create(file, footer, layout, how.fresh)?)),
+    let Plan { footer, blocks } = Plan::new(how)?;
+    match blocks {
+        None => Ok(Arc::new(Fixed::create(file, footer, how.prealloc())?)),
+        Some((layout, None)) => Ok(Arc::new(Fresh::create(file, footer, layout, how.fresh)?)),
+        Some((layout, Some((naming, places)))) => {
+            let mut header = Header::new(layout.header_at, layout.bat_at, layout.entries, layout.block_size);
+            naming.put(&mut header, &places);
+            layout.write_front(file.as_ref(), &footer, &header)?;
+            naming.write(file.as_ref(), &places)?;
+            let end = layout.file_len(0) - FOOTER_LEN;
+            file.write_at(end, &footer.to_bytes())
+                .map_err(|error| Error::io("cannot write the footer", error).at(end))?;
+            let found = find(file.as_ref())?;
+            Ok(Arc::new(Dynamic::open(file, found, footer.current_size)?))
+        }
     }
 }
 
+/// Where a child's locators stand: one after another, each with room for another name.
+type Places = Vec<Range<u64>>;
+
+/// Where the first locator of a new child stands. Between the header and it there is room for another header, which is
+/// how the parent is changed.
+const LOCATORS_AT: u64 = 4096;
+
 /// A new disk's make, within the format's limits.
-enum Plan {
-    Fixed { footer: Footer },
-    Dynamic { footer: Footer, layout: Layout },
+struct Plan {
+    footer: Footer,
+    /// `None`: a fixed disk. A child's parent and where the locators stand.
+    blocks: Option<(Layout, Option<(Naming, Places)>)>,
 }
 
 impl Plan {
     fn new(how: &CreateOptions) -> Result<Plan> {
         let options = &how.options;
-        let creator = options.text("creator").map(Creator::by_name).unwrap_or_default();
-        let force_size = options.flag("force_size").unwrap_or(false);
-        let (size, geometry) = size_and_geometry(how.size, force_size, options.size("size_align"), creator)?;
-        if options.text("subformat") == Some("fixed") {
-            if options.has("block_size") {
-                return Err(Error::invalid("a fixed VHD has no blocks")
-                    .hint("leave out block_size, or choose subformat=dynamic"));
-            }
-            return Ok(Plan::Fixed { footer: Footer::new(size, geometry, None).by(creator) });
+        let fixed = options.text("subformat") == Some("fixed");
+        let batmap = options.flag("batmap");
+        let creator = match options.text("creator") {
+            None if batmap == Some(true) => Creator::by_name("tap"),
+            name => name.map(Creator::by_name).unwrap_or_default(),
+        };
+        let batmap = fitting(batmap, creator, fixed)?;
+        let align = options.size("size_align");
+        let rounding = if options.flag("force_size").unwrap_or(false) {
+            Rounding::None
+        } else if creator.exact {
+            Rounding::Believed
+        } else if how.parent.is_some() {
+            // A child is as large as it was asked to be.
+            Rounding::Exact
+        } else if align.is_some() {
+            Rounding::None
+        } else {
+            Rounding::Geometry
+        };
+        let (size, geometry) = size_and_geometry(how.size, align, rounding)?;
+        let id = match options.text("unique_id") {
+            None => Footer::new_id(),
+            Some(text) => unique_id(text)?,
+        };
+        let footer =
+            |header_at| Footer { unique_id: id, ..Footer::new(size, geometry, header_at).by(creator) };
+        if fixed {
+            return match ["block_size", "max_size", "batmap"].into_iter().find(|name| options.has(name)) {
+                _ if how.parent.is_some() => Err(Error::invalid("a fixed VHD has no parent")
+                    .hint("leave out subformat=fixed: a disk with a parent is a differencing one")),
+                Some(name) => Err(Error::invalid("a fixed VHD has no blocks")
+                    .hint(format!("leave out {name}, or choose subformat=dynamic"))),
+                None => Ok(Plan { footer: footer(None), blocks: None }),
+            };
         }
         if how.prealloc() != Prealloc::Off {
             return Err(Error::unsupported("preallocation of a dynamic VHD is not supported")
                 .hint("choose subformat=fixed"));
         }
-        if size > MAX_DISK {
+        let room_for = options.size("max_size").unwrap_or(0);
+        if size.max(room_for) > MAX_DISK {
             return Err(Error::invalid(format!(
-                "{size} bytes are too large for a dynamic VHD, which has at most 2040 GiB ({MAX_DISK} bytes)"
+                "{} bytes are too large for a dynamic VHD, which has at most 2040 GiB ({MAX_DISK} bytes)",
+                size.max(room_for)
             ))
             .hint("choose vhdx"));
+        }
+        if options.has("max_size") && room_for < size {
+            return Err(Error::invalid(format!(
+                "max_size={room_for} is less than the disk's size of {size} bytes"
+            )));
         }
         let block_size = options.size("block_size").unwrap_or(DEFAULT_BLOCK);
         if !block_size.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) {
@@ -126,17 +206,63 @@ impl Plan {
                 "block_size={block_size} is not a power of two from 512K to 256M"
             )));
         }
-        let layout = Layout::new(size, block_size)?;
-        let footer = Footer::new(size, geometry, Some(layout.header_at)).by(creator);
-        Ok(Plan::Dynamic { footer, layout })
+        let naming = how.parent.as_ref().map(|parent| Naming::of(parent, &[])).transpose()?;
+        let named = naming.map(|naming| {
+            let mut end = LOCATORS_AT;
+            let places = naming.needs().map(|len| {
+                let start = end;
+                end += len.max(ROOM);
+                start..end
+            });
+            let places: Places = places.collect();
+            (naming, places)
+        });
+        let bat_at = named.as_ref().and_then(|(_, places)| places.last()).map(|last| last.end);
+        let layout = Layout::new(size, block_size, Front { bat_at, room_for, batmap })?;
+        let mut footer = footer(Some(layout.header_at));
+        if named.is_some() {
+            footer.disk_type = DiskType::Differencing;
+        }
+        Ok(Plan { footer, blocks: Some((layout, named)) })
     }
+}
+
+/// Whether there is a batmap. XenServer's blktap takes one for granted in all images that bear its name, from creator
+/// version 1.2 on, and looks for one in no other.
+fn fitting(batmap: Option<bool>, creator: Creator, fixed: bool) -> Result<bool> {
+    let tap = creator.app == Creator::by_name("tap").app;
+    match batmap {
+        Some(true) if !tap => {
+            Err(Error::invalid("a batmap is looked for in XenServer's images alone")
+                .hint("choose creator=tap"))
+        }
+        Some(false) if tap && !fixed => {
+            Err(Error::invalid("XenServer takes it for granted that each of its images has a batmap")
+                .hint("leave out batmap=off"))
+        }
+        given => Ok(given.unwrap_or(tap && !fixed)),
+    }
+}
+
+/// The bytes of a unique id as they stand in a file.
+pub(crate) fn unique_id(text: &str) -> Result<[u8; 16]> {
+    let id = Uuid::try_parse(text).map_err(|_| {
+        Error::invalid(format!("unique_id={text} is not a UUID"))
+            .hint("one looks like 67e55044-10b1-426f-9247-bb680e5fe0c8")
+    })?;
+    if id.is_nil() {
+        return Err(Error::invalid("a unique_id of zeros is no id")
+            .hint("to a child it would say that its parent is raw"));
+    }
+    Ok(id.into_bytes())
 }
 
 /// See `Format::measure`. QEMU has no estimate for this format: what is required is what the blocks touched take.
 pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
-    let (least, most) = match Plan::new(how)? {
-        Plan::Fixed { footer } => (footer.current_size + FOOTER_LEN, footer.current_size + FOOTER_LEN),
-        Plan::Dynamic { layout, .. } => (
+    let Plan { footer, blocks } = Plan::new(how)?;
+    let (least, most) = match blocks {
+        None => (footer.current_size + FOOTER_LEN, footer.current_size + FOOTER_LEN),
+        Some((layout, _)) => (
             layout.file_len(touched(content, [layout.block_size])?[0]),
             layout.file_len(u64::from(layout.blocks)),
         ),
@@ -151,26 +277,29 @@ mod tests {
     #[test]
     fn sizes() {
         // As qemu-img rounds.
-        assert_eq!(size_and_geometry(0, false, None, Creator::default()).unwrap().0, 0);
-        assert_eq!(size_and_geometry(1, false, None, Creator::default()).unwrap().0, 34816);
-        assert_eq!(size_and_geometry(1 << 30, false, None, Creator::default()).unwrap().0, 1_073_995_776);
-        assert_eq!(size_and_geometry(1000, true, None, Creator::default()).unwrap(), (1024, Geometry::MAX));
+        assert_eq!(size_and_geometry(0, None, Rounding::Geometry).unwrap().0, 0);
+        assert_eq!(size_and_geometry(1, None, Rounding::Geometry).unwrap().0, 34816);
+        assert_eq!(size_and_geometry(1 << 30, None, Rounding::Geometry).unwrap().0, 1_073_995_776);
+        assert_eq!(size_and_geometry(1000, None, Rounding::None).unwrap(), (1024, Geometry::MAX));
+        let aligned = size_and_geometry((1 << 20) + 1, Some(1 << 20), Rounding::None).unwrap();
+        assert_eq!(aligned, (2 << 20, Geometry::MAX));
         assert_eq!(
-            size_and_geometry((1 << 20) + 1, false, Some(1 << 20), Creator::default()).unwrap(),
-            (2 << 20, Geometry::MAX)
-        );
-        assert_eq!(
-            size_and_geometry((200 << 30) + 1, false, None, Creator::default()).unwrap(),
+            size_and_geometry((200 << 30) + 1, None, Rounding::Geometry).unwrap(),
             ((200 << 30) + 512, Geometry::MAX)
         );
-        for bad in [0, 100, 513] {
-            assert!(size_and_geometry(512, false, Some(bad), Creator::default()).is_err());
-        }
-        let windows = Creator::by_name("win");
-        let (size, geometry) = size_and_geometry(10 << 30, false, None, windows).unwrap();
+        // A size that a geometry can say, and one that none can.
+        assert_eq!(
+            size_and_geometry(34816, None, Rounding::Exact).unwrap(),
+            (34816, Geometry::of_sectors(68))
+        );
+        assert_eq!(size_and_geometry(1 << 30, None, Rounding::Exact).unwrap(), (1 << 30, Geometry::MAX));
+        // Hyper-V and XenServer write what the specification's algorithm gives, which rounds down.
+        let (size, geometry) = size_and_geometry(10 << 30, None, Rounding::Believed).unwrap();
         assert_eq!((size, geometry), (10 << 30, Geometry::of_sectors(10 << 21)));
         assert!(geometry.bytes() < size);
-        assert_eq!(size_and_geometry(10 << 30, true, None, windows).unwrap(), (10 << 30, Geometry::MAX));
-        assert!(size_and_geometry(u64::MAX, true, None, Creator::default()).is_err());
+        for bad in [0, 100, 513] {
+            assert!(size_and_geometry(512, Some(bad), Rounding::None).is_err());
+        }
+        assert!(size_and_geometry(u64::MAX, None, Rounding::None).is_err());
     }
 }

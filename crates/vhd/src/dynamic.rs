@@ -6,9 +6,10 @@ use std::sync::Arc;
 use cowhand_core::{Details, Error, Extent, Kind, Layer, LayerId, ParentRef, Result, Storage};
 
 use crate::bat::Bat;
+use crate::batmap::Batmap;
 use crate::bitmap::{self, BitOrder};
 use crate::cache::Cache;
-use crate::details;
+use crate::details::{self, Footers};
 use crate::find::Found;
 use crate::footer::{DiskType, FOOTER_LEN, Footer};
 use crate::geometry::SECTOR;
@@ -36,7 +37,8 @@ pub(crate) struct Dynamic {
     /// What a sector is whose bit is 0: zero, or the parent's.
     absent: Kind,
     locators: Vec<Locator>,
-    has_batmap: bool,
+    batmap: Option<Batmap>,
+    footers: Footers,
 }
 
 impl Dynamic {
@@ -54,7 +56,9 @@ impl Dynamic {
             bitmaps: Cache::new(header.bitmap_len(), CACHED_BITMAPS),
             order: if found.footer.bitmaps_are_lsb_first() { BitOrder::Lsb } else { BitOrder::Msb },
             absent: if differencing { Kind::Hole } else { Kind::Zero },
-            has_batmap: has_batmap(file.as_ref(), &found, &header),
+            batmap: Batmap::find(file.as_ref(), &found.footer, &header)
+                .map_err(|error| Error::io("cannot read the batmap", error).at(header.bat_end()))?,
+            footers: Footers::of(&found),
             file,
             footer: found.footer,
             header,
@@ -116,15 +120,6 @@ impl Dynamic {
     }
 }
 
-/// Whether XenServer's summary of full blocks follows the table. It says nothing that the bitmaps do not say, so it is
-/// reported and not read.
-fn has_batmap(file: &dyn Storage, found: &Found, header: &Header) -> bool {
-    let mut cookie = [0; 8];
-    found.footer.made_by_blktap()
-        && file.read_at(header.bat_end(), &mut cookie).is_ok()
-        && &cookie == b"tdbatmap"
-}
-
 impl Layer for Dynamic {
     fn size(&self) -> u64 {
         self.size
@@ -171,7 +166,7 @@ impl Layer for Dynamic {
     }
 
     fn details(&self) -> Details {
-        details::of_dynamic(&self.footer, &self.header, &self.locators, self.has_batmap)
+        details::of_dynamic(&self.footer, self.footers, &self.header, &self.locators, self.batmap.as_ref())
     }
 
     /// Whole blocks: that is what the table gives room to.

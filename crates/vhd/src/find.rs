@@ -14,6 +14,45 @@ pub(crate) struct Found {
     pub(crate) data_end: u64,
     /// The file's bytes.
     pub(crate) file_len: u64,
+    /// What stands at the file's end.
+    pub(crate) end: CopyState,
+    /// What stands at its front; of a fixed disk, that is the guest's.
+    pub(crate) front: CopyState,
+    /// The trailing footer has only 511 bytes.
+    pub(crate) short: bool,
+}
+
+/// What one of the places of a footer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CopyState {
+    /// The footer that counts, or the same bytes.
+    Good,
+    /// A whole footer that says something else.
+    Differs,
+    /// A footer whose checksum is wrong.
+    Bad,
+    /// No footer.
+    Missing,
+}
+
+impl CopyState {
+    fn of(place: &Option<RawFooter>, counts: &Footer) -> CopyState {
+        match place {
+            None => CopyState::Missing,
+            Some(raw) if !raw.checksum_is_good() => CopyState::Bad,
+            Some(raw) if raw.parse(0).is_ok_and(|footer| footer == *counts) => CopyState::Good,
+            Some(_) => CopyState::Differs,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CopyState::Good => "good",
+            CopyState::Differs => "differs",
+            CopyState::Bad => "bad",
+            CopyState::Missing => "missing",
+        }
+    }
 }
 
 /// The two places of a footer, as far as the cookie is there.
@@ -128,7 +167,16 @@ pub(crate) fn find(file: &dyn Storage) -> Result<Found> {
     let places = Places::read(file)?;
     let (raw, at) = places.choose().ok_or_else(|| places.complaint())?;
     let data_end = if places.tail.is_some() { places.tail_at } else { places.file_len };
-    Ok(Found { footer: raw.parse(at)?, at, data_end, file_len: places.file_len })
+    let footer = raw.parse(at)?;
+    Ok(Found {
+        at,
+        data_end,
+        file_len: places.file_len,
+        end: CopyState::of(&places.tail, &footer),
+        front: CopyState::of(&places.head, &footer),
+        short: places.file_len % FOOTER_LEN == FOOTER_LEN - 1,
+        footer,
+    })
 }
 
 /// How surely the content is a VHD: a fixed disk's footer at the end that fits the file, or else a dynamic disk's at the
@@ -217,12 +265,13 @@ mod tests {
             broken
         };
         let hidden = |front: &[u8; 512], end: &[u8]| {
-            find(&file(&[front, &[0; 2048], end])).map(|found| found.footer.hidden)
+            find(&file(&[front, &[0; 2048], end])).map(|found| (found.footer.hidden, found.front, found.end))
         };
-        assert_eq!(hidden(&front, &end).unwrap(), 1);
-        assert_eq!(hidden(&broken(&front), &end).unwrap(), 1);
-        assert_eq!(hidden(&front, &broken(&end)).unwrap(), 0);
-        assert_eq!(hidden(&front, &[0; 512]).unwrap(), 0);
+        assert_eq!(hidden(&front, &front).unwrap(), (0, CopyState::Good, CopyState::Good));
+        assert_eq!(hidden(&front, &end).unwrap(), (1, CopyState::Differs, CopyState::Good));
+        assert_eq!(hidden(&broken(&front), &end).unwrap(), (1, CopyState::Bad, CopyState::Good));
+        assert_eq!(hidden(&front, &broken(&end)).unwrap(), (0, CopyState::Good, CopyState::Bad));
+        assert_eq!(hidden(&front, &[0; 512]).unwrap(), (0, CopyState::Good, CopyState::Missing));
         let both = hidden(&broken(&front), &broken(&end)).unwrap_err().to_string();
         assert!(both.contains("footer checksum at offset 64"), "{both}");
     }

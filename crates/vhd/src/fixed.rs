@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowhand_core::{Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, Prealloc, Result, Storage};
 
-use crate::details;
+use crate::details::{self, Footers};
 use crate::find::Found;
 use crate::footer::{DiskType, FOOTER_LEN, Footer};
 use crate::geometry::SECTOR;
@@ -19,6 +19,7 @@ pub(crate) struct Fixed {
     file: Arc<dyn Storage>,
     footer: Footer,
     size: u64,
+    footers: Footers,
     writable: AtomicBool,
 }
 
@@ -33,7 +34,13 @@ impl Fixed {
             .at(found.at + 56)
             .hint("open it with force_size_calc=current_size"));
         }
-        Ok(Fixed { file, footer: found.footer, size, writable: AtomicBool::new(false) })
+        Ok(Fixed {
+            file,
+            footers: Footers::of(&found),
+            footer: found.footer,
+            size,
+            writable: AtomicBool::new(false),
+        })
     }
 
     /// Makes a fixed disk on an empty storage: complete from the start, since nothing written later moves the footer.
@@ -47,7 +54,7 @@ impl Fixed {
         preallocate(file.as_ref(), size, prealloc)?;
         file.write_at(size, &footer.to_bytes())
             .map_err(|error| Error::io("cannot write the footer", error).at(size))?;
-        Ok(Fixed { file, footer, size, writable: AtomicBool::new(true) })
+        Ok(Fixed { file, footer, size, footers: Footers::MADE, writable: AtomicBool::new(true) })
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -168,7 +175,7 @@ impl Layer for Fixed {
     }
 
     fn details(&self) -> Details {
-        details::of_fixed(&self.footer)
+        details::of_fixed(&self.footer, self.footers)
     }
 
     fn identity(&self) -> LayerId {

@@ -1,6 +1,6 @@
 //! The footer: its 512 bytes, what they mean, and how large the disk is that they describe.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cowhand_core::{Error, Result};
 use zerocopy::big_endian::{U16, U32, U64};
@@ -14,7 +14,7 @@ pub(crate) const FOOTER_LEN: u64 = 512;
 /// `data_offset` of a disk that has no dynamic header.
 const NO_HEADER: u64 = u64::MAX;
 /// 2000-01-01 00:00 UTC in seconds since 1970: where VHD's time begins.
-const EPOCH: u64 = 946_684_800;
+pub(crate) const EPOCH: u64 = 946_684_800;
 
 /// The footer as it stands in the file (VHD specification, "Hard Disk Footer Format").
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -39,6 +39,17 @@ pub(crate) struct RawFooter {
     saved_state: u8,
     hidden: u8,
     reserved: [u8; 426],
+}
+
+/// That moment as VHD's time: 0 before the year 2000, and the last second there is after 2136.
+pub(crate) fn timestamp(moment: SystemTime) -> u32 {
+    let seconds = moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    u32::try_from(seconds.saturating_sub(EPOCH)).unwrap_or(u32::MAX)
+}
+
+/// The moment that VHD's time says.
+pub(crate) fn moment(timestamp: u32) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(EPOCH + u64::from(timestamp))
 }
 
 /// The ones' complement of the sum of all bytes of `bytes` but those of the checksum itself.
@@ -98,6 +109,7 @@ impl RawFooter {
             .at(at + 60)
         })?;
         Ok(Footer {
+            features: self.features.get(),
             disk_type,
             header_at: self.data_offset.get(),
             timestamp: self.timestamp.get(),
@@ -114,6 +126,7 @@ impl RawFooter {
             unique_id: self.unique_id,
             saved_state: self.saved_state,
             hidden: self.hidden,
+            reserved: self.reserved,
         })
     }
 }
@@ -149,6 +162,8 @@ pub(crate) enum SizeRule {
 /// A footer whose type and version are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Footer {
+    /// Bit 1 is reserved and always set; bit 0 marks a temporary disk.
+    pub(crate) features: u32,
     pub(crate) disk_type: DiskType,
     /// Where the dynamic header stands; of no meaning in a fixed disk.
     pub(crate) header_at: u64,
@@ -164,26 +179,29 @@ pub(crate) struct Footer {
     pub(crate) saved_state: u8,
     /// XenServer's mark on a disk that is only a parent.
     pub(crate) hidden: u8,
+    /// What is not known here goes back into the file as it was.
+    pub(crate) reserved: [u8; 426],
 }
 
 impl Footer {
     /// The footer of a new disk with its own unique id, made here; `header_at` is `None` for a fixed disk.
     pub(crate) fn new(size: u64, geometry: Geometry, header_at: Option<u64>) -> Footer {
         let creator = Creator::default();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Footer {
+            features: 2,
             disk_type: if header_at.is_some() { DiskType::Dynamic } else { DiskType::Fixed },
             header_at: header_at.unwrap_or(NO_HEADER),
-            timestamp: u32::try_from(now.saturating_sub(EPOCH)).unwrap_or(u32::MAX),
+            timestamp: timestamp(SystemTime::now()),
             creator_app: creator.app,
             creator_version: creator.version,
             creator_host_os: creator.host_os,
             original_size: size,
             current_size: size,
             geometry,
-            unique_id: *uuid::Uuid::new_v4().as_bytes(),
+            unique_id: Footer::new_id(),
             saved_state: 0,
             hidden: 0,
+            reserved: [0; 426],
         }
     }
 
@@ -197,12 +215,16 @@ impl Footer {
         }
     }
 
+    /// A unique id that no other disk has.
+    pub(crate) fn new_id() -> [u8; 16] {
+        *uuid::Uuid::new_v4().as_bytes()
+    }
+
     /// The 512 bytes, with their checksum.
     pub(crate) fn to_bytes(&self) -> [u8; FOOTER_LEN as usize] {
         let mut raw = RawFooter {
             cookie: *COOKIE,
-            // Bit 1 is reserved and always set.
-            features: 2.into(),
+            features: self.features.into(),
             version: 0x0001_0000.into(),
             data_offset: self.header_at.into(),
             timestamp: self.timestamp.into(),
@@ -223,7 +245,7 @@ impl Footer {
             unique_id: self.unique_id,
             saved_state: self.saved_state,
             hidden: self.hidden,
-            reserved: [0; 426],
+            reserved: self.reserved,
         };
         raw.checksum = checksum(raw.as_bytes(), [0; 4]).into();
         zerocopy::transmute!(raw)
@@ -269,7 +291,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let footer = Footer::new(1 << 30, Geometry::MAX, Some(512));
+        let mut footer = Footer::new(1 << 30, Geometry::MAX, Some(512));
+        (footer.features, footer.reserved[425]) = (3, 7);
         let raw = RawFooter::with_cookie(&footer.to_bytes()).unwrap();
         assert!(raw.checksum_is_good());
         assert_eq!(raw.parse(0).unwrap(), footer);
@@ -299,7 +322,7 @@ mod tests {
             ..Footer::new(1000 * 512, geometry, None)
         };
         for creator in
-            [b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS", b"wa\0\0", b"vbox", b"xo  ", b"caml", b"cowh"]
+            [b"win ", b"qem2", b"d2v\0", b"tap\0", b"CTXS", b"wa\0\0", b"vbox", b"xo  ", b"caml", b"cowh"]
         {
             assert_eq!(footer(creator, geometry).size(SizeRule::Auto), 512_000);
             assert_eq!(footer(creator, geometry).size(SizeRule::Chs), geometry.bytes());
@@ -309,6 +332,15 @@ mod tests {
             assert_eq!(footer(creator, geometry).size(SizeRule::CurrentSize), 512_000);
             assert_eq!(footer(creator, Geometry::MAX).size(SizeRule::Auto), 512_000);
         }
+    }
+
+    #[test]
+    fn time_begins_in_2000() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        for (seconds, stamp) in [(0, 0), (EPOCH, 0), (EPOCH + 1, 1), (EPOCH + (1 << 32), u32::MAX)] {
+            assert_eq!(timestamp(at(seconds)), stamp, "{seconds}");
+        }
+        assert_eq!(moment(0x3292_d575), at(EPOCH + 0x3292_d575));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use cowhand_core::{Details, Erase, Error, ErrorKind, Extent, Kind, Layer, LayerI
 
 use crate::alloc::{Allocator, Layout};
 use crate::bat::FREE;
-use crate::details;
+use crate::details::{self, Footers};
 use crate::fixed::SHARED_UNIT;
 use crate::footer::Footer;
 use crate::geometry::SECTOR;
@@ -52,10 +52,7 @@ impl Fresh {
         unseen: bool,
     ) -> Result<Fresh> {
         let fresh = Fresh::without_blocks(file, footer, layout, 0, unseen);
-        let failed = |error| Error::io("cannot write the headers", error);
-        fresh.file.write_at(0, &fresh.footer.to_bytes()).map_err(failed)?;
-        fresh.file.write_at(layout.header_at, &fresh.header.to_bytes()).map_err(failed)?;
-        fresh.write_table(0..layout.blocks)?;
+        layout.write_front(fresh.file.as_ref(), &fresh.footer, &fresh.header)?;
         fresh.lock().put_footer(fresh.file.as_ref(), &layout, &fresh.footer.to_bytes())?;
         Ok(fresh)
     }
@@ -69,9 +66,9 @@ impl Fresh {
         unseen: bool,
     ) -> Fresh {
         Fresh {
-            header: Header::new(layout.header_at, layout.bat_at, layout.blocks, layout.block_size),
+            header: Header::new(layout.header_at, layout.bat_at, layout.entries, layout.block_size),
             size: footer.current_size,
-            bat: (0..layout.blocks).map(|_| AtomicU32::new(FREE)).collect(),
+            bat: (0..layout.entries).map(|_| AtomicU32::new(FREE)).collect(),
             allocator: Mutex::new(Allocator::new(file_len)),
             unseen,
             closed: AtomicBool::new(false),
@@ -292,7 +289,7 @@ impl Layer for Fresh {
     }
 
     fn details(&self) -> Details {
-        details::of_dynamic(&self.footer, &self.header, &[], false)
+        details::of_dynamic(&self.footer, Footers::MADE, &self.header, &[], self.layout.batmap().as_ref())
     }
 
     fn identity(&self) -> LayerId {

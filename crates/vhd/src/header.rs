@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cowhand_core::{Error, Result, Storage};
 use zerocopy::big_endian::{U32, U64};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::find::Found;
 use crate::footer::{FOOTER_LEN, checksum};
@@ -71,9 +71,43 @@ pub(crate) struct Header {
     /// Guest bytes of a block: a power of two from 512 B to 256 MiB.
     pub(crate) block_size: u64,
     pub(crate) parent_unique_id: [u8; 16],
+    /// When the parent was last changed, in VHD's time; 0: not said.
+    pub(crate) parent_timestamp: u32,
     /// UTF-16BE, ended by a zero or by the field's end.
     pub(crate) parent_name: [u8; 512],
     pub(crate) locators: [RawLocator; 8],
+    /// What the specification reserves behind the locators.
+    pub(crate) tail: [u8; 256],
+}
+
+impl RawLocator {
+    /// An entry that is not used.
+    pub(crate) const NONE: RawLocator = RawLocator {
+        code: [0; 4],
+        data_space: U32::ZERO,
+        data_length: U32::ZERO,
+        reserved: U32::ZERO,
+        data_offset: U64::ZERO,
+    };
+
+    /// An entry for `len` bytes of text at `at`, where there is room for `space` bytes.
+    pub(crate) fn new(code: [u8; 4], at: u64, len: u32, space: u32) -> RawLocator {
+        RawLocator {
+            code,
+            data_space: space.into(),
+            data_length: len.into(),
+            reserved: 0.into(),
+            data_offset: at.into(),
+        }
+    }
+
+    /// The bytes that are set aside for its text: what the field says, taken for sectors where it is too small to be
+    /// bytes.
+    pub(crate) fn space(&self) -> u64 {
+        let space = u64::from(self.data_space.get());
+        let space = if space < SECTOR { space * SECTOR } else { space };
+        space.max(u64::from(self.data_length.get()).next_multiple_of(SECTOR))
+    }
 }
 
 impl std::fmt::Debug for RawLocator {
@@ -160,8 +194,10 @@ impl Header {
             max_entries,
             block_size,
             parent_unique_id: raw.parent_unique_id,
+            parent_timestamp: raw.parent_timestamp.get(),
             parent_name: raw.parent_name,
             locators: raw.locators,
+            tail: raw.reserved_too,
         })
     }
 
@@ -183,8 +219,10 @@ impl Header {
             max_entries,
             block_size,
             parent_unique_id: [0; 16],
+            parent_timestamp: 0,
             parent_name: [0; 512],
-            locators: [RawLocator::new_zeroed(); 8],
+            locators: [RawLocator::NONE; 8],
+            tail: [0; 256],
         }
     }
 
@@ -200,11 +238,11 @@ impl Header {
             block_size: (self.block_size as u32).into(),
             checksum: 0.into(),
             parent_unique_id: self.parent_unique_id,
-            parent_timestamp: 0.into(),
+            parent_timestamp: self.parent_timestamp.into(),
             reserved: [0; 4],
             parent_name: self.parent_name,
             locators: self.locators,
-            reserved_too: [0; 256],
+            reserved_too: self.tail,
         };
         raw.checksum = checksum(raw.as_bytes(), [0; 4]).into();
         zerocopy::transmute!(raw)

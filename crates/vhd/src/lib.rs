@@ -1,5 +1,4 @@
-//! The VHD format (Virtual PC, Hyper-V, Azure, XenServer): fixed, dynamic and differencing disks are read, fixed and
-//! dynamic ones are made.
+//! The VHD format (Virtual PC, Hyper-V, Azure, XenServer): fixed, dynamic and differencing disks.
 //!
 //! Section names in comments are those of Microsoft's "Virtual Hard Disk Image Format Specification".
 
@@ -7,7 +6,6 @@
 
 mod alloc;
 mod bat;
-#[allow(dead_code)] // the checker comes
 mod batmap;
 mod bitmap;
 mod cache;
@@ -23,6 +21,7 @@ mod geometry;
 mod header;
 mod inspector;
 mod locator;
+mod naming;
 #[allow(dead_code)] // the checker comes
 mod places;
 #[cfg(test)]

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use cowhand_core::{Error, ParentRef, Result, Storage};
 
+use crate::footer::moment;
 use crate::header::Header;
+use crate::naming;
 
 /// The longest path that Windows knows, in UTF-16: no locator is longer.
 const MAX_DATA: u32 = 65536;
@@ -12,10 +14,14 @@ const MAX_DATA: u32 = 65536;
 /// A locator that could be decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Locator {
+    /// Where its text stands in the file.
+    pub(crate) at: u64,
     /// The platform code: `W2ru`, `W2ku`, `MacX`, `Wi2r` or `Wi2k`.
     pub(crate) code: [u8; 4],
     /// The text as it stands in the file.
     pub(crate) text: String,
+    /// It stands there in UTF-16; otherwise in bytes.
+    pub(crate) wide: bool,
 }
 
 /// Reads the locators that hold text (a `Mac ` alias does not). Errors: one that lies outside the file, or is longer
@@ -40,20 +46,26 @@ pub(crate) fn read(file: &dyn Storage, header: &Header, file_len: u64) -> Result
         let mut data = vec![0; len as usize];
         file.read_at(at, &mut data)
             .map_err(|error| Error::io("cannot read a parent locator", error).at(at))?;
-        locators.push(Locator { code: raw.code, text: decode(&raw.code, &data) });
+        locators.push(Locator::decode(raw.code, at, &data));
     }
     Ok(locators)
 }
 
-fn decode(code: &[u8; 4], data: &[u8]) -> String {
-    match code {
-        b"W2ru" | b"W2ku" => utf16(data, u16::from_le_bytes),
-        // The deprecated codes do not say their encoding: UTF-16 of a path has a zero in its second byte.
-        b"Wi2r" | b"Wi2k" if data.get(1) == Some(&0) => utf16(data, u16::from_le_bytes),
-        _ => {
+impl Locator {
+    fn decode(code: [u8; 4], at: u64, data: &[u8]) -> Locator {
+        let wide = match &code {
+            b"W2ru" | b"W2ku" => true,
+            // The deprecated codes do not say their encoding: UTF-16 of a path has a zero in its second byte.
+            b"Wi2r" | b"Wi2k" => data.get(1) == Some(&0),
+            _ => false,
+        };
+        let text = if wide {
+            utf16(data, u16::from_le_bytes)
+        } else {
             let end = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
             String::from_utf8_lossy(data.get(..end).unwrap_or(data)).into_owned()
-        }
+        };
+        Locator { at, code, text, wide }
     }
 }
 
@@ -72,7 +84,8 @@ pub(crate) fn parent_name(header: &Header) -> String {
 pub(crate) fn parent_ref(header: &Header, locators: &[Locator]) -> ParentRef {
     let mut candidates = Vec::new();
     let mut add = |path: String| {
-        let path = PathBuf::from(path);
+        // `.\` is how Windows and XenServer begin every relative path.
+        let path = PathBuf::from(path.strip_prefix("./").unwrap_or(&path));
         if !path.as_os_str().is_empty() && !candidates.contains(&path) {
             candidates.push(path);
         }
@@ -87,14 +100,15 @@ pub(crate) fn parent_ref(header: &Header, locators: &[Locator]) -> ParentRef {
     // Windows writes the whole path as the parent's name: its last part lies beside the child.
     let name = windows_path(&parent_name(header));
     add(name.rsplit('/').next().unwrap_or_default().to_owned());
-    // XenServer's blktap marks a raw parent, which has no id, by an id of zeros.
-    let raw = header.parent_unique_id == [0; 16];
+    // XenServer's blktap marks a raw parent, which has no id, by an id of zeros. That is no word on the format, so it
+    // is not taken for one: a parent that looks like something else is nobody's to guess.
+    let has_id = header.parent_unique_id != [0; 16];
     ParentRef {
         candidates,
-        format: Some(if raw { "raw" } else { "vpc" }.to_owned()),
+        format: naming::note(&header.tail).or_else(|| has_id.then(|| "vpc".to_owned())),
         any_case: true,
-        expected: if raw { Vec::new() } else { vec![header.parent_unique_id] },
-        modified: None,
+        expected: has_id.then_some(header.parent_unique_id).into_iter().collect(),
+        modified: Some(header.parent_timestamp).filter(|time| *time != 0).map(moment),
     }
 }
 
@@ -135,7 +149,7 @@ mod tests {
     use super::*;
 
     fn locator(code: &[u8; 4], text: &str) -> Locator {
-        Locator { code: *code, text: text.to_owned() }
+        Locator { at: 0, code: *code, text: text.to_owned(), wide: false }
     }
 
     fn header(name: &str, id: u8) -> Header {
@@ -161,9 +175,9 @@ mod tests {
             ],
         );
         let expected = [
-            "./sub/base.vhd",
+            "sub/base.vhd",
             "../old.vhd",
-            "./x.vhd",
+            "x.vhd",
             "C:/disks/base.vhd",
             "D:/old.vhd",
             "/Users/a%20b/base.vhd",
@@ -175,14 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_without_an_id_is_raw() {
+    fn a_parent_without_an_id_has_no_stated_format() {
         let parent = parent_ref(&header("base.img", 0), &[]);
         assert_eq!(parent.candidates, [PathBuf::from("base.img")]);
-        assert_eq!((parent.format.as_deref(), parent.expected), (Some("raw"), vec![]));
+        assert_eq!((parent.format.as_deref(), parent.expected), (None, vec![]));
     }
 
     #[test]
     fn decodes_each_code() {
+        let decode = |code: &[u8; 4], data: &[u8]| Locator::decode(*code, 0, data).text;
         assert_eq!(decode(b"W2ru", b".\0\\\0\xe4\0\0\0x\0"), ".\\\u{e4}");
         assert_eq!(decode(b"W2ku", b"\x00\xd8a\0b"), "\u{fffd}a");
         assert_eq!(decode(b"Wi2r", b"a\0b\0"), "ab");

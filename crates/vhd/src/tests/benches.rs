@@ -7,7 +7,7 @@ use cowhand_core::testing::{CrashTest, FaultTest, ModelTest, RaceTest, Shape};
 use cowhand_core::{CreateOptions, Format, Layer, NoFiles, Result, Storage, raw::Raw};
 
 use super::{create, open, small};
-use crate::alloc::Layout;
+use crate::alloc::{Front, Layout};
 use crate::find::find;
 use crate::fresh::Fresh;
 
@@ -99,7 +99,7 @@ fn a_power_cut_leaves_what_was_flushed() {
                 }
                 // The maker's own layer again, on the bench's storage.
                 let found = find(file.as_ref())?;
-                let layout = Layout::new(SIZE, block_size)?;
+                let layout = Layout::new(SIZE, block_size, Front::default())?;
                 Ok(Arc::new(Fresh::without_blocks(file, found.footer, layout, found.file_len, false))
                     as Arc<dyn Layer>)
             };

@@ -94,7 +94,7 @@ proptest! {
         let mut layers = vec![child.clone()];
         prop_assert_eq!(child.parent().is_some(), differencing);
         if differencing {
-            prop_assert_eq!(child.parent().unwrap().format, Some("raw".to_owned()));
+            prop_assert_eq!(child.parent().unwrap().format, None);
             let parent = Arc::new(MemoryStorage::from_bytes(&parent));
             layers.push(Raw.open(parent, &NoFiles, &OpenOptions::default()).unwrap());
         }

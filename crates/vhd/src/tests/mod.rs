@@ -1,6 +1,7 @@
 //! Whole images: written, read back, held against flat bytes and other programs, damaged.
 
 mod benches;
+mod children;
 mod differencing;
 mod hostile;
 mod qemu;
@@ -12,7 +13,7 @@ use cowhand_core::{
 };
 
 use crate::Vhd;
-use crate::alloc::Layout;
+use crate::alloc::{Front, Layout};
 use crate::footer::{Footer, checksum};
 use crate::fresh::Fresh;
 use crate::geometry::Geometry;
@@ -41,7 +42,7 @@ pub(crate) fn small(
     block_size: u64,
     unseen: bool,
 ) -> Result<Arc<dyn Layer>> {
-    let layout = Layout::new(size, block_size)?;
+    let layout = Layout::new(size, block_size, Front::default())?;
     let footer = Footer::new(size, Geometry::MAX, Some(layout.header_at));
     Ok(Arc::new(Fresh::create(file, footer, layout, unseen)?))
 }

@@ -121,10 +121,9 @@ impl Layout {
                 .map_err(|error| Error::io("cannot write the block allocation table", error).at(at))?;
             at += piece.len() as u64;
         }
-        if self.has_batmap {
-            // No bit is set, which is never wrong: the map's bytes are a hole of the file.
-            file.write_at(self.bat_end, &Batmap::new(self.bat_end, self.entries).to_bytes())
-                .map_err(failed)?;
+        if let Some(batmap) = self.batmap() {
+            // The map's bytes, all zero, are a hole of the file.
+            file.write_at(batmap.at, &batmap.bytes()).map_err(failed)?;
         }
         Ok(())
     }

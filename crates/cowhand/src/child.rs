@@ -1,13 +1,13 @@
 //! `child`: a new, empty image over a parent.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use cowhand_core::{Error, ErrorKind, Image, Kind, Link, Result};
 
 use crate::create::{Create, create};
 use crate::open::{Open, open};
+use crate::parent::relative_name;
 use crate::registry;
-use crate::resolve::folder_of;
 
 /// How a child is made.
 #[derive(Clone, Debug, Default)]
@@ -142,18 +142,9 @@ fn format_of(path: &Path, parent: &Link) -> Result<&'static dyn cowhand_core::Fo
     Ok(if parents.is_bare() { first } else { parents })
 }
 
-/// `parent`, a name from where the caller stands, as the image `child` has to name it.
+/// `parent`, a name from where the caller stands, as the image `child` has to name it: absolute as it is given.
 fn name_from(child: &Path, parent: &Path) -> PathBuf {
-    let real = |path: &Path| std::fs::canonicalize(folder_of(path));
-    let (Ok(from), Ok(to), Some(name)) = (real(child), real(parent), parent.file_name()) else {
-        return parent.to_owned();
-    };
-    if parent.is_absolute() {
-        return parent.to_owned();
-    }
-    let same = from.components().zip(to.components()).take_while(|(from, to)| from == to).count();
-    let up = from.components().skip(same).map(|_| Component::ParentDir);
-    up.chain(to.components().skip(same)).collect::<PathBuf>().join(name)
+    if parent.is_absolute() { parent.to_owned() } else { relative_name(child, parent) }
 }
 
 #[cfg(test)]

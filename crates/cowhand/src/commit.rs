@@ -43,8 +43,10 @@ pub struct Committed {
 
 /// Guest bytes that are read and compared at a time.
 const CHUNK: u64 = 512 << 10;
-/// Where the parent has data, differences are found and written in units of this.
+/// Where the parent has data, differences are found and written in units of this, within what the layers above hold.
 const UNIT: usize = 4096;
+/// What a layer holds is whole sectors.
+const SECTOR: u64 = 512;
 
 /// Commits `path` into its parent. An error, or a kill, leaves the disk's content as it is.
 pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
@@ -58,7 +60,7 @@ pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Comm
 }
 
 /// Where the file `base` stands in the chain, the top excluded.
-fn depth_of(base: &Path, chain: &Opened) -> Result<usize> {
+pub(crate) fn depth_of(base: &Path, chain: &Opened) -> Result<usize> {
     let file = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let files = chain.layer_files();
     let is_it = |depth: usize| {
@@ -108,9 +110,12 @@ fn move_down(
         base.resize(chain.size(), Prealloc::Off)?;
     }
     let source = Concat::new([chain]).above(depth);
-    let unit = base.granule().max(UNIT as u64);
+    // Pieces are whole granules of the base, so that no two threads fill one, and no more than what is held where its
+    // granules are sectors.
+    let granule = base.granule().max(SECTOR);
+    let unit = granule.max(UNIT as u64);
     let job = Job { source: &source, base, unit, moved: AtomicU64::new(0), held: AtomicU64::new(0) };
-    let plan = Plan::new(&source, unit, PIECE.max(unit), 0).with_empty(most_empty(chain.size()));
+    let plan = Plan::new(&source, granule, PIECE.max(granule), 0).with_empty(most_empty(chain.size()));
     plan.run(workers, |plan| {
         let mut bufs = (Buffer::default(), Buffer::default());
         while let Some(piece) = plan.next()? {

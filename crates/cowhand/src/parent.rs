@@ -1,6 +1,6 @@
 //! A child's parent: what the child remembers of it, and how it is found again.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -31,6 +31,18 @@ pub(crate) fn remembered(child: &Path, name: &Path, format: Option<String>, seen
         expected: seen.and_then(|seen| seen.id.0).into_iter().collect(),
         modified: seen.and_then(|seen| seen.modified),
     }
+}
+
+/// `parent`, a name from where the caller stands, as seen from the folder of `child`; the name as it is where that
+/// cannot be found out.
+pub(crate) fn relative_name(child: &Path, parent: &Path) -> PathBuf {
+    let real = |path: &Path| std::fs::canonicalize(folder_of(path));
+    let (Ok(from), Ok(to), Some(name)) = (real(child), real(parent), parent.file_name()) else {
+        return parent.to_owned();
+    };
+    let same = from.components().zip(to.components()).take_while(|(from, to)| from == to).count();
+    let up = from.components().skip(same).map(|_| Component::ParentDir);
+    up.chain(to.components().skip(same)).collect::<PathBuf>().join(name)
 }
 
 /// The absolute path; the links of its folders are followed, that of the file itself is not.

@@ -81,29 +81,28 @@ impl<'a> Shelf<'a> {
         if let Some(files) = self.files.get() {
             return Ok(files);
         }
-        let mut files = Vec::new();
-        let mut seen = HashSet::new();
-        for folder in self.folders {
-            self.look_into(folder, &mut files, &mut seen)?;
-        }
-        Ok(self.files.get_or_init(|| files))
+        let found = files_of(self.folders)?.into_iter().map(|(path, file)| {
+            let (format, id) = identity(&path).unzip();
+            Shelved { path, format, id, file }
+        });
+        Ok(self.files.get_or_init(|| found.collect()))
     }
+}
 
-    fn look_into(
-        &self,
-        folder: &Path,
-        files: &mut Vec<Shelved>,
-        seen: &mut HashSet<(u64, u64)>,
-    ) -> Result<()> {
+/// The files of `folders`, with device and inode, each file once; by name within a folder. Folders within are not gone
+/// into. Errors: a folder that cannot be listed; more files than anybody has images.
+pub(crate) fn files_of(folders: &[PathBuf]) -> Result<Vec<(PathBuf, (u64, u64))>> {
+    let mut files = Vec::new();
+    let mut seen = HashSet::new();
+    for folder in folders {
         let failed = |error| Error::io("cannot list", error).image(folder.display());
         let mut names = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(failed)? {
             names.push(entry.map_err(failed)?.file_name());
             if files.len() + names.len() > MOST {
                 return Err(Error::invalid(format!(
-                    "holds more than {MOST} files, too many to look through"
+                    "holds more than {MOST} files, too many to look through for images"
                 ))
-                .hint("name a smaller folder with --search-dir, or the parent with --parent")
                 .image(folder.display()));
             }
         }
@@ -114,12 +113,11 @@ impl<'a> Shelf<'a> {
             let Ok(found) = std::fs::metadata(&path) else { continue };
             let file = (found.dev(), found.ino());
             if found.is_file() && seen.insert(file) {
-                let (format, id) = identity(&path).unzip();
-                files.push(Shelved { path, format, id, file });
+                files.push((path, file));
             }
         }
-        Ok(())
     }
+    Ok(files)
 }
 
 /// Whose identity a file has. It is looked at though somebody writes to it.

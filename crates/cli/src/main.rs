@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod consumer;
 mod exit;
 mod keys;
 mod output;

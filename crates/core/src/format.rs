@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::{
-    Checker, Content, Error, Inspector, Layer, LayerId, Measured, OptionSpec, Options, ParentRef, Prealloc,
-    Result, Secrets, Storage, Streams,
+    Checker, Consumer, Content, Error, Inspector, Layer, LayerId, Measured, OptionSpec, Options, ParentRef,
+    Prealloc, Result, Secrets, Storage, Streams,
 };
 
 /// How well a content matches a format.
@@ -166,6 +166,11 @@ pub trait Format: Send + Sync + Debug {
     /// The check of this format's images, where it has one.
     fn checker(&self) -> Option<&dyn Checker> {
         None
+    }
+
+    /// The programs and services that are known to take this format's images.
+    fn consumers(&self) -> &'static [Consumer] {
+        &[]
     }
 
     /// Reading and writing this format's files from front to back, where it can.

@@ -6,6 +6,7 @@
 
 mod bitmap;
 mod check;
+mod consumer;
 mod error;
 mod folder;
 mod format;
@@ -26,6 +27,7 @@ mod zero;
 
 pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};
 pub use check::{CheckOptions, Checker, Fault, MAX_FAULTS, Repair, Report, Severity};
+pub use consumer::{Consumer, Objection};
 pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};
 pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Resolver};

@@ -91,6 +91,10 @@ pub struct Converted {
     pub to: &'static str,
     /// Guest bytes of the target.
     pub size: u64,
+    /// Guest bytes of the sources.
+    pub source_size: u64,
+    /// The length of the target's new file in bytes.
+    pub file_len: u64,
     /// Guest bytes written.
     pub written: u64,
     /// Guest bytes shared with the source by the file system.
@@ -258,6 +262,8 @@ fn into_new(
     }
     done.warnings = check_sources(how, sources)?;
     done.physical = target.storage().physical_size().unwrap_or(0);
+    done.file_len = target.storage().len().unwrap_or(0);
+    done.source_size = content;
     files.finish()?;
     target.finish()?;
     if let Some(sidecar) = &sidecar {
@@ -302,6 +308,7 @@ fn into_existing(
     bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(target.top().layer.as_ref())).map_err(named)?;
     target.close()?;
     let mut done = job.summary(target.links()[0].format, &target); // never empty: every image has a layer
+    done.source_size = content;
     done.in_place = true;
     if how.verify {
         let again = Open { writable: false, ..target_how };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cowhand_core::{
     Cache, CreateOptions, Error, Format, Layer, Lock, Options, ParentRef, Progress, Quiet, Result, Secrets,
-    parse_size,
+    Storage, parse_size,
 };
 
 use crate::open::{Open, Opened, open, open_alone};
@@ -45,6 +45,8 @@ pub struct Create {
 pub struct Created {
     /// Guest bytes: what was asked for, or the next size up that the format can say.
     pub size: u64,
+    /// The new file's length in bytes.
+    pub file_len: u64,
 }
 
 /// Makes `path`. What bore the name before is replaced only once the new image is whole.
@@ -88,8 +90,9 @@ pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result
     layer.close().map_err(|error| error.image(path.display()))?;
     drop(layer);
     files.finish()?;
+    let file_len = target.storage().len().unwrap_or(0);
     target.finish()?;
-    Ok(Created { size })
+    Ok(Created { size, file_len })
 }
 
 /// What every way of making an image has in common: the options, and the parent.

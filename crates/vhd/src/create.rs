@@ -41,6 +41,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         help: "Round the size up to a multiple of this and to no geometry (Azure wants 1M, and subformat=fixed)",
     },
     OptionSpec {
+        name: "min_size",
+        kind: OptionKind::Size,
+        help: "Make a smaller disk this large (Azure takes 20M at least)",
+    },
+    OptionSpec {
         name: "block_size",
         kind: OptionKind::Size,
         help: "Block size of a dynamic disk, a power of two from 512K to 256M (default: 2M)",
@@ -167,7 +172,8 @@ impl Plan {
         } else {
             Rounding::Geometry
         };
-        let (size, geometry) = size_and_geometry(how.size, align, rounding)?;
+        let asked = how.size.max(options.size("min_size").unwrap_or(0));
+        let (size, geometry) = size_and_geometry(asked, align, rounding)?;
         let id = match options.text("unique_id") {
             None => Footer::new_id(),
             Some(text) => unique_id(text)?,

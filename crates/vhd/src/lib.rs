@@ -9,6 +9,7 @@ mod bat;
 mod batmap;
 mod bitmap;
 mod cache;
+mod consumers;
 mod create;
 mod creator;
 mod details;
@@ -30,8 +31,8 @@ mod tests;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions, OptionKind,
-    OptionSpec, Probe, Resolver, Result, Storage,
+    Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
+    OptionKind, OptionSpec, Probe, Resolver, Result, Storage,
 };
 
 use crate::footer::{DiskType, SizeRule};
@@ -117,6 +118,10 @@ impl Format for Vhd {
 
     fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
         create::measure(content, how)
+    }
+
+    fn consumers(&self) -> &'static [Consumer] {
+        consumers::ALL
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

@@ -1,13 +1,17 @@
 //! `check`: what is wrong with an image, and its repair.
 
 use std::ffi::OsString;
+use std::path::Path;
 
-use cowhand::{Cache, Check, Error, Fault, Printable, Repair, Report, Result, Severity, check};
-use serde_json::{Map, Value};
+use cowhand::{
+    Cache, Check, Error, Fault, Objection, Printable, Repair, Report, Result, Severity, Verdict, check,
+    verdict,
+};
+use serde_json::{Map, Value, json};
 
 use crate::exit::check::{CORRUPT, LEAKS, NO_CHECK};
 use crate::exit::{DONE, FAILED, Failure, Outcome};
-use crate::output::{Output, json};
+use crate::output::{self, Output};
 use crate::progress::Meter;
 use crate::sources::{self, Parents, Sharing};
 use crate::verbs::Form;
@@ -17,14 +21,15 @@ use crate::verbs::Form;
 /// Only this file is looked at, not what it stands on. Without -r nothing is changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit status: 0 nothing is wrong (any more), 1 the check could not be done, 2 there are errors, 3 space is lost and
+Exit status: 0 nothing is wrong (any more), 1 the check could not be done, 2 there are errors (--for: it would be refused), 3 space is lost and
 nothing else, 63 images of this format cannot be checked
 
 Examples:
   cowhand check vm.qcow2
   cowhand check --output=json vm.qcow2
   cowhand check -r leaks vm.qcow2
-  cowhand check -r all vm.qcow2")]
+  cowhand check -r all vm.qcow2
+  cowhand check --for azure upload.vhd")]
 pub(crate) struct Args {
     /// The image
     image: OsString,
@@ -40,6 +45,10 @@ pub(crate) struct Args {
     /// Give back space that nothing uses, or repair all that can be repaired
     #[arg(short, long, value_enum, value_name = "WHAT")]
     repair: Option<What>,
+
+    /// Say what this program or service would refuse, and what to type: azure, hyperv, virtualbox, virtualpc, xenserver
+    #[arg(long = "for", value_name = "WHOM", conflicts_with = "repair")]
+    whom: Option<String>,
 
     /// Print nothing
     #[arg(short, long)]
@@ -74,6 +83,16 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         Some(What::All) => Repair::All,
     };
     let parents = Parents::default();
+    if let Some(whom) = &args.whom {
+        let found = verdict(&source.path, &args.sharing.open(&source, &parents, args.cache)?, whom)?;
+        let name = source.path.display().to_string();
+        match args.output {
+            _ if args.quiet => {}
+            Form::Human => advise(out, whom, &name, &found)?,
+            Form::Json => out.write_all(output::json(&verdict_json(whom, &name, &found)).as_bytes())?,
+        }
+        return Ok(if found.objections.is_empty() { DONE } else { CORRUPT });
+    }
     let open = match repair {
         Repair::Nothing => args.sharing.open(&source, &parents, args.cache)?,
         _ => args.sharing.writing(&source, &parents, args.cache)?,
@@ -90,7 +109,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     match args.output {
         _ if args.quiet => {}
         Form::Human => describe(out, &report)?,
-        Form::Json => out.write_all(json(&object(&report, &name, checked.format)).as_bytes())?,
+        Form::Json => out.write_all(output::json(&object(&report, &name, checked.format)).as_bytes())?,
     }
     Ok(match &report {
         Report { check_errors: 1.., .. } => FAILED,
@@ -164,6 +183,65 @@ fn line(out: &mut Output, fault: &Fault) -> Result<()> {
         (false, Severity::Corruption | Severity::Error) => "ERROR",
     };
     writeln!(out, "{kind} {}", Printable(&fault.message))
+}
+
+/// What a consumer would refuse, the answer first, and what to type.
+fn advise(out: &mut Output, whom: &str, name: &str, found: &Verdict) -> Result<()> {
+    let Verdict { title, objections, file_len, extension, .. } = found;
+    if objections.is_empty() {
+        let name = Printable(name);
+        return writeln!(
+            out,
+            "{name}: nothing is known that {title} would refuse; {file_len} bytes to upload"
+        );
+    }
+    writeln!(out, "{}: {title} would refuse it, or take it for something else:", Printable(name))?;
+    let word = quoted(name);
+    // What mends one thing is of no use where another asks for a new image.
+    let mendable = objections.iter().all(|objection| objection.remedy.is_some());
+    for Objection { what, remedy } in objections {
+        writeln!(out, "- {}", Printable(what))?;
+        if let Some(remedy) = remedy.as_ref().filter(|_| mendable) {
+            writeln!(out, "    {}", remedy.replace("FILE", &word))?;
+        }
+    }
+    let new = Path::new(name).with_extension(format!("{whom}.{extension}"));
+    let new = quoted(&new.display().to_string());
+    writeln!(
+        out,
+        "{} one that it takes:\n    cowhand convert --for {whom} {word} {new}",
+        if mendable { "Or make" } else { "This makes" }
+    )
+}
+
+/// A name as a shell takes it for one word.
+fn quoted(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%".contains(c);
+    let text = Printable(name).to_string();
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+fn verdict_json(whom: &str, name: &str, found: &Verdict) -> Value {
+    let objections: Vec<Value> = found
+        .objections
+        .iter()
+        .map(|objection| {
+            let remedy = objection.remedy.as_ref().map(|remedy| remedy.replace("FILE", &quoted(name)));
+            json!({ "what": objection.what, "remedy": remedy })
+        })
+        .collect();
+    json!({
+        "filename": name,
+        "format": found.format,
+        "for": whom,
+        "accepted": objections.is_empty(),
+        "objections": objections,
+        "upload-size": found.file_len,
+    })
 }
 
 /// QEMU's keys in QEMU's order; what is 0 is left out, but for `check-errors`.

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cowhand::{
-    Cache, Convert, Converted, Error, Printable, Result, convert, format, format_for_target, info,
+    Cache, Convert, Converted, Error, Fitted, Printable, Result, convert, format, format_for_target, info,
     parse_option_string, parse_size,
 };
 
+use crate::consumer::For;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
@@ -29,7 +30,7 @@ use crate::verbs::formats;
 Examples:
   cowhand convert vm.vhdx vm.qcow2
   cowhand convert -c -o compression_type=zstd vm.img vm.qcow2
-  cowhand convert --verify -O vpc -o subformat=fixed,force_size=on vm.qcow2 azure.vhd
+  cowhand convert --verify --for azure vm.qcow2 azure.vhd
   cowhand convert -l before-upgrade vm.qcow2 before.raw
   cowhand convert -n -O raw vm.qcow2 /dev/vg/lv"
 )]
@@ -50,12 +51,15 @@ pub(crate) struct Args {
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
 
+    #[command(flatten)]
+    consumer: For,
+
     /// Compress the target
     #[arg(short)]
     compress: bool,
 
     /// Write into a target that is there, in place
-    #[arg(short)]
+    #[arg(short, conflicts_with = "whom")]
     no_create: bool,
 
     /// The target (with -n) reads zero everywhere already
@@ -186,7 +190,11 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         .iter()
         .map(|word| args.sharing.source(word, args.format.as_deref()))
         .collect::<Result<_>>()?;
-    let how = job(args, &sources, &target, options)?;
+    let fitted = match args.no_create {
+        true => None,
+        false => Some(args.consumer.fit(args.target_format.as_deref(), &target, options)?),
+    };
+    let how = job(args, &sources, &target, fitted.as_ref())?;
     if is_device(&target) && !args.quiet {
         let name = target.display().to_string();
         writeln!(
@@ -205,11 +213,13 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
             writeln!(out, "warning: {warning}")?;
         }
         summary(out, &how, &done, since)?;
+        let title = fitted.map_or("", |fitted| fitted.title);
+        args.consumer.tell(out, title, &target, done.source_size, done.size, done.file_len)?;
     }
     Ok(DONE)
 }
 
-fn job(args: &Args, sources: &[Source], target: &Path, options: Vec<(String, String)>) -> Result<Convert> {
+fn job(args: &Args, sources: &[Source], target: &Path, fitted: Option<&Fitted>) -> Result<Convert> {
     let Some(first) = sources.first() else {
         return Err(Error::invalid("Must specify image file name").hint("name a source and a target"));
     };
@@ -228,12 +238,11 @@ fn job(args: &Args, sources: &[Source], target: &Path, options: Vec<(String, Str
     }
     let mut how = Convert::new(sources.iter().map(|source| &source.path), target);
     how.open = open;
-    how.format = if args.no_create {
-        args.target_format.clone()
-    } else {
-        target_format(args)?.names().first().map(|name| (*name).to_owned())
-    };
-    how.options = options;
+    how.format = args.target_format.clone();
+    if let Some(fitted) = fitted {
+        how.format = fitted.format.names().first().map(|name| (*name).to_owned());
+        how.options = fitted.options.clone();
+    }
     how.backing = args.backing.clone();
     how.backing_format = args.backing_format.clone();
     how.cache = args.cache;

@@ -2,11 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand::{
-    Create, Policy, Printable, Result, create_with, format, format_for_target, parse_option_string,
-    parse_size,
-};
+use cowhand::{Create, Fitted, Policy, Printable, Result, create_with, parse_option_string, parse_size};
 
+use crate::consumer::For;
 use crate::exit::{DONE, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
@@ -20,6 +18,7 @@ Examples:
   cowhand create disk.qcow2 20G
   cowhand create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
   cowhand create -f vpc -o subformat=fixed disk.vhd 10G
+  cowhand create --for xenserver disk.vhd 100G
   cowhand create --key-file passphrase -o encrypt.format=luks vault.qcow2 20G
   cowhand create -f qcow2 -o help")]
 pub(crate) struct Args {
@@ -59,6 +58,9 @@ pub(crate) struct Args {
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
 
+    #[command(flatten)]
+    consumer: For,
+
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
@@ -70,18 +72,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let options: Vec<(String, String)> =
         args.options.iter().flat_map(|text| parse_option_string(text)).collect();
-    let format = match (&args.format, &args.image) {
-        (Some(name), _) => format(name)?,
-        (None, Some(image)) => format_for_target(image)?,
-        (None, None) => format("raw")?,
-    };
     if asks_for_help(&options) {
-        formats::help(out, format)?;
+        let nowhere = PathBuf::new();
+        let image = args.image.as_ref().unwrap_or(&nowhere);
+        formats::help(out, args.consumer.fit(args.format.as_deref(), image, Vec::new())?.format)?;
         return Ok(DONE);
     }
     let Some(image) = &args.image else {
         return Err(cowhand::Error::invalid("no image was named").hint("name the file to make").into());
     };
+    let Fitted { format, options, title } = args.consumer.fit(args.format.as_deref(), image, options)?;
     let how = Create {
         format: format.names().first().copied().unwrap_or_default().to_owned(), // never empty: every format has a name
         size: args.size,
@@ -99,6 +99,8 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     meter.finish();
     if !args.quiet {
         describe(out, image, &how, made.size)?;
+        let asked = args.size.unwrap_or(made.size);
+        args.consumer.tell(out, title, image, asked, made.size, made.file_len)?;
     }
     Ok(DONE)
 }

@@ -37,6 +37,8 @@ pub enum Severity {
     Corruption,
     /// Something could not be looked at.
     Error,
+    /// Unusual, or not redundant as it should be: all data is there and read alike. It is listed and not counted.
+    Note,
 }
 
 /// One fault that a check found.
@@ -83,7 +85,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts a fault, and lists it while there is room.
+    /// Counts a fault unless it is a note, and lists it while there is room.
     pub fn add(&mut self, fault: Fault) {
         let count = match (fault.severity, fault.fixed) {
             (Severity::Leak, false) => &mut self.leaks,
@@ -91,8 +93,13 @@ impl Report {
             (Severity::Corruption, false) => &mut self.corruptions,
             (Severity::Corruption, true) => &mut self.corruptions_fixed,
             (Severity::Error, _) => &mut self.check_errors,
+            (Severity::Note, _) => return self.list(fault),
         };
         *count += 1;
+        self.list(fault);
+    }
+
+    fn list(&mut self, fault: Fault) {
         if self.faults.len() < MAX_FAULTS {
             self.faults.push(fault);
         }

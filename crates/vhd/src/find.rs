@@ -56,12 +56,12 @@ impl CopyState {
 }
 
 /// The two places of a footer, as far as the cookie is there.
-struct Places {
-    file_len: u64,
+pub(crate) struct Places {
+    pub(crate) file_len: u64,
     /// Where a trailing footer begins, if the file is long enough for one.
-    tail_at: u64,
-    tail: Option<RawFooter>,
-    head: Option<RawFooter>,
+    pub(crate) tail_at: u64,
+    pub(crate) tail: Option<RawFooter>,
+    pub(crate) head: Option<RawFooter>,
 }
 
 fn good(footer: &Option<RawFooter>) -> Option<&RawFooter> {
@@ -73,7 +73,7 @@ fn has_header(footer: &RawFooter) -> bool {
 }
 
 impl Places {
-    fn read(file: &dyn Storage) -> Result<Places> {
+    pub(crate) fn read(file: &dyn Storage) -> Result<Places> {
         let file_len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
         // Virtual PC before 2004 wrote 511 bytes; everything else stands on sector boundaries.
         let tail_len =
@@ -125,6 +125,25 @@ impl Places {
         fixed.or(tail.map(|footer| (footer, self.tail_at))).or(head.map(|footer| (footer, 0)))
     }
 
+    /// The footer that counts. Errors: as [`find`].
+    pub(crate) fn found(&self) -> Result<Found> {
+        let (raw, at) = self.choose().ok_or_else(|| self.complaint())?;
+        Ok(self.with(raw.parse(at)?, at))
+    }
+
+    /// What is known of the file if it is `footer`, found at `at`, that counts.
+    pub(crate) fn with(&self, footer: Footer, at: u64) -> Found {
+        Found {
+            at,
+            data_end: if self.tail.is_some() { self.tail_at } else { self.file_len },
+            file_len: self.file_len,
+            end: CopyState::of(&self.tail, &footer),
+            front: CopyState::of(&self.head, &footer),
+            short: self.file_len % FOOTER_LEN == FOOTER_LEN - 1,
+            footer,
+        }
+    }
+
     /// Why there is none that counts.
     fn complaint(&self) -> Error {
         let bad = |footer: &RawFooter, at: u64| {
@@ -164,19 +183,7 @@ impl Places {
 /// Finds the footer that counts. Errors: there is none; its checksum is bad and no good copy is left; a fixed disk is
 /// larger than the file.
 pub(crate) fn find(file: &dyn Storage) -> Result<Found> {
-    let places = Places::read(file)?;
-    let (raw, at) = places.choose().ok_or_else(|| places.complaint())?;
-    let data_end = if places.tail.is_some() { places.tail_at } else { places.file_len };
-    let footer = raw.parse(at)?;
-    Ok(Found {
-        at,
-        data_end,
-        file_len: places.file_len,
-        end: CopyState::of(&places.tail, &footer),
-        front: CopyState::of(&places.head, &footer),
-        short: places.file_len % FOOTER_LEN == FOOTER_LEN - 1,
-        footer,
-    })
+    Places::read(file)?.found()
 }
 
 /// How surely the content is a VHD: a fixed disk's footer at the end that fits the file, or else a dynamic disk's at the

@@ -79,6 +79,15 @@ impl RawFooter {
         (self.checksum.get(), checksum(self.as_bytes(), self.checksum.to_bytes()))
     }
 
+    pub(crate) fn features(&self) -> u32 {
+        self.features.get()
+    }
+
+    /// Whether something stands where the specification has zeros.
+    pub(crate) fn reserved_is_used(&self) -> bool {
+        self.reserved != [0; 426]
+    }
+
     pub(crate) fn disk_type(&self) -> Option<DiskType> {
         match self.disk_type.get() {
             2 => Some(DiskType::Fixed),

@@ -37,7 +37,7 @@ struct RawHeader {
 }
 
 /// One entry of the parent locator table.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct RawLocator {
     pub(crate) code: [u8; 4],
@@ -125,6 +125,16 @@ impl Header {
     /// Reads and checks the header that the footer points to, for a disk of `size` bytes. Errors: every rule that makes
     /// the file unreadable, with the field and its offset.
     pub(crate) fn read(file: &dyn Storage, found: &Found, size: u64) -> Result<Header> {
+        Header::read_with(file, found, size, &mut Err)
+    }
+
+    /// As [`Header::read`]; where only the checksum is wrong, `bad_sum` decides.
+    pub(crate) fn read_with(
+        file: &dyn Storage,
+        found: &Found,
+        size: u64,
+        bad_sum: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<Header> {
         let at = found.footer.header_at;
         let past = |field: &str, at: u64, what: String| Err(Error::corrupt(field, what).at(at));
         let end = at.checked_add(HEADER_LEN).filter(|end| *end <= found.file_len && at >= FOOTER_LEN);
@@ -142,11 +152,8 @@ impl Header {
         }
         let (is, should) = (raw.checksum.get(), checksum(&bytes, raw.checksum.to_bytes()));
         if is != should {
-            return past(
-                "dynamic header checksum",
-                at + 36,
-                format!("is {is:#010x} and should be {should:#010x}"),
-            );
+            let what = format!("is {is:#010x} and should be {should:#010x}");
+            bad_sum(Error::corrupt("dynamic header checksum", what).at(at + 36))?;
         }
         let version = raw.version.get();
         if version >> 16 != 1 {

@@ -9,6 +9,7 @@ mod bat;
 mod batmap;
 mod bitmap;
 mod cache;
+mod check;
 mod consumers;
 mod create;
 mod creator;
@@ -23,16 +24,14 @@ mod header;
 mod inspector;
 mod locator;
 mod naming;
-#[allow(dead_code)] // the checker comes
-mod places;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
 use cowhand_core::{
-    Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
-    OptionKind, OptionSpec, Probe, Resolver, Result, Storage,
+    Checker, Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured,
+    OpenOptions, OptionKind, OptionSpec, Probe, Resolver, Result, Storage,
 };
 
 use crate::footer::{DiskType, SizeRule};
@@ -122,6 +121,10 @@ impl Format for Vhd {
 
     fn consumers(&self) -> &'static [Consumer] {
         consumers::ALL
+    }
+
+    fn checker(&self) -> Option<&dyn Checker> {
+        Some(self)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

@@ -124,7 +124,7 @@ fn describe(out: &mut Output, report: &Report) -> Result<()> {
     report.faults.iter().try_for_each(|fault| line(out, fault))?;
     let found = report.corruptions + report.leaks + report.check_errors;
     let all = found + report.corruptions_fixed + report.leaks_fixed;
-    let listed = report.faults.len() as u64;
+    let listed = report.faults.iter().filter(|fault| fault.severity != Severity::Note).count() as u64;
     if all > listed {
         writeln!(out, "... and {} more", all - listed)?;
     }
@@ -181,6 +181,7 @@ fn line(out: &mut Output, fault: &Fault) -> Result<()> {
         (true, _) => "Repaired",
         (false, Severity::Leak) => "Leaked",
         (false, Severity::Corruption | Severity::Error) => "ERROR",
+        (false, Severity::Note) => "Note",
     };
     writeln!(out, "{kind} {}", Printable(&fault.message))
 }

@@ -64,11 +64,12 @@ impl Findings {
 
     fn note(&mut self, severity: Severity, at: Option<u64>, message: impl FnOnce() -> String) {
         let [leaks, corruptions, errors] = &mut self.counts;
-        *match severity {
-            Severity::Leak => leaks,
-            Severity::Corruption => corruptions,
-            Severity::Error => errors,
-        } += 1;
+        match severity {
+            Severity::Leak => *leaks += 1,
+            Severity::Corruption => *corruptions += 1,
+            Severity::Error => *errors += 1,
+            Severity::Note => {}
+        }
         if self.listed.len() < MAX_FAULTS {
             self.listed.push((self.item, Fault { severity, at, message: message(), fixed: false }));
         }

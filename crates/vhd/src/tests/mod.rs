@@ -1,6 +1,7 @@
 //! Whole images: written, read back, held against flat bytes and other programs, damaged.
 
 mod benches;
+mod check;
 mod children;
 mod differencing;
 mod hostile;

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use cowhand_core::{Error, Result, Storage};
 
-use crate::bat::{self, FREE};
+use super::table;
+use crate::bat::FREE;
 use crate::batmap::Batmap;
 use crate::find::Found;
 use crate::footer::FOOTER_LEN;
@@ -18,9 +19,12 @@ use crate::header::{HEADER_LEN, Header};
 /// Blocks in the file that are kept in mind, 128 MiB of memory; the largest disk in blocks of 512 KiB has a quarter.
 const MAX_BLOCKS: usize = 1 << 24;
 
+/// Blocks as near as this stand behind each other: their payload may be aligned.
+const ALIGNMENT: u64 = 4096;
+
 /// What takes room in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(super) enum Owner {
     FooterCopy,
     Header,
     Table,
@@ -48,26 +52,27 @@ impl fmt::Display for Owner {
 
 /// Room that somebody has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) range: Range<u64>,
-    pub(crate) owner: Owner,
+pub(super) struct Place {
+    pub(super) range: Range<u64>,
+    pub(super) owner: Owner,
 }
 
-/// A table entry that cannot be right.
+/// Table entries that cannot be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BadEntries {
+pub(super) struct BadEntries {
     /// The blocks whose entries these are; more than one only where a stretch of the table is alike.
-    pub(crate) blocks: Range<u64>,
-    pub(crate) entry: u32,
+    pub(super) blocks: Range<u64>,
     /// Where the first of them stands in the file.
-    pub(crate) at: u64,
+    pub(super) at: u64,
     /// What is wrong: "puts block 7 at ..., past the file's end at ...".
-    pub(crate) what: String,
+    pub(super) what: String,
+    /// The place that they name, if all that is wrong is that the room for blocks ends within its sectors.
+    pub(super) cut: Option<Range<u64>>,
 }
 
 /// What stands where.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(super) struct Places {
     /// Ascending by their start.
     metadata: Vec<Place>,
     /// A sector in the upper half, the block that begins there in the lower; ascending.
@@ -75,14 +80,16 @@ pub(crate) struct Places {
     size: u64,
     block_size: u64,
     bitmap_len: u64,
+    /// Blocks of the disk that do not stand behind their predecessor.
+    pub(super) fragmented: u64,
 }
 
 impl Places {
     /// Reads the whole table of the disk of `size` bytes. `bad` hears of each entry that leads out of the file's room for
-    /// blocks or over metadata (which are then left out) and may end the reading. Entries of blocks that the disk does
+    /// blocks, or over what cannot be read then: footer, header, table; it may end the reading. They are left out. Entries of blocks that the disk does
     /// not have are kept wherever they lead within that room: their space is taken, by nobody. Errors: the table cannot
     /// be read; the file has more blocks than are kept in mind.
-    pub(crate) fn read(
+    pub(super) fn read(
         file: &dyn Storage,
         found: &Found,
         header: &Header,
@@ -95,11 +102,13 @@ impl Places {
             size,
             block_size: header.block_size,
             bitmap_len: header.bitmap_len(),
+            fragmented: 0,
         };
         // The disk's last block may be shorter than the others, and those past it take no part in the disk.
         let count = size.div_ceil(header.block_size);
         let kinds = [0..count.saturating_sub(1), count.saturating_sub(1)..count, count..u64::MAX];
-        bat::runs(file, header, &mut |run, entry| {
+        let mut last = 0;
+        table::runs(file, header, &mut |run, entry| {
             if entry == FREE {
                 return Ok(());
             }
@@ -110,14 +119,23 @@ impl Places {
                 }
                 let at = header.bat_at + 4 * blocks.start;
                 match places.wrong(blocks.start, entry, found) {
-                    Some(what) => bad(BadEntries { blocks, entry, at, what })?,
+                    Some((what, cut)) => bad(BadEntries { blocks, at, what, cut })?,
                     // No two blocks share a place, and a hostile table may say so of four thousand million.
                     None if places.blocks.len() as u64 + (blocks.end - blocks.start) > MAX_BLOCKS as u64 => {
                         return Err(Error::unsupported(format!(
                             "more than {MAX_BLOCKS} blocks are in the file, too many to be compared"
                         )));
                     }
-                    None => places.blocks.extend(blocks.map(|block| u64::from(entry) << 32 | block)),
+                    None => {
+                        let place = places.range(blocks.start, entry);
+                        let apart = place.start.checked_sub(last).is_none_or(|gap| gap >= ALIGNMENT);
+                        if blocks.start < count {
+                            places.fragmented +=
+                                u64::from(apart && last > 0) + (blocks.end - blocks.start - 1);
+                            last = place.end;
+                        }
+                        places.blocks.extend(blocks.map(|block| u64::from(entry) << 32 | block));
+                    }
                 }
             }
             Ok(())
@@ -127,7 +145,7 @@ impl Places {
     }
 
     /// Guest bytes that the disk has of a block; all of it of one that the disk does not have, whose room is of that size.
-    fn used(&self, block: u64) -> u64 {
+    pub(super) fn used(&self, block: u64) -> u64 {
         let rest = self.size.saturating_sub(block * self.block_size);
         if rest == 0 { self.block_size } else { rest.min(self.block_size).next_multiple_of(SECTOR) }
     }
@@ -137,24 +155,29 @@ impl Places {
         start..start + self.bitmap_len + self.used(block)
     }
 
-    /// Why the block cannot stand there.
-    fn wrong(&self, block: u64, entry: u32, found: &Found) -> Option<String> {
-        let Range { start, end } = self.range(block, entry);
+    /// Why the block cannot stand there, and the place if it is only cut off.
+    fn wrong(&self, block: u64, entry: u32, found: &Found) -> Option<(String, Option<Range<u64>>)> {
+        let place = self.range(block, entry);
+        let Range { start, end } = place;
+        let room = found.data_end;
+        let over = self.metadata.iter().find(|other| {
+            let fixed = matches!(other.owner, Owner::FooterCopy | Owner::Header | Owner::Table);
+            fixed && other.range.start < end && start < other.range.end
+        });
         if start >= found.file_len {
-            return Some(format!("puts block {block} at {start}, past the file's end at {}", found.file_len));
+            Some((format!("puts block {block} at {start}, past the file's end at {}", found.file_len), None))
+        } else if let Some(over) = over {
+            Some((format!("puts block {block} at {start}..{end}, over {}", over.owner), None))
+        } else if end > room {
+            let what = format!("puts block {block} at {start}..{end}, and the blocks' room ends at {room}");
+            Some((what, (start + self.bitmap_len < room).then_some(place)))
+        } else {
+            None
         }
-        if end > found.data_end {
-            let room = found.data_end;
-            return Some(format!(
-                "puts block {block} at {start}..{end}, and the blocks' room ends at {room}"
-            ));
-        }
-        let over = self.metadata.iter().find(|place| place.range.start < end && start < place.range.end)?;
-        Some(format!("puts block {block} at {start}..{end}, over {}", over.owner))
     }
 
     /// The blocks in the file as the table has them, with the bytes of their bitmaps and sectors; ascending by place.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = (u32, Range<u64>)> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (u32, Range<u64>)> {
         self.blocks.iter().map(|packed| {
             // The halves of the word.
             let (entry, block) = ((packed >> 32) as u32, *packed as u32);
@@ -163,32 +186,68 @@ impl Places {
     }
 
     /// Whether the disk has this block, and not only the table.
-    pub(crate) fn has(&self, block: u32) -> bool {
+    pub(super) fn has(&self, block: u32) -> bool {
         u64::from(block) * self.block_size < self.size
     }
 
-    /// The metadata, ascending by place.
-    pub(crate) fn metadata(&self) -> &[Place] {
-        &self.metadata
+    /// The metadata and the disk's blocks, ascending by their start.
+    fn all(&self) -> impl Iterator<Item = Place> {
+        let mut metadata = self.metadata.iter().cloned().peekable();
+        let blocks = self.blocks().filter(|(block, _)| self.has(*block));
+        let mut blocks = blocks.map(|(block, range)| Place { range, owner: Owner::Block(block) }).peekable();
+        std::iter::from_fn(move || match (metadata.peek(), blocks.peek()) {
+            (Some(one), Some(other)) if one.range.start <= other.range.start => metadata.next(),
+            (_, Some(_)) => blocks.next(),
+            (_, None) => metadata.next(),
+        })
     }
 
-    /// What shares bytes with something else, metadata with metadata and blocks of the disk with each other (no block
-    /// here stands over metadata): the one that begins first, and the one that begins within it. `see` may end it.
-    pub(crate) fn overlaps(&self, see: &mut dyn FnMut(&Place, &Place) -> Result<()>) -> Result<()> {
-        let blocks = self.blocks().filter(|(block, _)| self.has(*block));
-        let blocks = blocks.map(|(block, range)| Place { range, owner: Owner::Block(block) });
-        sweep(self.metadata.iter().cloned(), see)?;
-        sweep(blocks, see)
+    /// What shares bytes with something else, blocks of the disk and metadata: the one that begins first, and the one
+    /// that begins within it. `see` may end it.
+    pub(super) fn overlaps(&self, see: &mut dyn FnMut(&Place, &Place) -> Result<()>) -> Result<()> {
+        let mut furthest: Option<Place> = None;
+        for place in self.all() {
+            if let Some(before) = furthest.as_ref().filter(|before| place.range.start < before.range.end) {
+                see(before, &place)?;
+            }
+            if furthest.as_ref().is_none_or(|before| place.range.end > before.range.end) {
+                furthest = Some(place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks without which nothing shares bytes any more, as far as blocks take part in it, and where they stand.
+    pub(super) fn in_the_way(&self) -> Vec<(u32, Range<u64>)> {
+        let mut away = Vec::new();
+        let mut stays: Option<Place> = None;
+        for place in self.all() {
+            match stays.take_if(|before| place.range.start < before.range.end) {
+                None => stays = Some(place),
+                Some(before) => match (before.owner, place.owner) {
+                    (_, Owner::Block(block)) => {
+                        away.push((block, place.range));
+                        stays = Some(before);
+                    }
+                    (Owner::Block(block), _) => {
+                        away.push((block, before.range));
+                        stays = Some(place);
+                    }
+                    _ => stays = Some(if place.range.end > before.range.end { place } else { before }),
+                },
+            }
+        }
+        away
     }
 
     /// Behind the last byte that the table or the metadata takes.
-    pub(crate) fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         let metadata = self.metadata.iter().map(|place| place.range.end);
         metadata.chain(self.blocks().map(|(_, range)| range.end)).max().unwrap_or(0)
     }
 
     /// The stretches before `end` that nothing takes, ascending.
-    pub(crate) fn gaps(&self, end: u64) -> impl Iterator<Item = Range<u64>> {
+    pub(super) fn gaps(&self, end: u64) -> impl Iterator<Item = Range<u64>> {
         let mut metadata = self.metadata.iter().map(|place| place.range.clone()).peekable();
         let mut blocks = self.blocks().map(|(_, range)| range).peekable();
         let mut taken = 0;
@@ -211,23 +270,6 @@ impl Places {
             None
         })
     }
-}
-
-/// Calls `see` for each of `places`, which ascend by their start, that begins within one before it.
-fn sweep(
-    places: impl Iterator<Item = Place>,
-    see: &mut dyn FnMut(&Place, &Place) -> Result<()>,
-) -> Result<()> {
-    let mut furthest: Option<Place> = None;
-    for place in places {
-        if let Some(before) = furthest.as_ref().filter(|before| place.range.start < before.range.end) {
-            see(before, &place)?;
-        }
-        if furthest.as_ref().is_none_or(|before| place.range.end > before.range.end) {
-            furthest = Some(place);
-        }
-    }
-    Ok(())
 }
 
 /// Where everything but the blocks and the footer at the end stands. What lies outside the file is left out.
@@ -255,23 +297,6 @@ fn metadata(file: &dyn Storage, found: &Found, header: &Header) -> Result<Vec<Pl
     Ok(all)
 }
 
-/// Before the first write: what stands where, refused where an entry of the table leads where no block can stand, or two
-/// things share bytes. An allocator or a writer that trusted it would write one thing over another.
-pub(crate) fn audit(file: &dyn Storage, found: &Found, header: &Header, size: u64) -> Result<Places> {
-    let refuse = |field: &str, what: String, at: u64| {
-        Error::corrupt(field, what)
-            .at(at)
-            .hint("it can be read; run a check that repairs before writing to it")
-    };
-    let places =
-        Places::read(file, found, header, size, &mut |bad| Err(refuse("BAT entry", bad.what, bad.at)))?;
-    places.overlaps(&mut |one, other| {
-        let what = format!("{} and {} share bytes", one.owner, other.owner);
-        Err(refuse("image", what, other.range.start))
-    })?;
-    Ok(places)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -293,20 +318,25 @@ mod tests {
         MemoryStorage::from_bytes(&file.to_vec())
     }
 
-    fn audited(file: &MemoryStorage) -> Result<Places> {
-        let found = find(file)?;
+    fn places(file: &MemoryStorage, bad: &mut Vec<String>) -> Places {
+        let found = find(file).unwrap();
         let size = found.footer.size(SizeRule::Auto);
-        audit(file, &found, &Header::read(file, &found, size)?, size)
+        let header = Header::read(file, &found, size).unwrap();
+        Places::read(file, &found, &header, size, &mut |entries| {
+            bad.push(entries.what);
+            Ok(())
+        })
+        .unwrap()
     }
 
     #[test]
     fn says_what_stands_where() {
         let file = image();
-        let places = audited(&file).unwrap();
+        let places = places(&file, &mut Vec::new());
         let blocks: Vec<_> = places.blocks().collect();
         // The disk has half of its last block.
         assert_eq!(blocks, [(4, 3584..3584 + 512 + 2048), (0, 11776..11776 + 512 + 4096)]);
-        let owners: Vec<_> = places.metadata().iter().map(|place| place.owner).collect();
+        let owners: Vec<_> = places.metadata.iter().map(|place| place.owner).collect();
         assert_eq!(owners, [Owner::FooterCopy, Owner::Header, Owner::Table]);
         assert_eq!(places.end(), 11776 + 512 + 4096);
         assert_eq!(
@@ -316,22 +346,25 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_must_not_be_written() {
+    fn says_what_cannot_be() {
         for (block, entry, what) in [
-            (1, 7, "image at offset 3584: block 1 and block 4 share bytes"),
-            (1, 8, "image at offset 4096: block 4 and block 1 share bytes"),
-            (1, 3, "BAT entry at offset 1540: puts block 1 at 1536..6144, over the table"),
-            (
-                4,
-                32,
-                "BAT entry at offset 1552: puts block 4 at 16384..18944, and the blocks' room ends at 16384",
-            ),
-            (3, 33, "BAT entry at offset 1548: puts block 3 at 16896, past the file's end at 16896"),
+            (1, 7, "block 1 and block 4"),
+            (1, 8, "block 4 and block 1"),
+            (1, 3, "puts block 1 at 1536..6144, over the table"),
+            (4, 32, "puts block 4 at 16384..18944, and the blocks' room ends at 16384"),
+            (3, 33, "puts block 3 at 16896, past the file's end at 16896"),
         ] {
             let file = image();
             file.write_at(1536 + 4 * block, &u32::to_be_bytes(entry)).unwrap();
-            let error = audited(&file).unwrap_err().to_string();
-            assert!(error.contains(what), "{error}");
+            let mut said = Vec::new();
+            let places = places(&file, &mut said);
+            places
+                .overlaps(&mut |one, other| {
+                    said.push(format!("{} and {}", one.owner, other.owner));
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(said, [what]);
         }
     }
 }

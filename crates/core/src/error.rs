@@ -86,8 +86,13 @@ impl Error {
         Error::new(ErrorKind::Invalid, message)
     }
 
-    /// What the operating system said while `doing` something. The kind follows from the code.
+    /// What the operating system said while `doing` something. The kind follows from the code. An error of this type
+    /// that went through something that reads stays what it was.
     pub fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        let source = match source.downcast::<Error>() {
+            Ok(own) => return own,
+            Err(other) => other,
+        };
         let kind = match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => ErrorKind::Exists,
@@ -216,6 +221,13 @@ impl fmt::Debug for Error {
     }
 }
 
+/// For what is read or written from front to back; [`Error::io`] takes it out again.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        io::Error::other(error)
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_ref().map(|source| source.as_ref() as _)
@@ -237,6 +249,15 @@ mod tests {
             "a\\u{1b}[2J.qcow2: L2 entry at offset 65536: points past the end of the file; run 'cowhand check'"
         );
         assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn goes_through_a_reader_and_stays_what_it_was() {
+        let error = Error::io("reading", Error::corrupt("footer", "is cut").at(7).into());
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::Corrupt, "footer at offset 7: is cut")
+        );
     }
 
     #[test]

@@ -40,5 +40,5 @@ pub use progress::{Progress, Quiet};
 pub use secret::Secrets;
 pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};
 pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Storage};
-pub use stream::{Body, Chunk, DiskInfo, Encoded, Head, Source, Streams};
+pub use stream::{Body, Chunk, Contents, DiskInfo, Encoded, Head, Made, Pieces, Source, Streams, read_up_to};
 pub use zero::{is_zero, zero_prefix};

@@ -136,21 +136,22 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Arc<
 }
 
 /// Where a child's locators stand: one after another, each with room for another name.
-type Places = Vec<Range<u64>>;
+pub(crate) type Places = Vec<Range<u64>>;
 
 /// Where the first locator of a new child stands. Between the header and it there is room for another header, which is
 /// how the parent is changed.
 const LOCATORS_AT: u64 = 4096;
 
 /// A new disk's make, within the format's limits.
-struct Plan {
-    footer: Footer,
+pub(crate) struct Plan {
+    pub(crate) footer: Footer,
     /// `None`: a fixed disk. A child's parent and where the locators stand.
-    blocks: Option<(Layout, Option<(Naming, Places)>)>,
+    pub(crate) blocks: Option<(Layout, Option<(Naming, Places)>)>,
 }
 
 impl Plan {
-    fn new(how: &CreateOptions) -> Result<Plan> {
+    /// Errors: options or a size that do not fit together.
+    pub(crate) fn new(how: &CreateOptions) -> Result<Plan> {
         let options = &how.options;
         let fixed = options.text("subformat") == Some("fixed");
         let batmap = options.flag("batmap");

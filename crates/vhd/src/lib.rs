@@ -24,6 +24,7 @@ mod header;
 mod inspector;
 mod locator;
 mod naming;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -129,5 +130,9 @@ impl Format for Vhd {
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {
         Some(Box::new(inspector::Judge::default()))
+    }
+
+    fn streams(&self) -> Option<&dyn cowhand_core::Streams> {
+        Some(self)
     }
 }

@@ -19,20 +19,20 @@ use crate::footer::{Footer, checksum};
 use crate::fresh::Fresh;
 use crate::geometry::Geometry;
 
-fn pairs(given: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn pairs(given: &[(&str, &str)]) -> Vec<(String, String)> {
     given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn create(file: Arc<dyn Storage>, size: u64, options: &[(&str, &str)]) -> Result<Arc<dyn Layer>> {
+pub(crate) fn create(file: Arc<dyn Storage>, size: u64, options: &[(&str, &str)]) -> Result<Arc<dyn Layer>> {
     let options = Options::check(Vhd.options(), &pairs(options))?;
     Vhd.create(file, &NoFiles, &CreateOptions { size, options, fresh: true, ..Default::default() })
 }
 
-fn open(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
+pub(crate) fn open(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
     Vhd.open(file, &NoFiles, &OpenOptions::default())
 }
 
-fn open_bytes(bytes: &[u8]) -> Result<Arc<dyn Layer>> {
+pub(crate) fn open_bytes(bytes: &[u8]) -> Result<Arc<dyn Layer>> {
     open(Arc::new(MemoryStorage::from_bytes(bytes)))
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn small(
 }
 
 /// Everything that the chain of `layers`, top first, holds.
-fn content(layers: Vec<Arc<dyn Layer>>) -> Result<Vec<u8>> {
+pub(crate) fn content(layers: Vec<Arc<dyn Layer>>) -> Result<Vec<u8>> {
     let link = |layer| Link { layer, name: "test".to_owned(), format: "vpc" };
     let image = Image::new(layers.into_iter().map(link).collect())?;
     let mut bytes = vec![0xaa; image.size() as usize];
@@ -58,7 +58,7 @@ fn content(layers: Vec<Arc<dyn Layer>>) -> Result<Vec<u8>> {
 }
 
 /// Puts a good checksum on the header of an image made here, and on both its footers.
-fn sign(bytes: &mut [u8]) {
+pub(crate) fn sign(bytes: &mut [u8]) {
     let end = bytes.len() - 512;
     for (part, own) in [(0..512, 64), (512..1536, 36), (end..end + 512, 64)] {
         let part = &mut bytes[part];

@@ -1,9 +1,13 @@
 //! What cannot seek: image files that are read from a pipe or written to one, from front to back.
 
+mod made;
+
 use std::fmt::Debug;
 use std::io::{Cursor, Read};
 
-use crate::{CreateOptions, Image, LayerId, ParentRef, Result};
+pub use made::{Contents, Made, Pieces};
+
+use crate::{CreateOptions, Error, Image, LayerId, ParentRef, Result};
 
 /// A disk in a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,6 +97,24 @@ pub trait Streams: Send + Sync + Debug {
 
     /// The file that `how` makes and `disk` fills. Which bytes there are is settled by what the disk's tables say now;
     /// what proves to be zero when it is read is in the file as zeros. `how.parent`: a child, which gets what the disk
-    /// does not call a hole.
+    /// does not call a hole. A disk of fewer bytes than `how.size` is followed by zeros. Errors: it has more; and, from
+    /// the read that comes to the file's end, that a file of the disk changed meanwhile.
     fn encode<'a>(&self, disk: &'a Image, how: &CreateOptions) -> Result<Box<dyn Encoded + 'a>>;
+}
+
+/// Fills `buf` from a stream of which `at` bytes were read. Answers how many there were: fewer where the stream ended.
+pub fn read_up_to(input: &mut dyn Read, buf: &mut [u8], at: u64) -> Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match input.read(rest) {
+            Ok(0) => break,
+            Ok(more) => done += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let came = at + done as u64;
+                return Err(Error::io(format!("cannot read the stream after {came} bytes"), error));
+            }
+        }
+    }
+    Ok(done)
 }

@@ -1,11 +1,13 @@
 //! Raw: the guest's bytes as they stand. The absence of a format.
 
+mod stream;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     Content, CreateOptions, Erase, Error, ErrorKind, Extent, Format, Inspector, Layer, Measured, OpenOptions,
-    OptionKind, OptionSpec, Prealloc, Probe, Resolver, Result, Storage,
+    OptionKind, OptionSpec, Prealloc, Probe, Resolver, Result, Storage, Streams,
 };
 
 const SECTOR: u64 = 512;
@@ -76,6 +78,10 @@ impl Format for Raw {
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {
         None
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        Some(self)
     }
 }
 

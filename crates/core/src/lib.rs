@@ -6,7 +6,9 @@
 
 mod bitmap;
 mod check;
+mod claims;
 mod consumer;
+mod epoch;
 mod error;
 mod folder;
 mod format;
@@ -27,7 +29,9 @@ mod zero;
 
 pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};
 pub use check::{CheckOptions, Checker, Fault, MAX_FAULTS, Repair, Report, Severity};
+pub use claims::{Claim, Claims};
 pub use consumer::{Consumer, Objection};
+pub use epoch::{Epochs, Operation};
 pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};
 pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Resolver};

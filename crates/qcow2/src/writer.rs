@@ -8,16 +8,14 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
-use cowhand_core::{Error, ErrorKind, Result};
+use cowhand_core::{Claim, Claims, Epochs, Error, ErrorKind, Result};
 
 use crate::alloc::{Allocator, Layout, Refused, Run};
 use crate::bitmaps;
 use crate::cache::Copied;
 use crate::check;
-use crate::claims::{Claim, Claims};
 use crate::compress::Deflater;
 use crate::entry::{COPIED, Words};
-use crate::epoch::Epochs;
 use crate::header::{AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, Header};
 use crate::layer::Qcow2Layer;
 use crate::view::L1;

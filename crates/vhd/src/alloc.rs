@@ -1,8 +1,4 @@
-//! Where a new image's blocks go: the layout, and the allocator that hands out places and remembers what the file does
-//! not say yet.
-
-use std::collections::BTreeSet;
-use std::ops::Range;
+//! Where a new image's metadata and blocks go, and how long its file becomes.
 
 use cowhand_core::{Error, Result, Storage};
 
@@ -41,11 +37,24 @@ pub(crate) struct Layout {
     pub(crate) bat_end: u64,
     has_batmap: bool,
     /// Where all that stands in front of the blocks ends.
-    front_end: u64,
+    pub(crate) front_end: u64,
     /// Where the first block's payload stands.
     first_payload: u64,
     /// From one block's payload to the next one's.
     pitch: u64,
+    /// To what the payload is aligned.
+    pub(crate) alignment: u64,
+}
+
+/// To what the payload of new blocks is aligned in a file whose metadata ends at `front_end`, so that table entries reach
+/// all of them: a full disk of the largest size and small blocks reaches too far when each block is padded. `None`: they
+/// do not reach them in any way.
+pub(crate) fn alignment(front_end: u64, blocks: u64, block_size: u64) -> Option<u64> {
+    let bitmap = bitmap_len(block_size);
+    [ALIGNMENT, SECTOR].into_iter().find(|alignment| {
+        let pitch = (bitmap + block_size).next_multiple_of(*alignment);
+        (front_end + bitmap).next_multiple_of(*alignment) + pitch * blocks < u64::from(FREE) * SECTOR
+    })
 }
 
 impl Layout {
@@ -62,23 +71,20 @@ impl Layout {
         let bat_end = (bat_at + 4 * u64::from(entries)).next_multiple_of(SECTOR);
         let front_end = if front.batmap { Batmap::new(bat_end, entries).map().end } else { bat_end };
         let bitmap = bitmap_len(block_size);
-        // A full disk of the largest size and small blocks reaches too far when each block is padded.
-        [ALIGNMENT, SECTOR]
-            .into_iter()
-            .map(|alignment| Layout {
-                block_size,
-                blocks,
-                entries,
-                header_at: FOOTER_LEN,
-                bat_at,
-                bat_end,
-                has_batmap: front.batmap,
-                front_end,
-                first_payload: (front_end + bitmap).next_multiple_of(alignment),
-                pitch: (bitmap + block_size).next_multiple_of(alignment),
-            })
-            .find(|layout| layout.reach() / SECTOR < u64::from(FREE))
-            .ok_or_else(too_large)
+        let alignment = alignment(front_end, u64::from(blocks), block_size).ok_or_else(too_large)?;
+        Ok(Layout {
+            block_size,
+            blocks,
+            entries,
+            header_at: FOOTER_LEN,
+            bat_at,
+            bat_end,
+            has_batmap: front.batmap,
+            front_end,
+            first_payload: (front_end + bitmap).next_multiple_of(alignment),
+            pitch: (bitmap + block_size).next_multiple_of(alignment),
+            alignment,
+        })
     }
 
     /// The file's length with `blocks` blocks in it.
@@ -92,15 +98,6 @@ impl Layout {
             None => self.front_end,
             Some(last) => self.first_payload + self.pitch * last + self.block_size,
         }
-    }
-
-    /// Where the last block begins when all are in the file.
-    fn reach(&self) -> u64 {
-        self.first_payload + self.pitch * u64::from(self.blocks)
-    }
-
-    pub(crate) fn bitmap_len(&self) -> u64 {
-        bitmap_len(self.block_size)
     }
 
     /// The batmap that a new disk has, if it has one.
@@ -127,83 +124,6 @@ impl Layout {
         }
         Ok(())
     }
-
-    /// Where the payload stands of the block whose table entry is `entry`.
-    pub(crate) fn payload_at(&self, entry: u32) -> u64 {
-        u64::from(entry) * SECTOR + self.bitmap_len()
-    }
-}
-
-/// What is handed out, and what of it the file does not say yet.
-#[derive(Debug)]
-pub(crate) struct Allocator {
-    /// Blocks handed out; they stand one after another.
-    handed_out: u32,
-    /// The file's length.
-    file_len: u64,
-    /// Entries that changed since the table was written.
-    pub(crate) changed: Option<Range<u32>>,
-    /// Blocks whose sector bitmap is not in the file yet.
-    pub(crate) without_bitmap: BTreeSet<u32>,
-    /// The footer is not at the end of the blocks.
-    pub(crate) footer_is_stale: bool,
-}
-
-impl Allocator {
-    /// For a file that holds no block yet, and is `file_len` long.
-    pub(crate) fn new(file_len: u64) -> Allocator {
-        Allocator {
-            handed_out: 0,
-            file_len,
-            changed: None,
-            without_bitmap: BTreeSet::new(),
-            footer_is_stale: true,
-        }
-    }
-
-    /// A place for `block`: the value of its table entry. The file holds that place, and it reads zero. The caller must
-    /// have seen that the block has none.
-    pub(crate) fn take(&mut self, file: &dyn Storage, layout: &Layout, block: u32) -> Result<u32> {
-        let payload = layout.first_payload + layout.pitch * u64::from(self.handed_out);
-        let end = payload + layout.block_size;
-        if end > self.file_len {
-            file.set_len(end)
-                .map_err(|error| Error::io(format!("cannot make it {end} bytes long"), error))?;
-            self.file_len = end;
-        }
-        let sector = (payload - layout.bitmap_len()) / SECTOR;
-        // Never fails: the layout was chosen so that the last block's sector fits.
-        let entry =
-            u32::try_from(sector).map_err(|_| Error::unsupported("the file is too long for a VHD"))?;
-        self.handed_out += 1;
-        self.footer_is_stale = true;
-        self.without_bitmap.insert(block);
-        let changed = self.changed.get_or_insert(block..block + 1);
-        *changed = changed.start.min(block)..changed.end.max(block + 1);
-        Ok(entry)
-    }
-
-    /// Where the blocks end, and so the footer begins.
-    pub(crate) fn end(&self, layout: &Layout) -> u64 {
-        layout.blocks_end(u64::from(self.handed_out))
-    }
-
-    /// Puts `footer` where the blocks end, and ends the file there.
-    pub(crate) fn put_footer(&mut self, file: &dyn Storage, layout: &Layout, footer: &[u8]) -> Result<()> {
-        if !self.footer_is_stale {
-            return Ok(());
-        }
-        let at = self.end(layout);
-        let end = at + FOOTER_LEN;
-        if self.file_len != end {
-            file.set_len(end)
-                .map_err(|error| Error::io(format!("cannot make it {end} bytes long"), error))?;
-            self.file_len = end;
-        }
-        file.write_at(at, footer).map_err(|error| Error::io("cannot write the footer", error).at(at))?;
-        self.footer_is_stale = false;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -218,8 +138,8 @@ mod tests {
                 let layout = Layout::new(size, block_size, Front::default()).unwrap();
                 assert_eq!(layout.first_payload % 4096, 0);
                 assert_eq!(layout.pitch % 4096, 0);
-                assert!(layout.first_payload >= layout.bat_end + layout.bitmap_len());
-                assert!(layout.pitch >= layout.block_size + layout.bitmap_len());
+                assert!(layout.first_payload >= layout.bat_end + bitmap_len(block_size));
+                assert!(layout.pitch >= layout.block_size + bitmap_len(block_size));
                 assert_eq!(layout.bat_at, 1536);
             }
         }
@@ -241,7 +161,7 @@ mod tests {
     fn the_largest_disk_fits_with_every_block_size() {
         for shift in 19..=28 {
             let layout = Layout::new(MAX_DISK, 1 << shift, Front::default()).unwrap();
-            assert!(layout.reach() / SECTOR < u64::from(u32::MAX), "{shift}");
+            assert!(layout.file_len(u64::from(layout.blocks)) / SECTOR < u64::from(u32::MAX), "{shift}");
             assert_eq!(layout.pitch.is_multiple_of(4096), shift > 19, "{shift}");
         }
         assert!(Layout::new(MAX_DISK, 512, Front::default()).is_err());

@@ -1,9 +1,10 @@
-//! XenServer's batmap: a bit for each block that says "every sector of it is present". Where it stands and what it says.
+//! XenServer's batmap: a bit for each block that says "every sector of it is present". Where it stands and what it says,
+//! and how it is kept from lying.
 
 use std::io;
 use std::ops::Range;
 
-use cowhand_core::Storage;
+use cowhand_core::{Error, Result, Storage};
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -12,6 +13,12 @@ use crate::geometry::SECTOR;
 use crate::header::Header;
 
 const COOKIE: &[u8; 8] = b"tdbatmap";
+/// The first version, which sums its map's bytes as signed ones.
+const SIGNED: u32 = 0x0001_0001;
+/// A checksum for which the sum of a map's bytes would have to be 2^31.
+const NO_MAP: u32 = 0x7fff_ffff;
+/// The longest map that is taken for one, in sectors: a bit for every entry of the longest table that is written.
+const MOST_SECTORS: u32 = 1 << 12;
 /// The last version that blktap wrote, 1.2.
 pub(crate) const VERSION: u32 = 0x0001_0002;
 
@@ -122,6 +129,100 @@ impl Batmap {
     /// The bytes of the map.
     pub(crate) fn map(&self) -> Range<u64> {
         self.map_at..self.map_at.saturating_add(u64::from(self.sectors) * SECTOR)
+    }
+}
+
+/// A batmap that is kept true while the disk is written.
+///
+/// A bit may be 0 though all sectors are there; it must never be 1 where one is not. So writing sets none, and what takes
+/// sectors away clears it first. Map and header cannot change at once: while the map changes, the header has a checksum
+/// that no map has, and a map whose header is so left is emptied before the next change.
+#[derive(Debug)]
+pub(crate) struct Map {
+    head: Batmap,
+    map: Vec<u8>,
+}
+
+impl Map {
+    /// Reads the map that `head` leads to; the blocks' room ends at `data_end`. Errors: it is not in the file.
+    pub(crate) fn read(file: &dyn Storage, head: Batmap, data_end: u64) -> Result<Map> {
+        let range = head.map();
+        if head.sectors > MOST_SECTORS || range.end > data_end {
+            let what = format!(
+                "puts a map of {} sectors at {}, outside the file's room for it",
+                head.sectors, head.map_at
+            );
+            return Err(Error::corrupt("batmap", what).at(head.at + 8));
+        }
+        let mut map = vec![0; (range.end - range.start) as usize];
+        file.read_at(range.start, &mut map)
+            .map_err(|error| Error::io("cannot read the batmap", error).at(range.start))?;
+        Ok(Map { head, map })
+    }
+
+    /// The ones' complement of the sum of all bytes.
+    fn checksum(&self) -> u32 {
+        let signed = self.head.version == SIGNED;
+        let value = |byte: &u8| if signed { i32::from(*byte as i8) as u32 } else { u32::from(*byte) };
+        !self.map.iter().fold(0u32, |sum, byte| sum.wrapping_add(value(byte)))
+    }
+
+    fn write_head(&mut self, file: &dyn Storage, checksum: u32) -> Result<()> {
+        self.head.checksum = checksum;
+        file.write_at(self.head.at, &self.head.bytes())
+            .map_err(|error| Error::io("cannot write the batmap's header", error).at(self.head.at))
+    }
+
+    /// Empties a map that its header does not match: nobody knows which half is right.
+    pub(crate) fn put_right(&mut self, file: &dyn Storage, sync: &dyn Fn() -> Result<()>) -> Result<()> {
+        if self.head.checksum == self.checksum() {
+            return Ok(());
+        }
+        self.map.fill(0);
+        self.rewrite(file, 0..self.map.len(), sync)
+    }
+
+    /// Says, durably, of these blocks that not all their sectors may be present.
+    pub(crate) fn clear(
+        &mut self,
+        file: &dyn Storage,
+        blocks: Range<u64>,
+        sync: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let bits = self.map.len() as u64 * 8;
+        let (first, end) = (blocks.start.min(bits), blocks.end.min(bits));
+        let mut changed: Option<Range<usize>> = None;
+        let mut map = self.map.clone();
+        for block in first..end {
+            let index = (block / 8) as usize;
+            let bit = 0x80 >> (block % 8);
+            if let Some(byte) = map.get_mut(index).filter(|byte| **byte & bit != 0) {
+                *byte &= !bit;
+                changed = Some(changed.map_or(index, |range| range.start)..index + 1);
+            }
+        }
+        let Some(changed) = changed else { return Ok(()) };
+        let old = std::mem::replace(&mut self.map, map);
+        let sector = SECTOR as usize;
+        let changed = changed.start / sector * sector..changed.end.next_multiple_of(sector);
+        self.rewrite(file, changed, sync).inspect_err(|_| self.map = old)
+    }
+
+    fn rewrite(
+        &mut self,
+        file: &dyn Storage,
+        bytes: Range<usize>,
+        sync: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        self.write_head(file, NO_MAP)?;
+        sync()?;
+        let at = self.head.map_at + bytes.start as u64;
+        file.write_at(at, self.map.get(bytes).unwrap_or_default())
+            .map_err(|error| Error::io("cannot write the batmap", error).at(at))?;
+        sync()?;
+        let checksum = self.checksum();
+        self.write_head(file, checksum)?;
+        sync()
     }
 }
 

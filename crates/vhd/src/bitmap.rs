@@ -31,6 +31,22 @@ pub(crate) fn run(bitmap: &[u8], order: BitOrder, from: u64, end: u64) -> (u64, 
     (at.min(end) - from, present)
 }
 
+/// Says of the sectors `from..end` that they are present, or that they are not. Those past the bitmap's last bit are
+/// passed over.
+pub(crate) fn set(bitmap: &mut [u8], order: BitOrder, from: u64, end: u64, present: bool) {
+    let mut at = from;
+    while at < end {
+        let n = (8 - at % 8).min(end - at);
+        // `n` bits from `at` on, with the first sector in the highest bit.
+        let mask = (0xff00u16 >> n) as u8 >> (at % 8);
+        let mask = if order == BitOrder::Msb { mask } else { mask.reverse_bits() };
+        if let Some(byte) = usize::try_from(at / 8).ok().and_then(|index| bitmap.get_mut(index)) {
+            if present { *byte |= mask } else { *byte &= !mask }
+        }
+        at += n;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +71,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn ranges_are_set_bit_by_bit() {
+        for order in [BitOrder::Msb, BitOrder::Lsb] {
+            for (from, end) in (0..40).flat_map(|from| (from..=40).map(move |end| (from, end))) {
+                for present in [false, true] {
+                    let mut bitmap = [if present { 0 } else { 0xff }; 5];
+                    set(&mut bitmap, order, from, end, present);
+                    for at in 0..40 {
+                        let (_, is) = run(&bitmap, order, at, 40);
+                        assert_eq!(is, (from..end).contains(&at) == present, "{order:?} {from}..{end} {at}");
+                    }
+                }
+            }
+        }
+        set(&mut [0], BitOrder::Msb, 7, 100, true);
     }
 
     #[test]

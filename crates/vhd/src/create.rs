@@ -12,10 +12,8 @@ use uuid::Uuid;
 use crate::alloc::{Front, Layout};
 use crate::creator::Creator;
 use crate::dynamic::Dynamic;
-use crate::find::find;
 use crate::fixed::Fixed;
 use crate::footer::{DiskType, FOOTER_LEN, Footer};
-use crate::fresh::Fresh;
 use crate::geometry::{Geometry, SECTOR};
 use crate::header::{Header, MAX_BLOCK, MAX_DISK};
 use crate::naming::{Naming, ROOM};
@@ -120,17 +118,13 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Arc<
     let Plan { footer, blocks } = Plan::new(how)?;
     match blocks {
         None => Ok(Arc::new(Fixed::create(file, footer, how.prealloc())?)),
-        Some((layout, None)) => Ok(Arc::new(Fresh::create(file, footer, layout, how.fresh)?)),
-        Some((layout, Some((naming, places)))) => {
+        Some((layout, named)) => {
             let mut header = Header::new(layout.header_at, layout.bat_at, layout.entries, layout.block_size);
-            naming.put(&mut header, &places);
-            layout.write_front(file.as_ref(), &footer, &header)?;
-            naming.write(file.as_ref(), &places)?;
-            let end = layout.file_len(0) - FOOTER_LEN;
-            file.write_at(end, &footer.to_bytes())
-                .map_err(|error| Error::io("cannot write the footer", error).at(end))?;
-            let found = find(file.as_ref())?;
-            Ok(Arc::new(Dynamic::open(file, found, footer.current_size)?))
+            if let Some((naming, places)) = named {
+                naming.put(&mut header, &places);
+                naming.write(file.as_ref(), &places)?;
+            }
+            Ok(Arc::new(Dynamic::create(file, footer, header, &layout, how.fresh)?))
         }
     }
 }

@@ -24,8 +24,8 @@ pub(crate) struct Fixed {
 }
 
 impl Fixed {
-    /// Opens the disk that `found` describes, read-only; `size` is its guest bytes.
-    pub(crate) fn open(file: Arc<dyn Storage>, found: Found, size: u64) -> Result<Fixed> {
+    /// Opens the disk that `found` describes; `size` is its guest bytes.
+    pub(crate) fn open(file: Arc<dyn Storage>, found: Found, size: u64, writable: bool) -> Result<Fixed> {
         if size > found.data_end {
             return Err(Error::corrupt(
                 "footer geometry",
@@ -39,7 +39,7 @@ impl Fixed {
             footers: Footers::of(&found),
             footer: found.footer,
             size,
-            writable: AtomicBool::new(false),
+            writable: AtomicBool::new(writable),
         })
     }
 

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod alone;
 mod bat;
 mod batmap;
 mod bitmap;
+mod bitmaps;
 mod cache;
 mod check;
 mod consumers;
@@ -18,15 +20,17 @@ mod dynamic;
 mod find;
 mod fixed;
 mod footer;
-mod fresh;
 mod geometry;
 mod header;
 mod inspector;
 mod locator;
 mod naming;
+mod space;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod write;
+mod writer;
 
 use std::sync::Arc;
 
@@ -82,10 +86,6 @@ impl Format for Vhd {
         how: &OpenOptions,
     ) -> Result<Arc<dyn Layer>> {
         let found = find::find(file.as_ref())?;
-        if how.writable {
-            return Err(Error::unsupported("writing into an existing VHD is not supported")
-                .hint("convert it to qcow2 or raw, which can be written"));
-        }
         let rule = match how.options.text("force_size_calc") {
             Some("current_size") => SizeRule::CurrentSize,
             Some("chs") => SizeRule::Chs,
@@ -100,9 +100,9 @@ impl Format for Vhd {
             .at(found.at + 48));
         }
         Ok(match found.footer.disk_type {
-            DiskType::Fixed => Arc::new(fixed::Fixed::open(file, found, size)?),
+            DiskType::Fixed => Arc::new(fixed::Fixed::open(file, found, size, how.writable)?),
             DiskType::Dynamic | DiskType::Differencing => {
-                Arc::new(dynamic::Dynamic::open(file, found, size)?)
+                Arc::new(dynamic::Dynamic::open(file, found, size, how.writable)?)
             }
         })
     }

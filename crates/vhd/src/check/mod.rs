@@ -10,7 +10,7 @@ mod batmap;
 mod findings;
 mod footers;
 mod parent;
-mod places;
+pub(crate) mod places;
 mod repair;
 mod table;
 

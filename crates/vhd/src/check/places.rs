@@ -24,7 +24,7 @@ const ALIGNMENT: u64 = 4096;
 
 /// What takes room in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     FooterCopy,
     Header,
     Table,
@@ -52,27 +52,27 @@ impl fmt::Display for Owner {
 
 /// Room that somebody has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) range: Range<u64>,
-    pub(super) owner: Owner,
+pub(crate) struct Place {
+    pub(crate) range: Range<u64>,
+    pub(crate) owner: Owner,
 }
 
 /// Table entries that cannot be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BadEntries {
+pub(crate) struct BadEntries {
     /// The blocks whose entries these are; more than one only where a stretch of the table is alike.
-    pub(super) blocks: Range<u64>,
+    pub(crate) blocks: Range<u64>,
     /// Where the first of them stands in the file.
-    pub(super) at: u64,
+    pub(crate) at: u64,
     /// What is wrong: "puts block 7 at ..., past the file's end at ...".
-    pub(super) what: String,
+    pub(crate) what: String,
     /// The place that they name, if all that is wrong is that the room for blocks ends within its sectors.
-    pub(super) cut: Option<Range<u64>>,
+    pub(crate) cut: Option<Range<u64>>,
 }
 
 /// What stands where.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     /// Ascending by their start.
     metadata: Vec<Place>,
     /// A sector in the upper half, the block that begins there in the lower; ascending.
@@ -81,7 +81,7 @@ pub(super) struct Places {
     block_size: u64,
     bitmap_len: u64,
     /// Blocks of the disk that do not stand behind their predecessor.
-    pub(super) fragmented: u64,
+    pub(crate) fragmented: u64,
 }
 
 impl Places {
@@ -89,7 +89,7 @@ impl Places {
     /// blocks, or over what cannot be read then: footer, header, table; it may end the reading. They are left out. Entries of blocks that the disk does
     /// not have are kept wherever they lead within that room: their space is taken, by nobody. Errors: the table cannot
     /// be read; the file has more blocks than are kept in mind.
-    pub(super) fn read(
+    pub(crate) fn read(
         file: &dyn Storage,
         found: &Found,
         header: &Header,
@@ -145,7 +145,7 @@ impl Places {
     }
 
     /// Guest bytes that the disk has of a block; all of it of one that the disk does not have, whose room is of that size.
-    pub(super) fn used(&self, block: u64) -> u64 {
+    pub(crate) fn used(&self, block: u64) -> u64 {
         let rest = self.size.saturating_sub(block * self.block_size);
         if rest == 0 { self.block_size } else { rest.min(self.block_size).next_multiple_of(SECTOR) }
     }
@@ -177,7 +177,7 @@ impl Places {
     }
 
     /// The blocks in the file as the table has them, with the bytes of their bitmaps and sectors; ascending by place.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (u32, Range<u64>)> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (u32, Range<u64>)> {
         self.blocks.iter().map(|packed| {
             // The halves of the word.
             let (entry, block) = ((packed >> 32) as u32, *packed as u32);
@@ -186,7 +186,7 @@ impl Places {
     }
 
     /// Whether the disk has this block, and not only the table.
-    pub(super) fn has(&self, block: u32) -> bool {
+    pub(crate) fn has(&self, block: u32) -> bool {
         u64::from(block) * self.block_size < self.size
     }
 
@@ -204,7 +204,7 @@ impl Places {
 
     /// What shares bytes with something else, blocks of the disk and metadata: the one that begins first, and the one
     /// that begins within it. `see` may end it.
-    pub(super) fn overlaps(&self, see: &mut dyn FnMut(&Place, &Place) -> Result<()>) -> Result<()> {
+    pub(crate) fn overlaps(&self, see: &mut dyn FnMut(&Place, &Place) -> Result<()>) -> Result<()> {
         let mut furthest: Option<Place> = None;
         for place in self.all() {
             if let Some(before) = furthest.as_ref().filter(|before| place.range.start < before.range.end) {
@@ -218,7 +218,7 @@ impl Places {
     }
 
     /// Blocks without which nothing shares bytes any more, as far as blocks take part in it, and where they stand.
-    pub(super) fn in_the_way(&self) -> Vec<(u32, Range<u64>)> {
+    pub(crate) fn in_the_way(&self) -> Vec<(u32, Range<u64>)> {
         let mut away = Vec::new();
         let mut stays: Option<Place> = None;
         for place in self.all() {
@@ -240,14 +240,19 @@ impl Places {
         away
     }
 
+    /// The metadata, ascending by place.
+    pub(crate) fn metadata(&self) -> &[Place] {
+        &self.metadata
+    }
+
     /// Behind the last byte that the table or the metadata takes.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         let metadata = self.metadata.iter().map(|place| place.range.end);
         metadata.chain(self.blocks().map(|(_, range)| range.end)).max().unwrap_or(0)
     }
 
     /// The stretches before `end` that nothing takes, ascending.
-    pub(super) fn gaps(&self, end: u64) -> impl Iterator<Item = Range<u64>> {
+    pub(crate) fn gaps(&self, end: u64) -> impl Iterator<Item = Range<u64>> {
         let mut metadata = self.metadata.iter().map(|place| place.range.clone()).peekable();
         let mut blocks = self.blocks().map(|(_, range)| range).peekable();
         let mut taken = 0;
@@ -295,6 +300,26 @@ fn metadata(file: &dyn Storage, found: &Found, header: &Header) -> Result<Vec<Pl
     .collect();
     all.sort_by_key(|place| place.range.start);
     Ok(all)
+}
+
+/// The look before the first write: what stands where. Errors: an entry of the disk's part of the table leads where no
+/// block can stand, or two things share bytes; a writer that trusted it would write one over the other.
+pub(crate) fn audit(file: &dyn Storage, found: &Found, header: &Header, size: u64) -> Result<Places> {
+    let refuse = |field: &str, what: String, at: u64| {
+        Error::corrupt(field, what).at(at).hint(
+            "it can be read, and is not written while that is so; 'cowhand check' tells all that is wrong",
+        )
+    };
+    let count = size.div_ceil(header.block_size);
+    let places = Places::read(file, found, header, size, &mut |bad| {
+        // What the disk does not have is read by nobody, wherever it leads.
+        if bad.blocks.start < count { Err(refuse("BAT entry", bad.what, bad.at)) } else { Ok(()) }
+    })?;
+    places.overlaps(&mut |one, other| {
+        let what = format!("{} and {} share bytes", one.owner, other.owner);
+        Err(refuse("image", what, other.range.start))
+    })?;
+    Ok(places)
 }
 
 #[cfg(test)]

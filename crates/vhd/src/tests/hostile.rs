@@ -222,17 +222,6 @@ fn an_empty_disk_is_one_extent_and_costs_little() {
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
 }
 
-#[test]
-fn existing_images_are_not_opened_for_writing() {
-    let before = image();
-    let file = Arc::new(MemoryStorage::from_bytes(&before));
-    let error =
-        Vhd.open(file.clone(), &NoFiles, &OpenOptions { writable: true, ..Default::default() }).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.to_string().contains("writing into an existing VHD"), "{error}");
-    assert!(file.to_vec() == before);
-}
-
 /// Reads all of a disk that is not large, the way a verb does.
 fn walk(layer: &dyn Layer) {
     let mut buf = vec![0; 65536];

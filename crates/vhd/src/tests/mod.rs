@@ -15,9 +15,10 @@ use cowhand_core::{
 
 use crate::Vhd;
 use crate::alloc::{Front, Layout};
+use crate::dynamic::Dynamic;
 use crate::footer::{Footer, checksum};
-use crate::fresh::Fresh;
 use crate::geometry::Geometry;
+use crate::header::Header;
 
 pub(crate) fn pairs(given: &[(&str, &str)]) -> Vec<(String, String)> {
     given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -30,6 +31,10 @@ pub(crate) fn create(file: Arc<dyn Storage>, size: u64, options: &[(&str, &str)]
 
 pub(crate) fn open(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
     Vhd.open(file, &NoFiles, &OpenOptions::default())
+}
+
+pub(crate) fn open_to_write(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
+    Vhd.open(file, &NoFiles, &OpenOptions { writable: true, ..OpenOptions::default() })
 }
 
 pub(crate) fn open_bytes(bytes: &[u8]) -> Result<Arc<dyn Layer>> {
@@ -45,7 +50,8 @@ pub(crate) fn small(
 ) -> Result<Arc<dyn Layer>> {
     let layout = Layout::new(size, block_size, Front::default())?;
     let footer = Footer::new(size, Geometry::MAX, Some(layout.header_at));
-    Ok(Arc::new(Fresh::create(file, footer, layout, unseen)?))
+    let header = Header::new(layout.header_at, layout.bat_at, layout.entries, layout.block_size);
+    Ok(Arc::new(Dynamic::create(file, footer, header, &layout, unseen)?))
 }
 
 /// Everything that the chain of `layers`, top first, holds.

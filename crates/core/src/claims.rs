@@ -1,4 +1,4 @@
-//! Who is at work on which guest clusters: what changes a mapping is alone on its clusters.
+//! Who is at work on which units (units, blocks) of a layer: what changes a mapping is alone on its units.
 
 use std::ops::RangeInclusive;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 #[derive(Debug)]
 struct Claimed {
     id: u64,
-    clusters: RangeInclusive<u64>,
+    units: RangeInclusive<u64>,
     alone: bool,
 }
 
@@ -20,14 +20,14 @@ struct State {
 /// The claims of one layer. As many as there are threads at work, so a list does. Who asks first is served first: a
 /// stream of writers cannot keep one waiting who wants to be alone.
 #[derive(Debug, Default)]
-pub(crate) struct Claims {
+pub struct Claims {
     state: Mutex<State>,
     released: Condvar,
 }
 
 /// A claim; dropping it lets those who wait go on.
 #[derive(Debug)]
-pub(crate) struct Claim<'a> {
+pub struct Claim<'a> {
     claims: &'a Claims,
     id: u64,
 }
@@ -40,16 +40,14 @@ impl Claims {
 
     /// Waits until no claim that overlaps is in the way: any, if this one is to be `alone`, else one that is alone. Nor
     /// does it overtake one that waits and that it would be in the way of. A thread that holds a claim takes no other.
-    pub(crate) fn take(&self, clusters: RangeInclusive<u64>, alone: bool) -> Claim<'_> {
+    pub fn take(&self, units: RangeInclusive<u64>, alone: bool) -> Claim<'_> {
         let mut state = self.state();
         let id = state.next;
         state.next += 1;
         let in_the_way = |other: &&Claimed| {
-            (other.alone || alone)
-                && other.clusters.start() <= clusters.end()
-                && clusters.start() <= other.clusters.end()
+            (other.alone || alone) && other.units.start() <= units.end() && units.start() <= other.units.end()
         };
-        state.claims.push(Claimed { id, clusters: clusters.clone(), alone });
+        state.claims.push(Claimed { id, units: units.clone(), alone });
         while state.claims.iter().take_while(|other| other.id != id).any(|other| in_the_way(&other)) {
             state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }

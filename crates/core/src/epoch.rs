@@ -1,18 +1,18 @@
-//! When has every operation that may still use a freed cluster ended? Counted by epochs, without a lock.
+//! When has every operation that may still use a freed cluster or block ended? Counted by epochs, without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 /// Epochs, and the operations under way in the current and the previous one.
 #[derive(Debug, Default)]
-pub(crate) struct Epochs {
+pub struct Epochs {
     current: AtomicU64,
     active: [AtomicU64; 2],
 }
 
 /// An operation under way.
 #[derive(Debug)]
-pub(crate) struct Operation<'a> {
+pub struct Operation<'a> {
     epochs: &'a Epochs,
     epoch: u64,
 }
@@ -23,7 +23,7 @@ impl Epochs {
     }
 
     /// Begins an operation. What it finds mapped stays untouched until it ends.
-    pub(crate) fn enter(&self) -> Operation<'_> {
+    pub fn enter(&self) -> Operation<'_> {
         loop {
             let epoch = self.current.load(SeqCst);
             self.counter(epoch).fetch_add(1, SeqCst);
@@ -35,13 +35,13 @@ impl Epochs {
         }
     }
 
-    /// The epoch to mark a freed cluster with, once nothing leads to it any more.
-    pub(crate) fn now(&self) -> u64 {
+    /// The epoch to mark a freed unit with, once nothing leads to it any more.
+    pub fn now(&self) -> u64 {
         self.current.load(SeqCst)
     }
 
     /// Goes on by an epoch if no operation of the previous one is left. One caller at a time.
-    pub(crate) fn advance(&self) {
+    pub fn advance(&self) {
         let epoch = self.current.load(SeqCst);
         if self.counter(epoch.wrapping_add(1)).load(SeqCst) == 0 {
             self.current.store(epoch + 1, SeqCst);
@@ -49,14 +49,14 @@ impl Epochs {
     }
 
     /// Whether every operation that began in or before the epoch `marked` has ended.
-    pub(crate) fn is_over(&self, marked: u64) -> bool {
+    pub fn is_over(&self, marked: u64) -> bool {
         self.now() >= marked + 2
     }
 }
 
 impl Epochs {
     /// Waits until every operation that is under way has ended. The caller is in none, and is the one that advances.
-    pub(crate) fn wait(&self) {
+    pub fn wait(&self) {
         let marked = self.now();
         loop {
             self.advance();

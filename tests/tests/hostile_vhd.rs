@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cowhand::Open;
 use cowhand_tests::{Content, Patch, qemu_img, temp};
 
 use crate::hostile::Verdict::{AtOpen, Bounded, Fine, OnRead, Somewhere};
@@ -235,5 +236,36 @@ fn differencing() {
         assert!(error.to_string().contains(kinds), "{error}");
         use cowhand::ErrorKind::{Corrupt, Denied, NotFound};
         assert!(matches!(error.kind(), Corrupt | Denied | NotFound), "{error:?}");
+    }
+}
+
+/// Wrong checksums are refused, and read where the caller says so; never written.
+#[test]
+fn checksums_can_be_passed_over() {
+    let folder = temp();
+    let path = folder.path().join("x.vhd");
+    for (options, spots) in [
+        (vec![("subformat", "fixed")], vec![(None, 200)]),
+        (vec![("subformat", "dynamic")], vec![(Some(0), 200), (None, 200)]),
+        (vec![("subformat", "dynamic")], vec![(Some(512), 1000)]),
+    ] {
+        let options = options.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let made = cowhand::Create { options, ..cowhand::Create::new("vpc", 4 << 20) };
+        cowhand::create(&path, &made).unwrap();
+        let good = cowhand::open(&path, &Open::default()).unwrap().size();
+        let mut bytes = std::fs::read(&path).unwrap();
+        for (from, offset) in spots {
+            let from = from.unwrap_or(bytes.len() - 512);
+            bytes[from + offset] ^= 1;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let open = |ignore_checksums, writable| {
+            let format = Some("vpc".to_owned());
+            cowhand::open(&path, &Open { format, ignore_checksums, writable, ..Open::default() })
+        };
+        let error = open(false, false).unwrap_err().to_string();
+        assert!(error.contains("checksum") && error.contains("--ignore-checksums"), "{error}");
+        assert_eq!(open(true, false).unwrap().size(), good);
+        assert!(open(true, true).is_err());
     }
 }

@@ -30,6 +30,10 @@ pub(crate) struct Sharing {
     #[arg(long, value_name = "DIR")]
     pub(crate) search_dir: Vec<PathBuf>,
 
+    /// Read images although their checksums are wrong (VHD); not what is written to
+    #[arg(long)]
+    pub(crate) ignore_checksums: bool,
+
     /// The sources are "driver=FORMAT,file.filename=PATH" in place of a path
     #[arg(long)]
     pub(crate) image_opts: bool,
@@ -92,6 +96,7 @@ impl Sharing {
             parent_format: parents.parent_format.clone(),
             any_parent: parents.any_parent,
             search: self.search_dir.clone(),
+            ignore_checksums: self.ignore_checksums,
             ..Open::default()
         })
     }

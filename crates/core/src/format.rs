@@ -35,6 +35,8 @@ pub struct OpenOptions {
     pub secrets: Secrets,
     /// Guest data will be neither read nor written, so what is encrypted needs no secret.
     pub metadata_only: bool,
+    /// Read it although its checksums are wrong, where nothing else speaks against it. Not for writing.
+    pub ignore_checksums: bool,
 }
 
 /// How an image is made.

@@ -57,6 +57,8 @@ pub struct Open {
     pub secrets: Secrets,
     /// Guest data will be neither read nor written, so what is encrypted needs no secret.
     pub metadata_only: bool,
+    /// Read images although their checksums are wrong; none that is opened for writing.
+    pub ignore_checksums: bool,
     /// An internal snapshot of the top, by id or name, in place of its present state.
     pub snapshot: Option<String>,
 }
@@ -231,6 +233,7 @@ impl Open {
             writable: self.writes(depth),
             secrets: self.secrets.clone(),
             metadata_only: self.metadata_only,
+            ignore_checksums: self.ignore_checksums,
             ..OpenOptions::default()
         }
     }

@@ -2,8 +2,8 @@
 
 use cowhand_core::{Consumer, Objection, Result, Storage};
 
-use crate::find::{self, Found};
-use crate::footer::{DiskType, FOOTER_LEN, RawFooter, SizeRule};
+use crate::find::{self, CopyState, Found};
+use crate::footer::{DiskType, SizeRule};
 use crate::geometry::Geometry;
 use crate::header::{Header, MAX_DISK};
 use crate::locator;
@@ -62,10 +62,7 @@ impl Judged<'_> {
     }
 
     fn footer(&mut self) {
-        let mut bytes = [0; FOOTER_LEN as usize];
-        let at = self.found.file_len.saturating_sub(FOOTER_LEN);
-        let there = self.file.read_at(at, &mut bytes).is_ok()
-            && RawFooter::with_cookie(&bytes).is_some_and(|footer| footer.checksum_is_good());
+        let there = self.found.end == CopyState::Good && !self.found.short;
         if !there {
             self.object(
                 Objection::new("the footer at the end of the file is missing, damaged or cut to 511 bytes")

@@ -18,6 +18,8 @@ pub(crate) struct Found {
     pub(crate) end: CopyState,
     /// What stands at its front; of a fixed disk, that is the guest's.
     pub(crate) front: CopyState,
+    /// Wrong checksums do not matter.
+    pub(crate) anyway: bool,
     /// The trailing footer has only 511 bytes.
     pub(crate) short: bool,
 }
@@ -54,6 +56,9 @@ impl CopyState {
         }
     }
 }
+
+/// What to do about a wrong checksum.
+pub(crate) const IGNORE: &str = "to read it all the same, pass --ignore-checksums";
 
 /// The two places of a footer, as far as the cookie is there.
 pub(crate) struct Places {
@@ -139,9 +144,18 @@ impl Places {
             file_len: self.file_len,
             end: CopyState::of(&self.tail, &footer),
             front: CopyState::of(&self.head, &footer),
+            anyway: false,
             short: self.file_len % FOOTER_LEN == FOOTER_LEN - 1,
             footer,
         }
+    }
+
+    /// The raw footer that counts where nobody asks for its checksum.
+    fn choose_anyway(&self) -> Option<(&RawFooter, u64)> {
+        let fixed = self.fixed().map(|footer| (footer, self.tail_at));
+        let tail = self.tail.as_ref().filter(|footer| has_header(footer) && self.head.is_some());
+        let head = self.head.as_ref().filter(|footer| has_header(footer));
+        fixed.or(tail.map(|footer| (footer, self.tail_at))).or(head.map(|footer| (footer, 0)))
     }
 
     /// Why there is none that counts.
@@ -153,6 +167,7 @@ impl Places {
                 format!("is {is:#010x} and should be {should:#010x}, and no good copy is left"),
             )
             .at(at + 64)
+            .hint(IGNORE)
         };
         match (&self.tail, &self.head) {
             (_, Some(head)) if !head.checksum_is_good() && has_header(head) => bad(head, 0),
@@ -184,6 +199,14 @@ impl Places {
 /// larger than the file.
 pub(crate) fn find(file: &dyn Storage) -> Result<Found> {
     Places::read(file)?.found()
+}
+
+/// The same, for who reads what is left of a damaged image: a footer with a wrong checksum counts where no other does,
+/// and so does a header.
+pub(crate) fn find_anyway(file: &dyn Storage) -> Result<Found> {
+    let places = Places::read(file)?;
+    let (raw, at) = places.choose().or_else(|| places.choose_anyway()).ok_or_else(|| places.complaint())?;
+    Ok(Found { anyway: true, ..places.with(raw.parse(at)?, at) })
 }
 
 /// How surely the content is a VHD: a fixed disk's footer at the end that fits the file, or else a dynamic disk's at the

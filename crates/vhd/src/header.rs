@@ -6,7 +6,7 @@ use cowhand_core::{Error, Result, Storage};
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::find::Found;
+use crate::find::{Found, IGNORE};
 use crate::footer::{FOOTER_LEN, checksum};
 use crate::geometry::SECTOR;
 
@@ -125,7 +125,9 @@ impl Header {
     /// Reads and checks the header that the footer points to, for a disk of `size` bytes. Errors: every rule that makes
     /// the file unreadable, with the field and its offset.
     pub(crate) fn read(file: &dyn Storage, found: &Found, size: u64) -> Result<Header> {
-        Header::read_with(file, found, size, &mut Err)
+        Header::read_with(file, found, size, &mut |error| {
+            if found.anyway { Ok(()) } else { Err(error.hint(IGNORE)) }
+        })
     }
 
     /// As [`Header::read`]; where only the checksum is wrong, `bad_sum` decides.

@@ -93,6 +93,7 @@ impl Start {
 
 fn read_header(front: &[u8], footer: &Footer, size: u64) -> Result<Header> {
     let found = Found {
+        anyway: false,
         footer: footer.clone(),
         at: 0,
         data_end: u64::MAX,

@@ -370,6 +370,7 @@ fn resize_as_qemu_img_resize() {
                     open: Open { format: Some(format.to_owned()), ..Open::default() },
                     size: NewSize::To(*size),
                     shrink: true,
+                    force: false,
                     prealloc: Prealloc::Off,
                 };
                 let done = cowhand::resize(&top, &how).unwrap();

@@ -210,6 +210,7 @@ fn an_image_that_qemu_made_grows_and_is_measured() {
         open: with(&[PASSPHRASE]),
         size: cowhand::NewSize::To(200 << 10),
         shrink: false,
+        force: false,
         prealloc: cowhand::Prealloc::Off,
     };
     cowhand::resize(&image, &how).unwrap();

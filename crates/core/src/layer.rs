@@ -212,6 +212,14 @@ pub trait Layer: Send + Sync + Debug {
         Ok(Some(file_len / 512 * 512))
     }
 
+    /// The options of [`Format::options`](crate::Format::options) that make another image like this one: its kind, its
+    /// block size, its version; not its size, its parent or its encryption. `replacing`: that one takes this one's place,
+    /// so it bears the same identity.
+    fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
+        let _ = replacing;
+        Vec::new()
+    }
+
     /// Gives back the space in the file that nothing uses: what stands behind it is moved down, and the file is cut.
     /// What the layer holds stays as it is at every moment, a power cut included; stopped anywhere, it can be run again.
     /// The layer is held by nobody else. Durable when it returns. Formats that leave no such space have nothing to do.

@@ -38,7 +38,7 @@ pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Re
 pub use image::{Image, Link, Mapped};
 pub use inspect::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place, Problem, TAIL};
 pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc};
-pub use measure::{Content, Measured, touched};
+pub use measure::{Content, Measured, largest, touched};
 pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_size};
 pub use progress::{Progress, Quiet};
 pub use secret::Secrets;

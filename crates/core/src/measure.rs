@@ -47,6 +47,24 @@ pub fn touched<const N: usize>(content: &dyn Content, units: [u64; N]) -> Result
     Ok(counts)
 }
 
+/// The largest number up to `most` that `fits`, where all smaller ones fit too; `None`: not even 0 does.
+pub fn largest(most: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
+    if !fits(0) {
+        return None;
+    }
+    let (mut fit, mut rest) = (0, most);
+    while rest > 0 {
+        let step = rest.div_ceil(2);
+        rest -= step;
+        if fits(fit + step) {
+            fit += step;
+        } else {
+            rest = step - 1;
+        }
+    }
+    Some(fit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,5 +86,16 @@ mod tests {
         let runs = Runs(&[(0, 1), (10, 90), (511, 2), (1024, 512), (4095, 1), (10000, 1 << 17)]);
         assert_eq!(touched(&runs, [512, 4096, 65536, 1 << 19]).unwrap(), [4 + 257, 2 + 33 - 1, 3, 1]);
         assert_eq!(touched(&Runs(&[]), [512]).unwrap(), [0]);
+    }
+
+    #[test]
+    fn the_largest_that_fits() {
+        for most in 0..40 {
+            assert_eq!(largest(most, |_| false), None);
+            for last in 0..=most {
+                assert_eq!(largest(most, |n| n <= last), Some(last), "{last} of {most}");
+            }
+        }
+        assert_eq!(largest(u64::MAX, |_| true), Some(u64::MAX));
     }
 }

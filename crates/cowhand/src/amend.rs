@@ -81,8 +81,13 @@ pub fn amend(path: &Path, how: &Amend, progress: &dyn Progress) -> Result<()> {
     drop(image);
     let open = Open { format: Some(format.to_owned()), ..how.open.clone() };
     if let Some(size) = common.size {
-        let how =
-            Resize { open: open.clone(), size: NewSize::To(size), shrink: false, prealloc: Prealloc::Off };
+        let how = Resize {
+            open: open.clone(),
+            size: NewSize::To(size),
+            shrink: false,
+            force: false,
+            prealloc: Prealloc::Off,
+        };
         resize(path, &how)?;
     }
     if common.backing.is_some() || common.backing_format.is_some() {

@@ -32,6 +32,8 @@ pub struct Convert {
     pub open: Open,
     /// The target.
     pub target: PathBuf,
+    /// The target is the source's own top file, which the new image replaces once it is whole.
+    pub replace_source: bool,
     /// The target's format; `None`: by the target's extension.
     pub format: Option<String>,
     /// Options of the target's format.
@@ -135,6 +137,10 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
             .hint("choose a size up to 16M, or 0 to write everything"));
     }
     let sources: Vec<Opened> = how.sources.iter().map(|path| open(path, &how.open)).collect::<Result<_>>()?;
+    if how.replace_source && (how.no_create || how.resume || how.sources.first() != Some(&how.target)) {
+        return Err(Error::invalid("only a new image can take its source's place")
+            .hint("leave out resume and no_create, and name the source as the target"));
+    }
     let bitmaps = carried(how, &sources)?;
     if how.resume && bitmaps.is_some() {
         return Err(Error::invalid("a conversion that takes bitmaps along cannot be gone on with")
@@ -195,6 +201,8 @@ fn into_new(
     let read = read_by(sources, backing.as_ref());
     let target = if how.resume {
         Target::resumable(&how.target, how.cache)?
+    } else if how.replace_source {
+        Target::in_place_of_source(&how.target, how.cache)?
     } else {
         Target::begin(&how.target, how.cache, how.keep_partial)?
     };
@@ -334,6 +342,9 @@ pub(crate) fn chain(
 /// To be asked before the target is opened: its lock and the source's exclude each other, and would only say that
 /// somebody uses it.
 fn refuse_own_source(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> Result<()> {
+    if how.replace_source {
+        return Ok(());
+    }
     refuse_one_of(&how.target, &read_by(sources, backing))
 }
 

@@ -27,20 +27,27 @@ pub fn format(name: &str) -> Result<&'static dyn Format> {
 /// The format that a target's file name means: by its extension, and raw where that says nothing, as for a device.
 /// Errors: an extension that means a format which cannot be written.
 pub fn format_for_target(path: &Path) -> Result<&'static dyn Format> {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    if let Some(found) =
-        formats().iter().copied().find(|format| format.extensions().contains(&extension.as_str()))
-    {
+    if let Some(found) = by_extension(path) {
         return Ok(found);
     }
-    match extension.as_str() {
-        "vmdk" | "vdi" | "qed" | "dmg" | "hdd" | "iso" | "ova" => {
+    match extension_of(path).as_str() {
+        extension @ ("vmdk" | "vdi" | "qed" | "dmg" | "hdd" | "iso" | "ova") => {
             Err(Error::unsupported(format!("cannot write a .{extension} file"))
                 .hint("name the format it shall have: raw, qcow2, vpc, vhdx or luks")
                 .image(path.display()))
         }
         _ => Ok(&Raw),
     }
+}
+
+fn extension_of(path: &Path) -> String {
+    path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase()
+}
+
+/// The format that a file name's extension means, where it means one.
+pub(crate) fn by_extension(path: &Path) -> Option<&'static dyn Format> {
+    let extension = extension_of(path);
+    formats().iter().copied().find(|format| format.extensions().contains(&extension.as_str()))
 }
 
 /// Which format a content is. Reads its first bytes and, where a format asks, its last.

@@ -5,6 +5,7 @@ use std::path::Path;
 use cowhand_core::{Error, Prealloc, Result};
 
 use crate::open::{Open, open};
+use crate::size_by_file::of_chain;
 
 /// The size a disk shall have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum NewSize {
     Grow(u64),
     /// So many fewer.
     Shrink(u64),
+    /// As many as fit into a file of so many bytes, with everything written.
+    ByFile(u64),
 }
 
 /// How a disk is resized.
@@ -26,6 +29,8 @@ pub struct Resize {
     pub size: NewSize,
     /// It may become smaller: what is cut off is gone.
     pub shrink: bool,
+    /// Also where the programs that the format comes from would never make it smaller.
+    pub force: bool,
     /// How what is new is laid out.
     pub prealloc: Prealloc,
 }
@@ -48,6 +53,7 @@ pub fn resize(path: &Path, how: &Resize) -> Result<Resized> {
         NewSize::To(size) => Some(size),
         NewSize::Grow(more) => before.checked_add(more),
         NewSize::Shrink(fewer) => Some(before.saturating_sub(fewer)),
+        NewSize::ByFile(file_len) => Some(of_chain(&disk, file_len, true)?),
     };
     let after = asked
         .and_then(|size| size.checked_next_multiple_of(512))
@@ -64,6 +70,9 @@ pub fn resize(path: &Path, how: &Resize) -> Result<Resized> {
             "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an \
              operation, make sure there is no important data there",
         )));
+    }
+    if after < before && !how.force {
+        disk.top().layer.may_shrink(after).map_err(named)?;
     }
     if after != before {
         disk.resize(after, how.prealloc)?;

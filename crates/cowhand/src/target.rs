@@ -38,16 +38,22 @@ impl Target {
     /// Prepares to write `path`. What is new there has the old file's mode and owner from the start: what nobody may
     /// read must not be there to be read meanwhile. Errors: another program uses the file that is there; it is no file.
     pub(crate) fn begin(path: &Path, cache: Cache, keep: bool) -> Result<Target> {
-        Target::prepare(path, cache, keep, false)
+        Target::prepare(path, cache, keep, false, Lock::Default)
+    }
+
+    /// As [`Target::begin`], where what bears the name is read meanwhile, and held by its reader's lock: who reads it too
+    /// keeps the old file, and nobody can write to it.
+    pub(crate) fn in_place_of_source(path: &Path, cache: Cache) -> Result<Target> {
+        Target::prepare(path, cache, false, false, Lock::None)
     }
 
     /// As [`Target::begin`], for what can be gone on with: the partial bears the same name each time, what is in it
     /// stays, and an error leaves it there.
     pub(crate) fn resumable(path: &Path, cache: Cache) -> Result<Target> {
-        Target::prepare(path, cache, true, true)
+        Target::prepare(path, cache, true, true, Lock::Default)
     }
 
-    fn prepare(path: &Path, cache: Cache, keep: bool, resumable: bool) -> Result<Target> {
+    fn prepare(path: &Path, cache: Cache, keep: bool, resumable: bool, lock: Lock) -> Result<Target> {
         let path = end_of_links(path)?;
         let there = match std::fs::symlink_metadata(&path) {
             Ok(metadata) => Some(metadata.file_type()),
@@ -60,11 +66,16 @@ impl Target {
                     .hint("leave out --resume")
                     .image(path.display()));
             }
-            let storage = Arc::new(FileStorage::open(&path, Access::Write, Lock::Default, cache)?);
+            if lock == Lock::None {
+                return Err(Error::unsupported("a device cannot be replaced while it is read")
+                    .hint("name another target")
+                    .image(path.display()));
+            }
+            let storage = Arc::new(FileStorage::open(&path, Access::Write, lock, cache)?);
             return Ok(Target { path, storage, partial: None });
         }
         let old = match there {
-            Some(_) => Some(FileStorage::open(&path, Access::Write, Lock::Default, Cache::Unsafe)?),
+            Some(_) => Some(FileStorage::open(&path, Access::Write, lock, Cache::Unsafe)?),
             None => None,
         };
         let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {

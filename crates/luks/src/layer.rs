@@ -202,6 +202,10 @@ impl Layer for LuksLayer {
         self.file.sync().map_err(|error| Error::io("cannot sync", error))
     }
 
+    fn size_by_file(&self, file_len: u64, _exact: bool) -> Result<Option<u64>> {
+        Ok(Some(file_len.saturating_sub(self.payload) / UNIT * UNIT))
+    }
+
     fn new_reads_zero(&self) -> bool {
         false
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{
-    Bitmaps, Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options, ParentRef, Prealloc,
-    Progress, Resolver, Result, Secrets, Snapshots, Storage,
+    Bitmaps, CreateOptions, Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options, ParentRef,
+    Prealloc, Progress, Resolver, Result, Secrets, Snapshots, Storage,
 };
 
 use crate::alloc::Allocator;
@@ -15,7 +15,8 @@ use crate::check;
 use crate::compress::{Codec, Deflater};
 use crate::crypt::Crypt;
 use crate::header::Header;
-use crate::options;
+use crate::measure;
+use crate::options::{self, Chosen};
 use crate::snapshot::{self, Snapshot};
 use crate::view::{Shared, View};
 use crate::writer::Writer;
@@ -185,6 +186,27 @@ impl Layer for Qcow2Layer {
 
     fn clear(&self) -> Result<()> {
         self.clear_disk()
+    }
+
+    fn made_with(&self, _replacing: bool) -> Vec<(&'static str, String)> {
+        options::like(&self.shared().header())
+    }
+
+    fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {
+        let header = self.shared().header().clone();
+        if header.crypt_method != 0 || header.has_data_file {
+            return Err(Error::unsupported(
+                "how large the file of an encrypted image, or of one with a data file, becomes cannot be told here",
+            ));
+        }
+        let given: Vec<_> =
+            options::like(&header).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let options = Options::check(options::OPTIONS, &given)?;
+        let chosen = Chosen::from(&CreateOptions { options, ..CreateOptions::default() })?;
+        let found = measure::largest_disk(&chosen, file_len, exact);
+        found
+            .map(Some)
+            .ok_or_else(|| Error::invalid(format!("{file_len} bytes are too few for any image of this kind")))
     }
 
     fn details(&self) -> Details {

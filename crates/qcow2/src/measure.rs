@@ -1,6 +1,6 @@
 //! How large a file becomes: how many clusters of each kind a disk needs, in a new image and by QEMU's estimate.
 
-use cowhand_core::{BitmapInfo, Content, CreateOptions, Measured, Prealloc, Result, touched};
+use cowhand_core::{BitmapInfo, Content, CreateOptions, Measured, Prealloc, Result, largest, touched};
 
 use crate::geometry::Geometry;
 use crate::header::MAX_REFCOUNT_TABLE_BYTES;
@@ -96,6 +96,23 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
     let bitmaps = content.bitmaps().filter(|_| chosen.version >= 3);
     let bitmaps = bitmaps.map(|all_of| estimate_bitmaps(geometry, content.size(), all_of));
     Ok(Measured { required, fully_allocated: full, exact, bitmaps })
+}
+
+/// The largest disk whose file is at most `file_len` bytes long with every cluster written, as it is laid out here, or by
+/// QEMU's estimate.
+pub(crate) fn largest_disk(chosen: &Chosen, file_len: u64, exact: bool) -> Option<u64> {
+    let geometry = chosen.geometry;
+    let bits = geometry.cluster_bits();
+    let full = |clusters: u64| -> Option<u64> {
+        if !exact {
+            return Some(estimate(geometry, clusters));
+        }
+        let layout = Layout::new(clusters << bits, chosen).ok()?;
+        Some(layout.file(geometry.l1_entries(layout.size) + clusters) << bits)
+    };
+    let most = (file_len >> bits).min(i64::MAX as u64 >> bits);
+    largest(most, |clusters| full(clusters).is_some_and(|len| len <= file_len))
+        .map(|clusters| clusters << bits)
 }
 
 /// What QEMU holds dirty bitmaps of a disk of `size` bytes for: all their bits, tables, and the directory.

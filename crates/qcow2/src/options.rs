@@ -6,6 +6,7 @@ use cowhand_luks::{CIPHERS, HASHES, IVGENS, MODES};
 use crate::compress::Codec;
 use crate::crypt::NewCrypt;
 use crate::geometry::Geometry;
+use crate::header::Header;
 
 const LEVEL: OptionSpec = OptionSpec {
     name: "compression_level",
@@ -190,6 +191,23 @@ impl Chosen {
             crypt,
         })
     }
+}
+
+/// The options that make another image like the one with this header, encryption and data file left out.
+pub(crate) fn like(header: &Header) -> Vec<(&'static str, String)> {
+    let geometry = header.geometry;
+    let on = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let mut options = vec![
+        ("compat", if header.version == 2 { "0.10" } else { "1.1" }.to_owned()),
+        ("cluster_size", geometry.cluster_size().to_string()),
+    ];
+    if header.version > 2 {
+        options.push(("refcount_bits", (1u64 << geometry.refcount_order()).to_string()));
+        options.push(("extended_l2", on(geometry.extended())));
+        options.push(("lazy_refcounts", on(header.lazy_refcounts)));
+        options.push(("compression_type", header.codec.name().to_owned()));
+    }
+    options
 }
 
 /// The level at which `codec` compresses.

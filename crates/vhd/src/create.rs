@@ -19,7 +19,7 @@ use crate::header::{Header, MAX_BLOCK, MAX_DISK};
 use crate::naming::{Naming, ROOM};
 
 /// Smaller blocks are legal, and nobody reads them but this code.
-const MIN_BLOCK: u64 = 512 << 10;
+pub(crate) const MIN_BLOCK: u64 = 512 << 10;
 const DEFAULT_BLOCK: u64 = 2 << 20;
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[

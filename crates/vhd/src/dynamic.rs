@@ -15,6 +15,7 @@ use crate::find::Found;
 use crate::footer::{DiskType, FOOTER_LEN, Footer};
 use crate::geometry::SECTOR;
 use crate::header::{HEADER_LEN, Header};
+use crate::like;
 use crate::locator::{self, Locator};
 use crate::writer::Writer;
 
@@ -289,6 +290,22 @@ impl Layer for Dynamic {
             }
         }
         Ok(())
+    }
+
+    fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
+        let state = self.state();
+        like::options(&state.footer, Some(&state.header), state.size, replacing)
+    }
+
+    fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {
+        match self.is_differencing() {
+            true => Ok(None),
+            false => like::largest_dynamic(file_len, self.block_size, self.batmap.is_some(), exact).map(Some),
+        }
+    }
+
+    fn may_shrink(&self, _size: u64) -> Result<()> {
+        Err(like::never_shrinks())
     }
 
     fn identity(&self) -> LayerId {

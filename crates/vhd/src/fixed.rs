@@ -9,6 +9,7 @@ use crate::details::{self, Footers};
 use crate::find::Found;
 use crate::footer::{DiskType, FOOTER_LEN, Footer};
 use crate::geometry::SECTOR;
+use crate::like;
 
 /// What file systems share at the least: a range is cut to this before it is cloned.
 pub(crate) const SHARED_UNIT: u64 = 4096;
@@ -176,6 +177,18 @@ impl Layer for Fixed {
 
     fn details(&self) -> Details {
         details::of_fixed(&self.footer, self.footers)
+    }
+
+    fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
+        like::options(&self.footer, None, self.size, replacing)
+    }
+
+    fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {
+        like::largest_fixed(file_len, exact).map(Some)
+    }
+
+    fn may_shrink(&self, _size: u64) -> Result<()> {
+        Err(like::never_shrinks())
     }
 
     fn identity(&self) -> LayerId {

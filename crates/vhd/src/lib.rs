@@ -23,6 +23,7 @@ mod footer;
 mod geometry;
 mod header;
 mod inspector;
+mod like;
 mod locator;
 mod naming;
 mod space;

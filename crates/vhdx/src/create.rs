@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, Measured, OptionKind, OptionSpec, Prealloc, Result, Storage, touched,
+    Content, CreateOptions, Error, Measured, OptionKind, OptionSpec, Prealloc, Result, Storage, largest,
+    touched,
 };
 
 use crate::bat::{Block, ENTRY, Geometry};
@@ -156,6 +157,27 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
         blocks_at + touched(content, [geometry.block_size])?[0] * geometry.block_size
     };
     Ok(Measured { required: exact, fully_allocated: blocks_end, exact, bitmaps: None })
+}
+
+/// The largest disk whose file is at most `file_len` bytes long with every block written: as it is laid out here, or by
+/// the formula of Hyper-V's utilities.
+pub(crate) fn largest_disk(like: &VhdxLayer, file_len: u64, exact: bool) -> Option<u64> {
+    let Metadata { block_size, logical_sector, .. } = like.metadata;
+    let log_size = u64::from(like.header.log.length);
+    if !exact {
+        let (block, ratio) =
+            (u128::from(block_size), u128::from((u64::from(logical_sector) << 23) / block_size));
+        let front = MIB + log_size + like.regions.metadata.length;
+        let room = u128::from(file_len).checked_sub(u128::from(front) + 8 + 8 / ratio)?;
+        let most = block * ratio * room / (block * ratio + 8 * ratio + 8);
+        return u64::try_from(most - most % block).ok();
+    }
+    let end = |blocks: u64| {
+        let metadata = Metadata { size: blocks * block_size, parent: None, ..like.metadata.clone() };
+        let plan = Plan { metadata, log_size, unwritten: Block::Zero, prealloc: Prealloc::Off, fresh: false };
+        plan.places().blocks_end
+    };
+    largest(MAX_SIZE / block_size, |blocks| end(blocks) <= file_len).map(|blocks| blocks * block_size)
 }
 
 /// The smallest block with which the disk has at most 131072 of them, a BAT of a MiB; but not above 32 MiB, which is

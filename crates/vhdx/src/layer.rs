@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::bat::{self, Block, Geometry};
 use crate::bytes::{self, MIB};
+use crate::create;
 use crate::header::{self, Header};
 use crate::log;
 use crate::metadata::Metadata;
@@ -323,6 +324,28 @@ impl Layer for VhdxLayer {
             }
         }
         Ok(())
+    }
+
+    fn made_with(&self, _replacing: bool) -> Vec<(&'static str, String)> {
+        let metadata = &self.metadata;
+        let kind = if metadata.leave_blocks_allocated { "fixed" } else { "dynamic" };
+        vec![
+            ("subformat", kind.to_owned()),
+            ("block_size", metadata.block_size.to_string()),
+            ("log_size", u64::from(self.header.log.length).to_string()),
+            ("logical_sector_size", metadata.logical_sector.to_string()),
+            ("physical_sector_size", metadata.physical_sector.to_string()),
+        ]
+    }
+
+    fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {
+        if self.differencing() {
+            return Ok(None);
+        }
+        let found = create::largest_disk(self, file_len, exact).ok_or_else(|| {
+            Error::invalid(format!("{file_len} bytes are too few for any image of this kind"))
+        });
+        found.map(Some)
     }
 
     fn identity(&self) -> LayerId {

@@ -14,6 +14,7 @@ pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod dd;
+pub(crate) mod flatten;
 pub(crate) mod formats;
 pub(crate) mod hidden;
 pub(crate) mod info;
@@ -28,6 +29,7 @@ pub(crate) mod reconnect_parent;
 pub(crate) mod resize;
 pub(crate) mod round_size;
 pub(crate) mod scan;
+pub(crate) mod size_by_file;
 pub(crate) mod snapshot;
 
 /// How facts are printed.

@@ -18,7 +18,8 @@ use crate::sources::{Parents, Sharing};
 Examples:
   cowhand resize vm.qcow2 40G
   cowhand resize vm.qcow2 +10G
-  cowhand resize --shrink vm.qcow2 -10G"
+  cowhand resize --shrink vm.qcow2 -10G
+  cowhand resize --size-is-file vm.vhdx 100G"
 )]
 pub(crate) struct Args {
     /// The image
@@ -31,6 +32,14 @@ pub(crate) struct Args {
     /// The disk may become smaller
     #[arg(long)]
     shrink: bool,
+
+    /// Also where the programs that the format comes from never do that (VHD); data is never cut off there
+    #[arg(long, requires = "shrink")]
+    force: bool,
+
+    /// SIZE is what the file may grow to: the disk becomes as large as then fits with everything written
+    #[arg(long)]
+    size_is_file: bool,
 
     /// How what is new is laid out: off, metadata, falloc or full
     #[arg(long, value_name = "MODE", value_parser = prealloc, default_value = "off")]
@@ -55,8 +64,17 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Resize {
         open: args.sharing.writing(&source, &args.parents, Cache::default())?,
-        size: args.size,
+        size: match (args.size_is_file, args.size) {
+            (false, size) => size,
+            (true, NewSize::To(len)) => NewSize::ByFile(len),
+            (true, _) => {
+                return Err(
+                    Error::invalid("--size-is-file takes the file's whole length, without + or -").into()
+                );
+            }
+        },
         shrink: args.shrink,
+        force: args.force,
         prealloc: args.preallocation,
     };
     resize(&source.path, &how)?;

@@ -160,6 +160,18 @@ impl Map {
         Ok(Map { head, map })
     }
 
+    /// Its header.
+    pub(crate) fn head(&self) -> Batmap {
+        self.head
+    }
+
+    /// Changes what the header says beside the map, durable at the next barrier.
+    pub(crate) fn amend(&mut self, file: &dyn Storage, change: impl FnOnce(&mut Batmap)) -> Result<()> {
+        let old = self.head;
+        change(&mut self.head);
+        self.write_head(file, old.checksum).inspect_err(|_| self.head = old)
+    }
+
     /// The ones' complement of the sum of all bytes.
     fn checksum(&self) -> u32 {
         let signed = self.head.version == SIGNED;

@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use cowhand_core::{Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, ParentRef, Result, Storage};
+use cowhand_core::{
+    Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, Options, ParentRef, Progress, Result,
+    Secrets, Storage,
+};
 
 use crate::bat::Bat;
 use crate::batmap::Batmap;
@@ -40,6 +43,10 @@ impl State {
         self.header.block_size.min(self.size.saturating_sub(block * self.header.block_size))
     }
 
+    pub(crate) fn is_differencing(&self) -> bool {
+        self.footer.disk_type == DiskType::Differencing
+    }
+
     /// Bytes of a block with its bitmap.
     pub(crate) fn block_len(&self) -> u64 {
         self.header.bitmap_len() + self.header.block_size
@@ -55,8 +62,6 @@ pub(crate) struct Dynamic {
     pub(crate) bitmap_len: u64,
     pub(crate) bitmaps: Bitmaps,
     pub(crate) order: BitOrder,
-    /// What a sector is whose bit is 0: zero, or the parent's.
-    pub(crate) absent: Kind,
     pub(crate) batmap: Option<Batmap>,
     footers: Footers,
     /// No block goes past this: where the trailing footer begins.
@@ -92,13 +97,11 @@ impl Dynamic {
         file_len: u64,
         writer: Option<Writer>,
     ) -> Dynamic {
-        let differencing = state.footer.disk_type == DiskType::Differencing;
         Dynamic {
             block_size: state.header.block_size,
             bitmap_len: state.header.bitmap_len(),
             bitmaps: Bitmaps::new(state.header.bitmap_len()),
             order: if state.footer.bitmaps_are_lsb_first() { BitOrder::Lsb } else { BitOrder::Msb },
-            absent: if differencing { Kind::Hole } else { Kind::Zero },
             batmap,
             footers: Footers::MADE,
             data_end: AtomicU64::new(data_end),
@@ -121,7 +124,7 @@ impl Dynamic {
     }
 
     pub(crate) fn is_differencing(&self) -> bool {
-        self.absent == Kind::Hole
+        self.state().is_differencing()
     }
 
     pub(crate) fn data_end(&self) -> u64 {
@@ -192,7 +195,11 @@ impl Dynamic {
             if present {
                 Extent::data(len, Some(place + self.bitmap_len + within))
             } else {
-                Extent { kind: self.absent, ..Extent::hole(len) }
+                // Zero, or the parent's.
+                Extent {
+                    kind: if state.is_differencing() { Kind::Hole } else { Kind::Zero },
+                    ..Extent::hole(len)
+                }
             }
         })?;
         if let Some(found) = found {
@@ -270,7 +277,8 @@ impl Layer for Dynamic {
 
     fn details(&self) -> Details {
         let state = self.state();
-        details::of_dynamic(&state.footer, self.footers, &state.header, &state.locators, self.batmap.as_ref())
+        let batmap = self.batmap_head();
+        details::of_dynamic(&state.footer, self.footers, &state.header, &state.locators, batmap.as_ref())
     }
 
     /// Whole blocks: that is what the table gives room to.
@@ -314,7 +322,22 @@ impl Layer for Dynamic {
 
     fn parent(&self) -> Option<ParentRef> {
         let state = self.state();
-        (state.footer.disk_type == DiskType::Differencing)
-            .then(|| locator::parent_ref(&state.header, &state.locators))
+        state.is_differencing().then(|| locator::parent_ref(&state.header, &state.locators))
+    }
+
+    fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
+        self.name_parent(parent)
+    }
+
+    fn hidden(&self) -> Option<bool> {
+        Some(self.state().footer.hidden != 0)
+    }
+
+    fn set_hidden(&self, hidden: bool) -> Result<()> {
+        self.hide(hidden)
+    }
+
+    fn amend(&self, options: &Options, _secrets: &Secrets, _progress: &dyn Progress) -> Result<()> {
+        self.amend_with(options)
     }
 }

@@ -1,10 +1,14 @@
 //! A fixed disk: the guest's bytes as they stand, and a footer behind them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use cowhand_core::{Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, Prealloc, Result, Storage};
+use cowhand_core::{
+    Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, Options, Prealloc, Progress, Result, Secrets,
+    Storage,
+};
 
+use crate::amend::Amend;
 use crate::details::{self, Footers};
 use crate::find::Found;
 use crate::footer::{DiskType, FOOTER_LEN, Footer};
@@ -18,7 +22,9 @@ pub(crate) const SHARED_UNIT: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Fixed {
     file: Arc<dyn Storage>,
-    footer: Footer,
+    footer: RwLock<Footer>,
+    /// Where it stands.
+    footer_at: u64,
     size: u64,
     footers: Footers,
     writable: AtomicBool,
@@ -38,7 +44,8 @@ impl Fixed {
         Ok(Fixed {
             file,
             footers: Footers::of(&found),
-            footer: found.footer,
+            footer_at: found.at,
+            footer: RwLock::new(found.footer),
             size,
             writable: AtomicBool::new(writable),
         })
@@ -55,7 +62,32 @@ impl Fixed {
         preallocate(file.as_ref(), size, prealloc)?;
         file.write_at(size, &footer.to_bytes())
             .map_err(|error| Error::io("cannot write the footer", error).at(size))?;
-        Ok(Fixed { file, footer, size, footers: Footers::MADE, writable: AtomicBool::new(true) })
+        Ok(Fixed {
+            file,
+            footer: RwLock::new(footer),
+            footer_at: size,
+            size,
+            footers: Footers::MADE,
+            writable: AtomicBool::new(true),
+        })
+    }
+
+    fn footer(&self) -> Footer {
+        self.footer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the footer, durably: it is one sector, which a disk writes whole or not.
+    fn rewrite_footer(&self, change: impl FnOnce(&mut Footer)) -> Result<()> {
+        self.check_writable()?;
+        let mut kept = self.footer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut footer = kept.clone();
+        change(&mut footer);
+        let at = self.footer_at;
+        self.file
+            .write_at(at, &footer.to_bytes())
+            .map_err(|error| Error::io("cannot write the footer", error).at(at))?;
+        *kept = footer;
+        self.flush()
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -176,7 +208,7 @@ impl Layer for Fixed {
     }
 
     fn details(&self) -> Details {
-        details::of_fixed(&self.footer, self.footers)
+        details::of_fixed(&self.footer(), self.footers)
     }
 
     fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
@@ -192,6 +224,22 @@ impl Layer for Fixed {
     }
 
     fn identity(&self) -> LayerId {
-        LayerId(Some(self.footer.unique_id))
+        LayerId(Some(self.footer().unique_id))
+    }
+
+    fn hidden(&self) -> Option<bool> {
+        Some(self.footer().hidden != 0)
+    }
+
+    fn set_hidden(&self, hidden: bool) -> Result<()> {
+        if self.hidden() == Some(hidden) {
+            return self.flush();
+        }
+        self.rewrite_footer(|footer| footer.hidden = hidden.into())
+    }
+
+    fn amend(&self, options: &Options, _secrets: &Secrets, _progress: &dyn Progress) -> Result<()> {
+        let amend = Amend::of(options, false)?;
+        self.rewrite_footer(|footer| amend.change_footer(footer))
     }
 }

@@ -6,6 +6,7 @@
 
 mod alloc;
 mod alone;
+mod amend;
 mod bat;
 mod batmap;
 mod bitmap;
@@ -26,6 +27,7 @@ mod inspector;
 mod like;
 mod locator;
 mod naming;
+mod relabel;
 mod space;
 mod stream;
 #[cfg(test)]
@@ -78,6 +80,10 @@ impl Format for Vhd {
             kind: OptionKind::Choice(&["auto", "current_size", "chs"]),
             help: "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
         }]
+    }
+
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        amend::OPTIONS
     }
 
     fn open(

@@ -196,10 +196,31 @@ impl Space {
             .hint("convert the image to vhdx"));
         }
         if at + self.block_len > self.data_end {
-            self.extend(file, at, footer, barrier)?;
+            self.extend(file, at, self.block_len, footer, barrier)?;
         }
         self.end = at + self.block_len;
         Ok(Place { at, clean_from: self.clean_from })
+    }
+
+    /// Room for `len` bytes that are no block's, behind all that is used. The footer moves as for [`Space::take`].
+    pub(crate) fn reserve(
+        &mut self,
+        file: &dyn Storage,
+        len: u64,
+        footer: &[u8],
+        barrier: &dyn Fn() -> Result<()>,
+    ) -> Result<u64> {
+        let at = self.end.next_multiple_of(SECTOR);
+        if at + len > self.data_end {
+            self.extend(file, at, len, footer, barrier)?;
+        }
+        self.end = at + len;
+        Ok(at)
+    }
+
+    /// No block is put in front of this.
+    pub(crate) fn front(&self) -> u64 {
+        self.free.keys().next().map_or(self.end, |start| self.end.min(*start))
     }
 
     /// What is left of a range: an edge that holds no block is not worth to be known.
@@ -209,22 +230,23 @@ impl Space {
         }
     }
 
-    /// Makes room for a block at `at`, and for some more.
+    /// Makes room for `len` bytes at `at`, and for some blocks more.
     fn extend(
         &mut self,
         file: &dyn Storage,
         at: u64,
+        len: u64,
         footer: &[u8],
         barrier: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
         let pitch = self.block_len.next_multiple_of(self.alignment);
-        let mut end = at + self.block_len + pitch * (self.growth - 1);
+        let mut end = at + len + pitch * (self.growth - 1);
         let mut longer = file.set_len(end + FOOTER_LEN);
         // Room for some more may not be there, and for one may.
         if longer.as_ref().is_err_and(|error| {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge)
         }) {
-            end = at + self.block_len;
+            end = at + len;
             longer = file.set_len(end + FOOTER_LEN);
         }
         longer

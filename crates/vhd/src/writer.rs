@@ -14,14 +14,14 @@
 //! [`Dynamic::move_block`], [`Dynamic::write_back`] (a flush) and [`Dynamic::set_state`].
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use cowhand_core::{Claim, Claims, Error, ErrorKind, Result, Storage};
 
 use crate::alloc::{Layout, alignment};
 use crate::bat::{Bat, ChangedEntries};
-use crate::batmap::Map;
+use crate::batmap::{Batmap, Map};
 use crate::bitmaps::{ChangedBitmap, Mark};
 use crate::check::places;
 use crate::dynamic::{Dynamic, State};
@@ -68,8 +68,8 @@ pub(crate) struct Ready {
     /// Places of blocks that are no more.
     freed: Mutex<Vec<u64>>,
     batmap: Option<Mutex<Map>>,
-    /// Where the metadata that never moves ends.
-    metadata_end: u64,
+    /// Where what is not a block ends.
+    metadata_end: AtomicU64,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,6 +97,11 @@ impl Writer {
         }
     }
 
+    /// What the file holds is not known any more: nothing is written into it until it is opened again.
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+
     /// Nobody has closed it. Asked again under a claim, since closing claims all.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
@@ -110,7 +115,7 @@ impl Ready {
     /// What `space` says, of a file that has no more than that.
     fn new(space: Space, metadata_end: u64) -> Ready {
         Ready {
-            metadata_end,
+            metadata_end: AtomicU64::new(metadata_end),
             space: Mutex::new(space),
             short: Mutex::default(),
             freed: Mutex::default(),
@@ -120,6 +125,16 @@ impl Ready {
 
     pub(crate) fn space(&self) -> MutexGuard<'_, Space> {
         lock(&self.space)
+    }
+
+    /// What is not a block ends there from now on.
+    pub(crate) fn set_metadata_end(&self, end: u64) {
+        self.metadata_end.store(end, Ordering::Release);
+    }
+
+    /// The header of the batmap.
+    pub(crate) fn batmap_head(&self) -> Option<Batmap> {
+        self.batmap.as_ref().map(|map| lock(map).head())
     }
 
     /// The block at `at` is no more. Called with the change published in the same hold of `publish`.
@@ -258,7 +273,8 @@ impl Dynamic {
         Ok(Alone { writer, ready, _claim: claim })
     }
 
-    fn sync(&self, writer: &Writer) -> Result<()> {
+    /// All that was written is durable.
+    pub(crate) fn sync(&self, writer: &Writer) -> Result<()> {
         self.file.sync().map_err(|error| {
             writer.failed.store(true, Ordering::Release);
             Error::io("cannot make what was written durable", error)
@@ -277,6 +293,29 @@ impl Dynamic {
         let place = space.take(self.file.as_ref(), &footer, &|| self.barrier(writer));
         self.set_end(space.data_end(), space.file_len());
         place
+    }
+
+    /// Room for `len` bytes that are no block's, behind all blocks.
+    pub(crate) fn reserve(&self, alone: &Alone<'_>, len: u64) -> Result<u64> {
+        let footer = self.state().footer.to_bytes();
+        let mut space = alone.ready.space();
+        let at = space.reserve(self.file.as_ref(), len, &footer, &|| self.barrier(alone.writer));
+        self.set_end(space.data_end(), space.file_len());
+        at
+    }
+
+    /// The batmap's header as it is now.
+    pub(crate) fn batmap_head(&self) -> Option<Batmap> {
+        let ready = self.writer.as_ref().and_then(|writer| writer.ready.get());
+        ready.map_or(self.batmap, Ready::batmap_head)
+    }
+
+    /// Changes what stands beside the batmap in its header, which is one sector.
+    pub(crate) fn amend_batmap(&self, alone: &Alone<'_>, change: impl FnOnce(&mut Batmap)) -> Result<()> {
+        match &alone.ready.batmap {
+            Some(map) => lock(map).amend(self.file.as_ref(), change),
+            None => Ok(()),
+        }
     }
 
     /// Gives back a place that was not published.
@@ -422,7 +461,8 @@ impl Dynamic {
             return Ok(());
         }
         let last = state.bat.in_use().map(|(_, entry)| u64::from(entry) * SECTOR).max();
-        let used = last.map_or(0, |last| self.room(ready, last).end).max(ready.metadata_end);
+        let used =
+            last.map_or(0, |last| self.room(ready, last).end).max(ready.metadata_end.load(Ordering::Acquire));
         let footer = state.footer.to_bytes();
         let done = space.tighten(self.file.as_ref(), used, &footer, &|| self.barrier(writer));
         self.set_end(space.data_end(), space.file_len());

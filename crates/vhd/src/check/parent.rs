@@ -6,6 +6,7 @@ use super::Disk;
 use super::findings::Findings;
 use crate::header::{Header, RawLocator};
 use crate::locator;
+use crate::naming;
 
 /// Codes whose data is text that is read, and what else blktap and Windows know.
 const CODES: [[u8; 4]; 7] = [*b"W2ru", *b"W2ku", *b"MacX", *b"Wi2r", *b"Wi2k", *b"Mac ", [0; 4]];
@@ -49,7 +50,8 @@ pub(super) fn judge(file: &dyn Storage, disk: &Disk, all: &mut Findings) -> Resu
     if locator::parent_ref(header, &usable).candidates.is_empty() {
         all.corrupt(header.at + 64, || "the disk has a parent, and nothing says where".to_owned());
     }
-    if header.parent_unique_id == [0; 16] && !disk.found.footer.made_by_blktap() {
+    let stated = naming::note(&header.tail).is_some() || disk.found.footer.made_by_blktap();
+    if header.parent_unique_id == [0; 16] && !stated {
         all.note(header.at + 40, || "the parent's id is zero, so it is taken to be raw".to_owned());
     }
     if header.parent_unique_id == disk.found.footer.unique_id {

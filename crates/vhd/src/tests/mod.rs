@@ -5,6 +5,7 @@ mod check;
 mod children;
 mod differencing;
 mod hostile;
+mod labels;
 mod qemu;
 
 use std::sync::Arc;

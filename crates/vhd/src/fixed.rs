@@ -212,7 +212,7 @@ impl Layer for Fixed {
     }
 
     fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
-        like::options(&self.footer, None, self.size, replacing)
+        like::options(&self.footer(), None, self.size, replacing)
     }
 
     fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {

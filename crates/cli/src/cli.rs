@@ -37,7 +37,8 @@ Exit status:
   0    done; compare: the disks are the same; inspect: safe
   1    failed, or the command line makes no sense; compare: the disks differ
   2    compare: an image cannot be opened, or the command line makes no sense; check: errors
-  3    compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else
+  3    compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else;
+       stream --size: the front does not tell
   4    compare: reading failed; inspect: ambiguous or unreadable
   63   check: images of this format cannot be checked
   130  stopped by a signal
@@ -74,6 +75,7 @@ enum Verb {
     Snapshot(snapshot::Args),
     Child(child::Args),
     Dd(dd::Args),
+    Stream(stream::Args),
     Measure(measure::Args),
     Bitmap(bitmap::Args),
     Chain(chain::Args),
@@ -131,6 +133,7 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
         Verb::Amend(args) => amend::run(&args, out),
         Verb::Child(args) => child::run(&args, out),
         Verb::Dd(args) => dd::run(&args, out),
+        Verb::Stream(args) => stream::run(&args, out),
         Verb::Snapshot(args) => snapshot::run(&args, out),
         Verb::Measure(args) => measure::run(&args, out),
         Verb::Bitmap(args) => bitmap::run(&args, out),

@@ -454,11 +454,16 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Guest bytes written.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
     fn summary(&self, to: &'static str, target: &Image) -> Converted {
         Converted {
             to,
             size: target.size(),
-            written: self.written.load(Ordering::Relaxed),
+            written: self.written(),
             cloned: self.cloned.load(Ordering::Relaxed),
             ..Converted::default()
         }

@@ -59,6 +59,7 @@ mod scan;
 mod shelf;
 mod size_by_file;
 mod snapshots;
+pub mod stream;
 mod target;
 
 pub use allocated::{allocated, bitmap_unit, block_bitmap};

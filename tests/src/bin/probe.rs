@@ -1,19 +1,20 @@
 //! One operation of the library in a process of its own, so that a test can limit its time, see its memory, and kill it.
 //!
-//! `probe read|info PATH [name=value ...]`, `probe inspect PATH`, `probe convert SOURCE TARGET`: the answer is one line of
-//! JSON. `probe serve` runs other programs for a test.
+//! `probe read|info PATH [name=value ...]`, `probe inspect PATH`, `probe convert|stream|take SOURCE TARGET`: the answer is
+//! one line of JSON. `probe serve` runs other programs for a test.
 
 // Part of the tests.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::print_stdout)]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use cowhand::stream::{self, Deliver, From, Incoming, Stream, To};
 use cowhand::{
-    Access, Cache, Compat, Convert, FileStorage, Kind, Lock, Open, Policy, Progress, Result, inspect,
+    Access, Cache, Compat, Convert, FileStorage, Kind, Lock, Open, Policy, Progress, Quiet, Result, inspect,
 };
 use serde_json::{Value, json};
 
@@ -36,6 +37,8 @@ fn main() {
             .map(|infos| json!(infos.iter().map(cowhand::Info::to_json).collect::<Vec<_>>())),
         "inspect" => inspect(path),
         "convert" => convert(path, Path::new(&args[2])),
+        "stream" => stream(path, Path::new(&args[2])),
+        "take" => take(path, Path::new(&args[2])),
         other => panic!("probe cannot '{other}'"),
     };
     let mut answer = json!({ "ms": began.elapsed().as_millis() as u64, "peak_kib": peak_kib() });
@@ -115,6 +118,38 @@ fn inspect(path: &Path) -> Result<Value> {
 fn convert(source: &Path, target: &Path) -> Result<Value> {
     cowhand::convert(&Convert { workers: Some(1), ..Convert::new([source], target) }, &Pause)?;
     Ok(Value::Null)
+}
+
+/// An image as a VHD that is made while it is written.
+fn stream(source: &Path, target: &Path) -> Result<Value> {
+    #[derive(Debug)]
+    struct Into(std::fs::File);
+    impl Deliver for Into {
+        fn name(&self) -> &str {
+            "a file"
+        }
+
+        fn deliver(&mut self, body: &mut dyn Read, _len: Option<u64>) -> Result<()> {
+            let done = std::io::copy(body, &mut self.0);
+            done.map(|_| ()).map_err(|error| cowhand::Error::io("copying", error))
+        }
+    }
+    let mut into = Into(std::fs::File::create(target).unwrap());
+    let how = Stream {
+        format: Some("vpc".to_owned()),
+        options: cowhand::parse_option_string("force_size=on"),
+        ..Stream::default()
+    };
+    let done = stream::stream(From::File(source), To::Bytes(&mut into), &how, &Quiet)?;
+    Ok(done.to_json())
+}
+
+/// An image out of bytes that come in order.
+fn take(source: &Path, target: &Path) -> Result<Value> {
+    let bytes = Box::new(std::fs::File::open(source).unwrap());
+    let from = From::Bytes(Incoming { name: "bytes".to_owned(), len: None, bytes });
+    let done = stream::stream(from, To::File(target), &Stream::default(), &Quiet)?;
+    Ok(done.to_json())
 }
 
 /// The most memory this process had at a time.

@@ -31,6 +31,7 @@ pub(crate) mod round_size;
 pub(crate) mod scan;
 pub(crate) mod size_by_file;
 pub(crate) mod snapshot;
+pub(crate) mod stream;
 
 /// How facts are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

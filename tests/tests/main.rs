@@ -29,4 +29,5 @@ mod streams;
 mod theirs;
 mod verbs;
 mod vhd_read;
+mod vhd_streams;
 mod whole_or_none;

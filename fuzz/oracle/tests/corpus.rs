@@ -32,6 +32,11 @@ fn vhd() {
 }
 
 #[test]
+fn vhd_stream() {
+    replay("vhd-stream", 150);
+}
+
+#[test]
 fn vhdx() {
     replay("vhdx", 400);
 }
@@ -53,7 +58,8 @@ fn replay(target: &str, mutations: u64) {
         let refused = ["data-file", "no-copy"].contains(&name(seed).as_str());
         assert!(
             // What is dirty or marked corrupt opens, and is not written.
-            ["inspect", "qcow2-write"].contains(&target)
+            // Of a stream little is forgiven.
+            ["inspect", "qcow2-write", "vhd-stream"].contains(&target)
                 || name(seed).starts_with("found-")
                 || opens != refused,
             "opens: {opens}: {}",
@@ -77,7 +83,7 @@ fn replay(target: &str, mutations: u64) {
         seeds.len()
     );
     assert!(
-        tried == 0 || opened * 10 > tried,
+        tried == 0 || opened * if target == "vhd-stream" { 100 } else { 10 } > tried,
         "nearly all changes are refused at the door: nothing is tested"
     );
 }

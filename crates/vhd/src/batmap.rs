@@ -121,6 +121,11 @@ impl Batmap {
         zerocopy::transmute!(raw)
     }
 
+    /// It was being changed when that was cut off, and counts for nothing.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.checksum == NO_MAP
+    }
+
     /// The bytes of its header.
     pub(crate) fn header(&self) -> Range<u64> {
         self.at..self.at + SECTOR

@@ -47,6 +47,9 @@ impl Image<'_> {
             all.corrupt(range.start + block / 8, || format!("the batmap calls block {block} full, {what}"));
         });
         match sum {
+            Ok(_) if map.is_changing() && !wrong => all.note(map.at + 24, || {
+                "the batmap was being changed when that was cut off; the next write makes it whole".to_owned()
+            }),
             Ok(sum) if sum != map.checksum => {
                 wrong = true;
                 all.corrupt(map.at + 24, || {

@@ -11,8 +11,9 @@ use crate::check::places::Places;
 use crate::footer::FOOTER_LEN;
 use crate::geometry::SECTOR;
 
-/// Blocks by which the file grows at once, at most.
+/// Blocks, and bytes, by which the file grows at once, at most; always one block.
 const MOST_GROWTH: u64 = 64;
+const MOST_BYTES: u64 = 256 << 20;
 /// Zeros that are written at once.
 const ZEROS: u64 = 1 << 20;
 
@@ -240,7 +241,8 @@ impl Space {
         barrier: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
         let pitch = self.block_len.next_multiple_of(self.alignment);
-        let mut end = at + len + pitch * (self.growth - 1);
+        let more = (self.growth - 1).min(MOST_BYTES / pitch);
+        let mut end = at + len + pitch * more;
         let mut longer = file.set_len(end + FOOTER_LEN);
         // Room for some more may not be there, and for one may.
         if longer.as_ref().is_err_and(|error| {
@@ -325,6 +327,8 @@ impl Space {
         let (at, len) = (self.end, self.end + FOOTER_LEN);
         let failed = |error| Error::io("cannot find the size", error);
         if at != self.data_end || file.len().map_err(failed)? != self.file_len {
+            // There is a footer in the midst of it from now on, whatever comes of this.
+            self.clean_from = u64::MAX;
             file.write_at(at, footer).map_err(|error| Error::io("cannot write the footer", error).at(at))?;
             barrier()?;
             file.set_len(len)
@@ -332,7 +336,6 @@ impl Space {
             // A device keeps its length, and the footer at its end.
             if file.len().map_err(failed)? == len {
                 (self.data_end, self.file_len) = (at, len);
-                self.clean_from = u64::MAX;
             }
         }
         self.loose = false;

@@ -319,7 +319,7 @@ impl Dynamic {
             }
             let done = self.erase_part(writer, ready, here, part, how)?;
             here += done;
-            if done < part.len {
+            if done < part.len || self.much_waits(ready) {
                 break;
             }
         }

@@ -196,10 +196,15 @@ impl Dynamic {
                 }
             }
         };
-        if self.bitmaps.too_dirty() || lock(&ready.freed).len() > MAX_FREED {
+        if self.much_waits(ready) {
             self.write_back(writer, ready, false)?;
         }
         Ok((writer, ready))
+    }
+
+    /// So much waits to be written that what goes on for long ends here, and begins again.
+    pub(crate) fn much_waits(&self, ready: &Ready) -> bool {
+        self.bitmaps.too_dirty() || lock(&ready.freed).len() > MAX_FREED
     }
 
     /// Before the first change of an image that was there: is it what it says, and are its footers as they should be?
@@ -443,14 +448,15 @@ impl Dynamic {
         let Some(writer) = &self.writer else { return Ok(()) };
         let _claim = writer.claims.take(0..=u64::MAX, true);
         if let Some((writer, ready)) = self.at_work() {
-            self.write_back(writer, ready, true)?;
+            self.write_back(writer, ready, !writer.fresh)?;
             self.tighten(writer, ready)?;
+            self.sync(writer)?;
         }
         writer.closed.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Ends the file where its blocks end. The caller is alone, and all is in the file.
+    /// Ends the file where its blocks end. The caller is alone, and all is in the file; a barrier behind it is his.
     pub(crate) fn tighten(&self, writer: &Writer, ready: &Ready) -> Result<()> {
         let mut order = lock(&writer.order);
         self.epochs.wait();
@@ -467,7 +473,7 @@ impl Dynamic {
         let done = space.tighten(self.file.as_ref(), used, &footer, &|| self.barrier(writer));
         self.set_end(space.data_end(), space.file_len());
         drop(space);
-        done.and_then(|()| self.sync(writer))
+        done
     }
 }
 

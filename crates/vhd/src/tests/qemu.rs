@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use cowhand_core::testing::Rng;
-use cowhand_core::{Access, Cache, FileStorage, Layer, Lock, Storage};
+use cowhand_core::{Access, Cache, Erase, FileStorage, Image, Layer, Link, Lock, Storage};
 use tempfile::TempDir;
 
-use super::{content, create, open};
+use super::{content, create, open, open_to_write};
 
 /// Its output, or `None` where it is not installed.
 fn qemu_img(dir: &Path, args: &[&str]) -> Option<String> {
@@ -146,5 +146,73 @@ fn each_reads_the_other() {
         read.truncate(bytes.len());
         assert!(read == bytes, "{options:?}");
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// Writes, erases and flushes here and there, and says what the disk then holds.
+fn change(layer: &Arc<dyn Layer>, bytes: &mut [u8], seed: u64) {
+    let disk =
+        Image::new(vec![Link { layer: layer.clone(), name: "test".to_owned(), format: "vpc" }]).unwrap();
+    let mut rng = Rng::new(seed);
+    for n in 0..60 {
+        let at = rng.below(disk.size());
+        let len = (1 + rng.below(if n % 4 == 0 { 5 << 20 } else { 5000 })).min(disk.size() - at);
+        let piece = &mut bytes[at as usize..(at + len) as usize];
+        if n % 5 == 4 {
+            piece.fill(0);
+            disk.erase(at, len, if n % 2 == 0 { Erase::Free } else { Erase::Zero }).unwrap();
+        } else {
+            piece.fill(n as u8 + 1);
+            disk.write(at, piece).unwrap();
+        }
+        if n % 10 == 9 {
+            disk.flush().unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_written_in_place_both_read() {
+    let dir = TempDir::new().unwrap();
+    let in_dir = |name: &str| dir.path().join(name);
+    for (case, options) in
+        [(0, "subformat=dynamic"), (1, "subformat=dynamic,force_size=on"), (2, "subformat=fixed")]
+    {
+        let mut bytes: Vec<u8> = (0..20_000_256u32 / 4).flat_map(|n| (n | 1).to_le_bytes()).collect();
+        bytes[3 << 20..9 << 20].fill(0);
+        std::fs::write(in_dir("flat"), &bytes).unwrap();
+        let made =
+            qemu_img(dir.path(), &["convert", "-f", "raw", "-O", "vpc", "-o", options, "flat", "q.vhd"]);
+        if made.is_none() {
+            return;
+        }
+        let reopen = || open_to_write(file(&in_dir("q.vhd"), Access::Write)).unwrap();
+        let layer = reopen();
+        bytes.resize(layer.size() as usize, 0);
+        // In two sittings.
+        change(&layer, &mut bytes, case);
+        layer.close().unwrap();
+        let layer = reopen();
+        change(&layer, &mut bytes, case + 100);
+        layer.close().unwrap();
+        drop(layer);
+        std::fs::write(in_dir("flat"), &bytes).unwrap();
+        qemu_img(dir.path(), &["compare", "-f", "vpc", "-F", "raw", "q.vhd", "flat"]).unwrap();
+        assert!(
+            content(vec![open(file(&in_dir("q.vhd"), Access::Read)).unwrap()]).unwrap() == bytes,
+            "{options}"
+        );
+
+        // And the other way round: qemu-io writes what was written here.
+        let pattern = ["-f", "vpc", "-c", "write -P 0xa5 4M 3M", "-c", "write -P 0x5a 17M 700k", "q.vhd"];
+        let output = Command::new("qemu-io").current_dir(dir.path()).args(pattern).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        bytes[4 << 20..7 << 20].fill(0xa5);
+        bytes[17 << 20..(17 << 20) + (700 << 10)].fill(0x5a);
+        let layer = reopen();
+        assert!(content(vec![layer.clone()]).unwrap() == bytes, "{options}");
+        change(&layer, &mut bytes, case + 200);
+        layer.close().unwrap();
+        assert!(content(vec![reopen()]).unwrap() == bytes, "{options}");
     }
 }

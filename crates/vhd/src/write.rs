@@ -83,6 +83,9 @@ impl Dynamic {
         while !rest.is_empty() {
             let part = self.part(here, end);
             let (piece, after) = rest.split_at(part.len as usize);
+            if self.much_waits(ready) {
+                self.write_back(writer, ready, false)?;
+            }
             self.write_part(writer, ready, here, part, piece)?;
             here += part.len;
             rest = after;

@@ -312,7 +312,7 @@ impl Dynamic {
     /// The batmap's header as it is now.
     pub(crate) fn batmap_head(&self) -> Option<Batmap> {
         let ready = self.writer.as_ref().and_then(|writer| writer.ready.get());
-        ready.map_or(self.batmap, Ready::batmap_head)
+        ready.and_then(Ready::batmap_head).or(self.batmap)
     }
 
     /// Changes what stands beside the batmap in its header, which is one sector.

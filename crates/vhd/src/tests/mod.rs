@@ -5,6 +5,7 @@ mod check;
 mod children;
 mod differencing;
 mod hostile;
+mod in_place;
 mod labels;
 mod qemu;
 

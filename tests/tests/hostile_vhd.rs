@@ -1,8 +1,9 @@
 //! Hostile VHD images, made by patching images of `qemu-img`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use cowhand::Open;
+use cowhand::{Check, Open, Quiet, Repair, check};
 use cowhand_tests::{Content, Patch, qemu_img, temp};
 
 use crate::hostile::Verdict::{AtOpen, Bounded, Fine, OnRead, Somewhere};
@@ -30,6 +31,32 @@ fn made(folder: &Path, subformat: &str) -> Patch {
             .chain([raw.as_path(), &image]),
     );
     Patch::of(&image)
+}
+
+/// A check of such an image ends soon, changes nothing, and finds something wrong where opening does; a repair ends too,
+/// and leaves nothing worse.
+fn checked(cases: &Cases) {
+    for case in &cases.cases {
+        let told = case.image.display();
+        let bytes = std::fs::read(&case.image).unwrap();
+        let run = |repair| {
+            let open = Open { format: Some("vpc".to_owned()), ..Open::default() };
+            check(&case.image, &Check { open, repair, workers: 1 }, &Quiet)
+                .map(|checked| checked.report.unwrap())
+        };
+        let began = Instant::now();
+        let first = run(Repair::Nothing);
+        assert!(began.elapsed() < Duration::from_secs(2), "{told}: {:?}", began.elapsed());
+        assert!(std::fs::read(&case.image).unwrap() == bytes, "{told}: a check changed it");
+        let Ok(first) = first else { continue };
+        if matches!(case.verdict, AtOpen(_)) {
+            assert!(!first.is_clean(), "{told}: it does not open, and nothing is wrong");
+        }
+        let repaired = run(Repair::All).unwrap();
+        assert!(repaired.corruptions <= first.corruptions, "{told}: {repaired:#?}");
+        let again = run(Repair::Nothing).unwrap();
+        assert_eq!((again.corruptions, again.leaks), (repaired.corruptions, repaired.leaks), "{told}");
+    }
 }
 
 /// The dynamic disk header's sum made right.
@@ -91,6 +118,7 @@ fn dynamic_refused_at_open() {
         case.how = vec!["format=vpc".to_owned()];
     }
     judge(&cases.cases);
+    checked(&cases);
 }
 
 fn drop_unit(_: &mut Patch) {}
@@ -119,6 +147,7 @@ fn dynamic_refused_on_read() {
     cases.add("cut in half", &pattern, Somewhere, Gate::Any, |p| p.resize((3 << 20) + 100));
     cases.add("two entries for one block", &pattern, Bounded, Gate::Any, |p| p.be32(table + 4, first));
     judge(&cases.cases);
+    checked(&cases);
 }
 
 /// One good copy is enough.
@@ -142,6 +171,7 @@ fn one_footer_is_enough() {
         p.put(len - 512, &[0; 512]).put(len + 3072, &footer)
     });
     judge(&cases.cases);
+    checked(&cases);
     for case in &cases.cases {
         let disk = cowhand::open(&case.image, &cowhand::Open::default()).unwrap();
         assert_eq!(disk.links()[0].format, "vpc");
@@ -175,6 +205,7 @@ fn fixed() {
             .put(446, &[0x80, 0, 2, 0, 0x83, 0, 8, 0, 1, 0, 0, 0, 100, 0, 0, 0])
     });
     judge(&cases.cases);
+    checked(&cases);
     let behind_mbr = &cases.cases.last().unwrap().image;
     let disk = cowhand::open(behind_mbr, &cowhand::Open::default()).unwrap();
     assert_eq!((disk.links()[0].format, disk.size()), ("vpc", last as u64));

@@ -8,6 +8,7 @@ mod bitmaps;
 mod chain_verbs;
 mod chains;
 mod check;
+mod check_vhd;
 mod consumers;
 mod devices;
 mod encryption;

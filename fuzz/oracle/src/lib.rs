@@ -6,6 +6,7 @@
 // An oracle objects by panicking.
 #![allow(clippy::expect_used, clippy::panic)]
 
+mod checking;
 mod layer;
 pub mod mend;
 pub mod mutate;
@@ -28,11 +29,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub type Oracle = fn(&[u8]) -> bool;
 
 /// The targets by name, as the corpus' folders are called.
-pub const TARGETS: [(&str, Oracle); 6] = [
+pub const TARGETS: [(&str, Oracle); 7] = [
     ("qcow2", qcow2),
     ("qcow2-write", qcow2_write),
     ("vhd", vhd),
     ("vhd-stream", vhd_stream),
+    ("vhd-check", vhd_check),
     ("vhdx", vhdx),
     ("inspect", inspect),
 ];
@@ -63,6 +65,16 @@ pub fn vhd_stream(input: &[u8]) -> bool {
     let whole = stream::take("vpc", input);
     assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
     whole
+}
+
+/// VHD's check and repair.
+pub fn vhd_check(input: &[u8]) -> bool {
+    let began = Instant::now();
+    let storage = || Arc::new(sparse::unpack(input, u64::MAX)) as Arc<dyn Storage>;
+    let format = cowhand::format("vpc").expect("the format is registered");
+    let checked = checking::check(format, &storage(), &storage(), &mut Random::new(input));
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    checked
 }
 
 /// The parser of VHDX, its log included.

@@ -17,10 +17,10 @@ const STEPS: usize = 30;
 const EXTENTS: usize = 200;
 
 /// A place on the disk and what it must hold; `None`: it could not be read, or a failed change left it open.
-struct Window {
-    at: u64,
-    len: u64,
-    holds: Option<Vec<u8>>,
+pub(crate) struct Window {
+    pub(crate) at: u64,
+    pub(crate) len: u64,
+    pub(crate) holds: Option<Vec<u8>>,
 }
 
 /// Opens what `storage` holds for writing, changes some of it, and looks whether all else stayed. False where it does
@@ -67,7 +67,7 @@ pub(crate) fn change(format: &dyn Format, storage: &Arc<dyn Storage>, random: &m
 }
 
 /// Chooses windows: where something is stored, and anywhere.
-fn watch(layer: &dyn Layer, random: &mut Random) -> Vec<Window> {
+pub(crate) fn watch(layer: &dyn Layer, random: &mut Random) -> Vec<Window> {
     let size = layer.size();
     let mut places = Vec::new();
     let (mut at, mut looks) = (0, 0);
@@ -101,7 +101,7 @@ fn watch(layer: &dyn Layer, random: &mut Random) -> Vec<Window> {
 }
 
 /// The disk's bytes, with nothing below.
-fn content(layer: &dyn Layer, at: u64, len: u64) -> Result<Vec<u8>, Error> {
+pub(crate) fn content(layer: &dyn Layer, at: u64, len: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; len as usize];
     let mut done = 0;
     while done < len {

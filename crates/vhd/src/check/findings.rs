@@ -3,7 +3,7 @@
 use cowhand_core::{Fault, Report, Severity};
 
 /// Stretches of wrong entries that are kept in mind.
-pub(super) const MAX_RUNS: usize = 1 << 20;
+pub(super) const MAX_RUNS: usize = 1 << 21;
 
 /// Faults in the order of being found.
 #[derive(Clone, Debug, Default)]

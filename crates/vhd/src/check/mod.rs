@@ -4,7 +4,8 @@
 //! that a VHD says twice, or that can lead astray. Guest data is not read; so what stands beneath a bit that is 0 in a
 //! dynamic disk is nobody's concern here, although QEMU, which looks at no bit, would show it.
 //!
-//! In memory: 8 bytes for each block in the file, at most 128 MiB (`places`), and pieces of 1 MiB.
+//! In memory: 8 bytes for each block in the file, at most 64 MiB (`places`); 32 for each stretch of wrong entries, at most
+//! 64 MiB; and pieces of 1 MiB.
 
 mod batmap;
 mod findings;
@@ -21,13 +22,14 @@ use cowhand_core::{
 };
 
 use crate::Vhd;
+use crate::bat::FREE;
 use crate::find::{self, Found};
 use crate::footer::{DiskType, FOOTER_LEN, SizeRule};
 use crate::geometry::SECTOR;
 use crate::header::Header;
 use findings::Findings;
 use footers::Ends;
-use places::{BadEntries, Owner, Places};
+use places::{BadEntries, Owner, Places, Why};
 
 /// As much as this aligns the next block's payload to 4 KiB.
 const PADDING: u64 = 4096 - SECTOR;
@@ -68,6 +70,11 @@ impl Disk {
     /// Blocks of the disk; the table may have more entries.
     fn blocks(&self) -> u64 {
         self.size.div_ceil(self.header.block_size)
+    }
+
+    /// Where the first of these entries stands in the file.
+    fn entry_at(&self, bad: &BadEntries) -> u64 {
+        self.header.bat_at + 4 * bad.blocks.start
     }
 
     /// "guest bytes 0 to 2097151", of blocks that the disk has.
@@ -224,22 +231,22 @@ impl Image<'_> {
     /// Entries, overlaps, and space that nothing uses.
     fn table(&self, disk: &mut Disk, all: &mut Findings) -> Result<()> {
         for bad in &disk.bad {
-            let count = bad.blocks.end - bad.blocks.start;
+            let (at, count) = (disk.entry_at(bad), bad.blocks.end - bad.blocks.start);
             let more =
                 if count > 1 { format!(", and so do the {} after it", count - 1) } else { String::new() };
-            all.corrupt_many(bad.at, count, || {
-                format!("BAT entry at offset {} ({}) {}{more}", bad.at, disk.guest(&bad.blocks), bad.what)
+            all.corrupt_many(at, count, || {
+                let (guest, what) = (disk.guest(&bad.blocks), disk.places.text(bad, &disk.found));
+                format!("BAT entry at offset {at} ({guest}) {what}{more}")
             });
         }
         let blocks = disk.blocks();
         for (block, _) in disk.places.blocks().filter(|(block, _)| !disk.places.has(*block)) {
             let block = u64::from(block);
-            let at = disk.header.bat_at + 4 * block;
-            disk.beyond.push(BadEntries { blocks: block..block + 1, at, what: String::new(), cut: None });
+            disk.beyond.push(BadEntries { blocks: block..block + 1, entry: FREE, why: Why::Beyond });
         }
         for entries in &disk.beyond {
             let (first, count) = (entries.blocks.start, entries.blocks.end - entries.blocks.start);
-            all.leak(entries.at, count, || {
+            all.leak(disk.entry_at(entries), count, || {
                 let from = if count > 1 { format!(" and the {} after it", count - 1) } else { String::new() };
                 format!("the table gives room to block {first}{from}; the disk has {blocks} blocks")
             });

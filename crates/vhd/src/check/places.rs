@@ -14,13 +14,16 @@ use crate::batmap::Batmap;
 use crate::find::Found;
 use crate::footer::FOOTER_LEN;
 use crate::geometry::SECTOR;
-use crate::header::{HEADER_LEN, Header};
+use crate::header::{HEADER_LEN, Header, RawLocator};
 
-/// Blocks in the file that are kept in mind, 128 MiB of memory; the largest disk in blocks of 512 KiB has a quarter.
-const MAX_BLOCKS: usize = 1 << 24;
+/// Blocks in the file that are kept in mind, 64 MiB of memory; the largest disk in blocks of 512 KiB has half.
+const MAX_BLOCKS: usize = 1 << 23;
 
 /// Blocks as near as this stand behind each other: their payload may be aligned.
 const ALIGNMENT: u64 = 4096;
+
+/// A parent locator has as much room as this at most.
+const MAX_PATH: u64 = 64 << 10;
 
 /// What takes room in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,17 +60,26 @@ pub(crate) struct Place {
     pub(crate) owner: Owner,
 }
 
-/// Table entries that cannot be right.
+/// Table entries that cannot be right; more than one only where a stretch of the table is alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BadEntries {
-    /// The blocks whose entries these are; more than one only where a stretch of the table is alike.
+    /// The blocks whose entries these are.
     pub(crate) blocks: Range<u64>,
-    /// Where the first of them stands in the file.
-    pub(crate) at: u64,
-    /// What is wrong: "puts block 7 at ..., past the file's end at ...".
-    pub(crate) what: String,
-    /// The place that they name, if all that is wrong is that the room for blocks ends within its sectors.
-    pub(crate) cut: Option<Range<u64>>,
+    pub(crate) entry: u32,
+    pub(crate) why: Why,
+}
+
+/// Why a block cannot stand where its entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    PastEnd,
+    Over(Owner),
+    /// The room for blocks ends within it.
+    Outside,
+    /// As before, and within its sectors: the bitmap is there.
+    Cut,
+    /// It can, but the disk does not have the block.
+    Beyond,
 }
 
 /// What stands where.
@@ -117,9 +129,8 @@ impl Places {
                 if blocks.is_empty() {
                     continue;
                 }
-                let at = header.bat_at + 4 * blocks.start;
                 match places.wrong(blocks.start, entry, found) {
-                    Some((what, cut)) => bad(BadEntries { blocks, at, what, cut })?,
+                    Some(why) => bad(BadEntries { blocks, entry, why })?,
                     // No two blocks share a place, and a hostile table may say so of four thousand million.
                     None if places.blocks.len() as u64 + (blocks.end - blocks.start) > MAX_BLOCKS as u64 => {
                         return Err(Error::unsupported(format!(
@@ -150,29 +161,42 @@ impl Places {
         if rest == 0 { self.block_size } else { rest.min(self.block_size).next_multiple_of(SECTOR) }
     }
 
-    fn range(&self, block: u64, entry: u32) -> Range<u64> {
+    pub(crate) fn range(&self, block: u64, entry: u32) -> Range<u64> {
         let start = u64::from(entry) * SECTOR;
         start..start + self.bitmap_len + self.used(block)
     }
 
-    /// Why the block cannot stand there, and the place if it is only cut off.
-    fn wrong(&self, block: u64, entry: u32, found: &Found) -> Option<(String, Option<Range<u64>>)> {
-        let place = self.range(block, entry);
-        let Range { start, end } = place;
-        let room = found.data_end;
+    /// Why the block cannot stand there.
+    fn wrong(&self, block: u64, entry: u32, found: &Found) -> Option<Why> {
+        let Range { start, end } = self.range(block, entry);
         let over = self.metadata.iter().find(|other| {
             let fixed = matches!(other.owner, Owner::FooterCopy | Owner::Header | Owner::Table);
             fixed && other.range.start < end && start < other.range.end
         });
         if start >= found.file_len {
-            Some((format!("puts block {block} at {start}, past the file's end at {}", found.file_len), None))
+            Some(Why::PastEnd)
         } else if let Some(over) = over {
-            Some((format!("puts block {block} at {start}..{end}, over {}", over.owner), None))
-        } else if end > room {
-            let what = format!("puts block {block} at {start}..{end}, and the blocks' room ends at {room}");
-            Some((what, (start + self.bitmap_len < room).then_some(place)))
+            Some(Why::Over(over.owner))
+        } else if end > found.data_end {
+            let cut = start + self.bitmap_len < found.data_end;
+            Some(if cut { Why::Cut } else { Why::Outside })
         } else {
             None
+        }
+    }
+
+    /// What is wrong, for people: "puts block 7 at ..., past the file's end at ...".
+    pub(crate) fn text(&self, bad: &BadEntries, found: &Found) -> String {
+        let block = bad.blocks.start;
+        let Range { start, end } = self.range(block, bad.entry);
+        let (file_len, room) = (found.file_len, found.data_end);
+        match bad.why {
+            Why::PastEnd => format!("puts block {block} at {start}, past the file's end at {file_len}"),
+            Why::Over(owner) => format!("puts block {block} at {start}..{end}, over {owner}"),
+            Why::Outside | Why::Cut => {
+                format!("puts block {block} at {start}..{end}, and the blocks' room ends at {room}")
+            }
+            Why::Beyond => format!("puts block {block} at {start}, and the disk does not have it"),
         }
     }
 
@@ -277,12 +301,19 @@ impl Places {
     }
 }
 
-/// Where everything but the blocks and the footer at the end stands. What lies outside the file is left out.
+/// Where everything but the blocks and the footer at the end stands. What goes on past the file's end ends there.
 fn metadata(file: &dyn Storage, found: &Found, header: &Header) -> Result<Vec<Place>> {
     let failed = |error| Error::io("cannot read the batmap", error).at(header.bat_end());
     let batmap = Batmap::find(file, &found.footer, header).map_err(failed)?;
-    let locators =
-        header.locators.iter().enumerate().map(|(index, raw)| (raw.place(), Owner::Locator(index)));
+    // One that says too much is no place of anything; it is judged with the parent's name.
+    let within = |raw: &RawLocator| {
+        let (at, len) = (raw.data_offset.get(), u64::from(raw.data_length.get()));
+        len <= MAX_PATH && at.checked_add(len).is_some_and(|end| end <= found.file_len)
+    };
+    let locators = header.locators.iter().enumerate().filter(|(_, raw)| within(raw)).map(|(index, raw)| {
+        let place = raw.place();
+        (place.start..place.end.min(place.start + MAX_PATH), Owner::Locator(index))
+    });
     let mut all: Vec<Place> = [
         (0..FOOTER_LEN, Owner::FooterCopy),
         (header.at..header.at + HEADER_LEN, Owner::Header),
@@ -295,8 +326,8 @@ fn metadata(file: &dyn Storage, found: &Found, header: &Header) -> Result<Vec<Pl
             .flat_map(|batmap| [(batmap.header(), Owner::BatmapHeader), (batmap.map(), Owner::Batmap)]),
     )
     .chain(locators)
-    .filter(|(range, _)| !range.is_empty() && range.end <= found.file_len)
-    .map(|(range, owner)| Place { range, owner })
+    .map(|(range, owner)| Place { range: range.start..range.end.min(found.file_len), owner })
+    .filter(|place| !place.range.is_empty())
     .collect();
     all.sort_by_key(|place| place.range.start);
     Ok(all)
@@ -343,12 +374,12 @@ mod tests {
         MemoryStorage::from_bytes(&file.to_vec())
     }
 
-    fn places(file: &MemoryStorage, bad: &mut Vec<String>) -> Places {
+    fn places(file: &MemoryStorage, bad: &mut Vec<(u64, Why)>) -> Places {
         let found = find(file).unwrap();
         let size = found.footer.size(SizeRule::Auto);
         let header = Header::read(file, &found, size).unwrap();
         Places::read(file, &found, &header, size, &mut |entries| {
-            bad.push(entries.what);
+            bad.push((entries.blocks.start, entries.why));
             Ok(())
         })
         .unwrap()
@@ -372,24 +403,26 @@ mod tests {
 
     #[test]
     fn says_what_cannot_be() {
-        for (block, entry, what) in [
-            (1, 7, "block 1 and block 4"),
-            (1, 8, "block 4 and block 1"),
-            (1, 3, "puts block 1 at 1536..6144, over the table"),
-            (4, 32, "puts block 4 at 16384..18944, and the blocks' room ends at 16384"),
-            (3, 33, "puts block 3 at 16896, past the file's end at 16896"),
+        for (block, entry, why, owners) in [
+            (1, 7, None, Some((Owner::Block(1), Owner::Block(4)))),
+            (1, 8, None, Some((Owner::Block(4), Owner::Block(1)))),
+            (1, 3, Some(Why::Over(Owner::Table)), None),
+            (4, 30, Some(Why::Cut), None),
+            (4, 32, Some(Why::Outside), None),
+            (3, 33, Some(Why::PastEnd), None),
         ] {
             let file = image();
             file.write_at(1536 + 4 * block, &u32::to_be_bytes(entry)).unwrap();
-            let mut said = Vec::new();
-            let places = places(&file, &mut said);
-            places
-                .overlaps(&mut |one, other| {
-                    said.push(format!("{} and {}", one.owner, other.owner));
-                    Ok(())
-                })
-                .unwrap();
-            assert_eq!(said, [what]);
+            let mut bad = Vec::new();
+            let places = places(&file, &mut bad);
+            assert_eq!(bad, Vec::from_iter(why.map(|why| (block, why))));
+            let mut shared = Vec::new();
+            let see = &mut |one: &Place, other: &Place| {
+                shared.push((one.owner, other.owner));
+                Ok(())
+            };
+            places.overlaps(see).unwrap();
+            assert_eq!(shared, Vec::from_iter(owners));
         }
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use cowhand_core::{Error, Fault, MAX_FAULTS, Report, Result, Severity};
 
 use super::footers::End;
-use super::places::BadEntries;
+use super::places::{BadEntries, Why};
 use super::{Disk, Image, Looked, guest_text};
 use crate::bat::FREE;
 use crate::footer::FOOTER_LEN;
@@ -74,16 +74,17 @@ impl Image<'_> {
             }
             Step::Grow => self.grow(disk, lost),
             Step::Entries => {
-                for bad in disk.bad.iter().filter(|bad| bad.cut.is_none()) {
-                    let at = bad.at;
-                    let guest = disk.guest(&bad.blocks);
-                    lose(lost, at, format!("{guest} are lost: BAT entry at offset {at} {}", bad.what));
+                let gone = || disk.bad.iter().filter(|bad| bad.why != Why::Cut);
+                for bad in gone().take(MAX_FAULTS) {
+                    let (at, guest) = (disk.entry_at(bad), disk.guest(&bad.blocks));
+                    let what = disk.places.text(bad, &disk.found);
+                    lose(lost, at, format!("{guest} are lost: BAT entry at offset {at} {what}"));
                 }
-                self.free(disk.bad.iter().filter(|bad| bad.cut.is_none()))
+                self.free(disk, gone())
             }
             Step::Apart => self.apart(disk),
             Step::Batmap => self.mend_batmap(disk),
-            Step::Beyond => self.free(disk.beyond.iter()),
+            Step::Beyond => self.free(disk, disk.beyond.iter()),
             Step::Cut => {
                 let at = disk.places.end().next_multiple_of(SECTOR);
                 self.write("the footer", at, &disk.ends.footer)?;
@@ -102,14 +103,17 @@ impl Image<'_> {
         let room = disk.found.data_end;
         let mut end = disk.places.end();
         for bad in &disk.bad {
-            let Some(place) = &bad.cut else { continue };
+            if bad.why != Why::Cut {
+                continue;
+            }
+            let place = disk.places.range(bad.blocks.start, bad.entry);
             end = end.max(place.end);
             let payload = place.start + disk.header.bitmap_len();
             for block in bad.blocks.clone() {
                 let from = block * disk.header.block_size;
                 let to = (from + disk.header.block_size).min(disk.size);
                 let guest = guest_text(from + room.saturating_sub(payload), to);
-                lose(lost, bad.at, format!("{guest} are lost: the file was cut at {room}"));
+                lose(lost, disk.entry_at(bad), format!("{guest} are lost: the file was cut at {room}"));
             }
         }
         let last = disk.found.file_len.next_multiple_of(SECTOR).saturating_sub(FOOTER_LEN);
@@ -126,11 +130,11 @@ impl Image<'_> {
     }
 
     /// Makes entries free.
-    fn free<'b>(&self, entries: impl Iterator<Item = &'b BadEntries>) -> Result<()> {
+    fn free<'b>(&self, disk: &Disk, entries: impl Iterator<Item = &'b BadEntries>) -> Result<()> {
         let ones = vec![0xff; PIECE as usize];
         for bad in entries {
-            let Range { start, end } = bad.at..bad.at + 4 * (bad.blocks.end - bad.blocks.start);
-            let mut at = start;
+            let mut at = disk.entry_at(bad);
+            let end = at + 4 * (bad.blocks.end - bad.blocks.start);
             while at < end {
                 let len = (end - at).min(PIECE);
                 self.write("the table", at, ones.get(..len as usize).unwrap_or(&ones))?;
@@ -155,12 +159,11 @@ impl Image<'_> {
             payload += size;
         }
         // First, so that a footer stands at the end whenever the power goes.
-        let file_len = disk.found.file_len;
-        let at = payload.max(file_len.next_multiple_of(SECTOR) - FOOTER_LEN);
+        let at = payload.max(disk.found.file_len.next_multiple_of(SECTOR) - FOOTER_LEN);
         self.write("the footer", at, &disk.ends.footer)?;
         self.sync()?;
         for (_, from, entry) in &moves {
-            self.copy(from, u64::from(*entry) * SECTOR, file_len)?;
+            self.copy(from, u64::from(*entry) * SECTOR)?;
         }
         self.sync()?;
         for (block, _, entry) in &moves {
@@ -170,8 +173,8 @@ impl Image<'_> {
         self.sync()
     }
 
-    /// Copies bytes of the file; from `zeros` on the file reads zero where they go.
-    fn copy(&self, from: &Range<u64>, to: u64, zeros: u64) -> Result<()> {
+    /// Copies bytes of the file; what is a hole on both sides stays one.
+    fn copy(&self, from: &Range<u64>, to: u64) -> Result<()> {
         let failed = |at| move |error| Error::io("cannot read a block", error).at(at);
         let mut bytes = vec![0; PIECE.min(from.end - from.start) as usize];
         let mut at = from.start;
@@ -179,13 +182,16 @@ impl Image<'_> {
             self.go_on(0, 1)?;
             let target = to + (at - from.start);
             let mut len = (from.end - at).min(PIECE);
-            if target >= zeros {
-                let data = self.file.data_at(at).map_err(failed(at))?.unwrap_or(from.end..from.end);
-                if data.start > at {
-                    at = data.start;
+            let data = self.file.data_at(at).map_err(failed(at))?.map_or(from.end, |data| data.start);
+            if data > at {
+                // A hole, and where it goes perhaps another; past the file's old end it is one.
+                let next = self.file.data_at(target).map_err(failed(target))?;
+                let same = next.map_or(u64::MAX, |next| next.start.saturating_sub(target));
+                if same > 0 {
+                    at += same.min(data - at);
                     continue;
                 }
-                len = len.min(data.end - at);
+                len = len.min(data - at);
             }
             let piece = bytes.get_mut(..len as usize).unwrap_or_default();
             self.file.read_at(at, piece).map_err(failed(at))?;
@@ -218,7 +224,7 @@ fn next(looked: &Looked, all: bool, done: &[Step]) -> Option<Step> {
     let entries = |list: &[BadEntries]| {
         !list.is_empty() && list.iter().map(|bad| bad.blocks.end - bad.blocks.start).sum::<u64>() <= MAX_FREED
     };
-    let cut = disk.bad.iter().any(|bad| bad.cut.is_some());
+    let cut = disk.bad.iter().any(|bad| bad.why == Why::Cut);
     let tail_is_wrong = matches!(ends.tail, End::BadSum | End::Foreign);
     let append = ends.tail == End::Absent && !found.tail_is_unused;
     let clean = found.report.corruptions == 0;

@@ -41,7 +41,7 @@ fn what_qemu_and_we_make_is_clean() {
     }
 }
 
-/// Damage that hides nothing from QEMU: the disk reads the same after a repair, there too.
+/// Where QEMU read the disk it reads the same after a repair, and where it did not it does.
 #[test]
 fn what_is_repaired_reads_in_qemu_as_before() {
     let folder = temp();
@@ -74,7 +74,8 @@ fn what_is_repaired_reads_in_qemu_as_before() {
         let damaged = folder.path().join("damaged.vhd");
         patch.save(&damaged);
         let lost = name == "an entry past the end";
-        let before = std::fs::read(qemu_raw(&damaged, "vpc")).unwrap();
+        // Of an entry past the end QEMU says that the image was truncated, and does not open it.
+        let before = if lost { Vec::new() } else { std::fs::read(qemu_raw(&damaged, "vpc")).unwrap() };
         let first = ours(&damaged, Repair::Nothing);
         assert!(first.corruptions > 0, "{name}");
         let repaired = ours(&damaged, Repair::All);

@@ -202,7 +202,7 @@ impl Image<'_> {
         }
         let count = size.div_ceil(header.block_size);
         let (mut bad, mut beyond) = (Vec::new(), Vec::new());
-        let places = Places::read(self.file, &found, &header, size, &mut |entries| {
+        let places = Places::read(self.file, &found, &header, size, &mut |_, entries| {
             if entries.blocks.start < count { &mut bad } else { &mut beyond }.push(entries);
             if bad.len() + beyond.len() > findings::MAX_RUNS {
                 return Err(Error::new(

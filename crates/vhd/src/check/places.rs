@@ -106,7 +106,7 @@ impl Places {
         found: &Found,
         header: &Header,
         size: u64,
-        bad: &mut dyn FnMut(BadEntries) -> Result<()>,
+        bad: &mut dyn FnMut(&Places, BadEntries) -> Result<()>,
     ) -> Result<Places> {
         let mut places = Places {
             metadata: metadata(file, found, header)?,
@@ -130,7 +130,7 @@ impl Places {
                     continue;
                 }
                 match places.wrong(blocks.start, entry, found) {
-                    Some(why) => bad(BadEntries { blocks, entry, why })?,
+                    Some(why) => bad(&places, BadEntries { blocks, entry, why })?,
                     // No two blocks share a place, and a hostile table may say so of four thousand million.
                     None if places.blocks.len() as u64 + (blocks.end - blocks.start) > MAX_BLOCKS as u64 => {
                         return Err(Error::unsupported(format!(
@@ -342,9 +342,12 @@ pub(crate) fn audit(file: &dyn Storage, found: &Found, header: &Header, size: u6
         )
     };
     let count = size.div_ceil(header.block_size);
-    let places = Places::read(file, found, header, size, &mut |bad| {
+    let places = Places::read(file, found, header, size, &mut |places, bad| {
         // What the disk does not have is read by nobody, wherever it leads.
-        if bad.blocks.start < count { Err(refuse("BAT entry", bad.what, bad.at)) } else { Ok(()) }
+        if bad.blocks.start >= count {
+            return Ok(());
+        }
+        Err(refuse("BAT entry", places.text(&bad, found), header.bat_at + 4 * bad.blocks.start))
     })?;
     places.overlaps(&mut |one, other| {
         let what = format!("{} and {} share bytes", one.owner, other.owner);
@@ -378,7 +381,7 @@ mod tests {
         let found = find(file).unwrap();
         let size = found.footer.size(SizeRule::Auto);
         let header = Header::read(file, &found, size).unwrap();
-        Places::read(file, &found, &header, size, &mut |entries| {
+        Places::read(file, &found, &header, size, &mut |_, entries| {
             bad.push((entries.blocks.start, entries.why));
             Ok(())
         })

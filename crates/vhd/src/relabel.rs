@@ -39,12 +39,7 @@ impl Dynamic {
         if naming.is_none() {
             self.clean_absent(&alone)?;
         }
-        let done = self.change_header(&alone, naming.as_ref());
-        if done.is_err() {
-            // Which footer and which header count is not known before it is opened again.
-            alone.writer.fail();
-        }
-        done
+        self.change_header(&alone, naming.as_ref())
     }
 
     /// Writes the zeros that absent sectors of a dynamic disk's blocks are: over a parent they would be holes.
@@ -115,18 +110,27 @@ impl Dynamic {
         for at in spare.into_iter().chain([home]) {
             let mut state = State::clone(&self.state());
             header.at = at;
-            file.write_at(at, &header.to_bytes())
-                .map_err(|error| Error::io("cannot write the dynamic header", error).at(at))?;
-            self.barrier(alone.writer)?;
             (state.footer.header_at, state.footer.disk_type) = (at, disk_type);
             (state.header, state.locators) = (header.clone(), locators.clone());
-            self.write_footers(alone.writer, &state.footer, self.data_end())?;
-            self.set_state(state);
+            // After a failure nobody knows which footer and which header count, before it is opened again.
+            self.switch(alone, state).inspect_err(|_| alone.writer.fail())?;
         }
         let used = self.metadata(alone, &self.state());
         alone.ready.set_metadata_end(used.iter().map(|used| used.end).max().unwrap_or(0));
         // Also where barriers are left out.
         self.sync(alone.writer)
+    }
+
+    /// Writes the header of `state` to a place that nothing refers to, and then has the footers refer to it.
+    fn switch(&self, alone: &Alone<'_>, state: State) -> Result<()> {
+        let at = state.header.at;
+        self.file
+            .write_at(at, &state.header.to_bytes())
+            .map_err(|error| Error::io("cannot write the dynamic header", error).at(at))?;
+        self.barrier(alone.writer)?;
+        self.write_footers(alone.writer, &state.footer, self.data_end())?;
+        self.set_state(state);
+        Ok(())
     }
 
     /// What the file uses in front of its blocks, or has used until now.
@@ -157,8 +161,9 @@ impl Dynamic {
         let mut used = self.metadata(alone, state);
         used.push(HOME);
         used.sort_by_key(|range| range.start);
+        // Of blocks that are no more, some reader may still be at their old places; others were taken since.
         let first_block = state.bat.in_use().map(|(_, entry)| u64::from(entry) * SECTOR).min();
-        let front = alone.ready.space().front().min(first_block.unwrap_or(u64::MAX));
+        let front = first_block.unwrap_or(u64::MAX).min(alone.ready.space().front()).min(alone.ready.front);
         let mut gaps = Vec::new();
         let mut taken = 0;
         used.push(front..front);

@@ -68,6 +68,8 @@ pub(crate) struct Ready {
     /// Places of blocks that are no more.
     freed: Mutex<Vec<u64>>,
     batmap: Option<Mutex<Map>>,
+    /// No block stands or is put in front of this, and none did whose place somebody may still read.
+    pub(crate) front: u64,
     /// Where what is not a block ends.
     metadata_end: AtomicU64,
 }
@@ -115,6 +117,7 @@ impl Ready {
     /// What `space` says, of a file that has no more than that.
     fn new(space: Space, metadata_end: u64) -> Ready {
         Ready {
+            front: space.front(),
             metadata_end: AtomicU64::new(metadata_end),
             space: Mutex::new(space),
             short: Mutex::default(),
@@ -225,10 +228,13 @@ impl Dynamic {
         let alignment = alignment(ground.metadata_end, blocks, header.block_size).unwrap_or(SECTOR);
         let known = Known { free: ground.free, end: ground.end, data_end, file_len };
         let space = Space::new(state.block_len(), self.bitmap_len, alignment, known);
+        let ready = Ready::new(space, ground.metadata_end);
+        let first = state.bat.in_use().map(|(_, entry)| u64::from(entry) * SECTOR).min();
         Ok(Ready {
             short: Mutex::new(ground.short),
             batmap: map.map(Mutex::new),
-            ..Ready::new(space, ground.metadata_end)
+            front: first.unwrap_or(u64::MAX).min(ready.front),
+            ..ready
         })
     }
 

@@ -68,8 +68,16 @@ impl Locator {
     /// As a path with `/`; relative ones without `./`.
     pub fn path(&self) -> PathBuf {
         let text = self.text.strip_prefix("file://").unwrap_or(&self.text).replace('\\', "/");
-        let text = if self.code == "MacX" { percent_decoded(&text) } else { text };
         Path::new(&text).components().filter(|part| *part != Component::CurDir).collect()
+    }
+
+    /// The file in `folder` that it names. XenServer writes a URL's path as it is, others escape it.
+    fn in_folder(&self, folder: &Path) -> std::io::Result<PathBuf> {
+        let plain = folder.join(self.path()).canonicalize();
+        if self.code != "MacX" || plain.is_ok() {
+            return plain;
+        }
+        folder.join(percent_decoded(self.path().to_str().unwrap())).canonicalize()
     }
 
     fn is_relative(&self) -> bool {
@@ -367,8 +375,8 @@ impl Vhd {
         let folder = self.path.parent().unwrap();
         let mut found: Vec<PathBuf> = Vec::new();
         for locator in locators.iter().filter(|locator| locator.is_relative()) {
-            let path = folder.join(locator.path());
-            found.push(path.canonicalize().unwrap_or_else(|error| panic!("{name}: {locator:?}: {error}")));
+            let path = locator.in_folder(folder);
+            found.push(path.unwrap_or_else(|error| panic!("{name}: {locator:?}: {error}")));
         }
         assert!(!found.is_empty(), "{name}: no relative locator");
         assert!(found.iter().all(|path| *path == found[0]), "{name}: {found:?}");

@@ -21,9 +21,13 @@ pub(crate) struct Seen {
 /// What `child` is to remember of the parent that it shall call `name`.
 pub(crate) fn remembered(child: &Path, name: &Path, format: Option<String>, seen: Option<Seen>) -> ParentRef {
     let mut candidates = vec![name.to_owned()];
-    if name.is_relative() {
-        candidates.push(whole(&in_folder(&folder_of(child), name)));
-    }
+    // The other way to say it: formats that write several have both, and are found after a move of the folder too.
+    let other = if name.is_relative() {
+        whole(&in_folder(&folder_of(child), name))
+    } else {
+        relative_name(child, name)
+    };
+    candidates.extend((other.is_relative() != name.is_relative()).then_some(other));
     ParentRef {
         candidates,
         format,

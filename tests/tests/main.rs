@@ -33,5 +33,6 @@ mod vhd_by_7zip;
 mod vhd_children;
 mod vhd_read;
 mod vhd_streams;
+mod vhd_verbs;
 mod vhd_written;
 mod whole_or_none;

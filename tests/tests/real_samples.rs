@@ -179,10 +179,10 @@ fn a_wrong_parent_is_refused() {
 
 /// What cannot be written yet says so by name, and stays as it is.
 #[test]
-fn writing_into_vhd_and_vhdx_is_refused() {
+fn writing_into_vhdx_is_refused() {
     let folder = temp();
     for sample in disks() {
-        if !matches!(sample.format.as_str(), "vhd" | "vhdx") || !sample.parent.is_empty() {
+        if sample.format != "vhdx" || !sample.parent.is_empty() {
             continue;
         }
         let copy = folder.path().join("copy");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand::{Child, Erase, Lock, Open};
+use cowhand::{Child, Erase, Lock, Open, Policy};
 use cowhand_tests::{BuiltDisk, Layout, Rng, Vhd, for_all, options, temp, vhd_chain_layouts, vhd_content};
 
 use crate::vhd_by_7zip::{by_seven_zip, seven_zip};
@@ -29,13 +29,13 @@ const CASES: &[Case] = &[
     Case { parent: "blktap-0.1-child", child: "new.vhd", options: "creator=tap,block_size=512k", more: 0 },
 ];
 
-fn built(name: &str, folder: &Path) -> BuiltDisk {
+pub(crate) fn built(name: &str, folder: &Path) -> BuiltDisk {
     let found: Vec<Layout> = vhd_chain_layouts().into_iter().filter(|layout| layout.name == name).collect();
     found[0].build(folder)
 }
 
 /// What stands in a child's file so that other programs find its parent and believe it.
-fn assert_names_its_parent(child: &Path, parent: &Path) {
+pub(crate) fn assert_names_its_parent(child: &Path, parent: &Path) {
     let vhd = Vhd::open(child);
     assert_eq!(vhd.kind, 4, "type");
     assert_eq!(vhd.parent().unwrap(), parent.canonicalize().unwrap(), "the parent by the locators");
@@ -92,8 +92,9 @@ fn name_their_parents_and_hold_what_is_written() {
             assert!(vhd_content(&child) == mirror, "a new child reads otherwise");
 
             let before = Vhd::open(&child).kept();
-            let disk = cowhand::open(&child, &Open { writable: true, lock: Lock::None, ..Open::default() });
-            let disk = disk.unwrap();
+            let policy = Policy::Local; // one child lies in a folder of its own
+            let how = Open { writable: true, lock: Lock::None, policy, ..Open::default() };
+            let disk = cowhand::open(&child, &how).unwrap();
             history(&disk, &mut mirror, 2 << 20, 30, &mut Rng::new(*seed));
             disk.close().unwrap();
             drop(disk);

@@ -274,15 +274,20 @@ impl Vhd {
             assert!(at.is_multiple_of(SECTOR), "{name}: locator {code} at {at}");
             let mut bytes = vec![0; len];
             self.file.read_exact_at(&mut bytes, at).unwrap();
-            let text = match code.as_str() {
-                "W2ru" | "W2ku" => {
-                    let units: Vec<u16> =
-                        bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
-                    assert!(len.is_multiple_of(2), "{name}: locator {code} has {len} bytes");
-                    String::from_utf16(&units).unwrap()
-                }
-                "MacX" | "Wi2r" | "Wi2k" => String::from_utf8(bytes).unwrap(),
+            // The specification says of the deprecated codes only that they are paths: both ways are read.
+            let wide = match code.as_str() {
+                "W2ru" | "W2ku" => true,
+                "Wi2r" | "Wi2k" => bytes.contains(&0),
+                "MacX" => false,
                 _ => panic!("{name}: locator code {:?}", &entry[..4]),
+            };
+            let text = if wide {
+                assert!(len.is_multiple_of(2), "{name}: locator {code} has {len} bytes");
+                let pairs = bytes.chunks_exact(2);
+                let units: Vec<u16> = pairs.map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+                String::from_utf16(&units).unwrap()
+            } else {
+                String::from_utf8(bytes).unwrap()
             };
             assert!(!text.contains('\0'), "{name}: locator {code} holds a NUL: {text:?}");
             found.push(Locator { code, text, place: (at, space) });

@@ -1,7 +1,6 @@
 //! The power-cut test of VHD in its configurations: a few states of each in the tests, many in `examples/crash.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cowhand_core::testing::{CrashCounts, CrashTest, Failure, Shape, State};
 use cowhand_core::{CheckOptions, Format, Layer, NoFiles, Quiet, Storage};
@@ -51,19 +50,17 @@ pub(crate) fn cut(
     // Half of the disks end inside a block.
     let size = size + 512 * (seed / 3 % 2);
     let shape = Shape { ops: 40, ..Shape::new(size, unit) };
-    let seen = AtomicUsize::new(0);
     let mut test = CrashTest::new(move |file| make(file, sort, size, unit), reopen)
         .view(view)
         .shape(shape)
         .seed(seed)
         .per_epoch(per_epoch)
         .check(|state, layer| {
-            seen.fetch_add(1, Ordering::Relaxed);
             check(state)?;
             batmap_is_true(state, layer)
         });
     if sort.is_child() {
-        test = test.parent(parent(if seed % 2 == 0 { size * 3 / 2 } else { size / 1024 * 512 }));
+        test = test.parent(parent(if seed.is_multiple_of(2) { size * 3 / 2 } else { size / 1024 * 512 }));
     }
     match turn {
         1 => test = test.device(device(size, unit)),

@@ -81,6 +81,17 @@ impl Batmap {
         }
     }
 
+    /// The same for another table, as [`Batmap::new`].
+    pub(crate) fn behind(self, table_end: u64, entries: u32) -> Batmap {
+        Batmap {
+            version: self.version,
+            marker: self.marker,
+            key: self.key,
+            reserved: self.reserved,
+            ..Batmap::new(table_end, entries)
+        }
+    }
+
     /// The batmap of a disk, if its maker writes them and the cookie is there.
     pub(crate) fn find(file: &dyn Storage, footer: &Footer, header: &Header) -> io::Result<Option<Batmap>> {
         let at = header.bat_end();
@@ -149,6 +160,16 @@ pub(crate) struct Map {
 }
 
 impl Map {
+    /// Writes a map that says nothing of any block, and its header, where `head` has them. Not durable.
+    pub(crate) fn empty(file: &dyn Storage, head: Batmap) -> Result<Map> {
+        let range = head.map();
+        let mut map = Map { head, map: vec![0; (range.end - range.start) as usize] };
+        file.write_at(range.start, &map.map)
+            .map_err(|error| Error::io("cannot write the batmap", error).at(range.start))?;
+        map.write_head(file, map.checksum())?;
+        Ok(map)
+    }
+
     /// Reads the map that `head` leads to; the blocks' room ends at `data_end`. Errors: it is not in the file.
     pub(crate) fn read(file: &dyn Storage, head: Batmap, data_end: u64) -> Result<Map> {
         let range = head.map();

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cowhand_core::{
-    Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, Options, ParentRef, Progress, Result,
-    Secrets, Storage,
+    Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, Options, ParentRef, Prealloc, Progress,
+    Result, Secrets, Storage,
 };
 
 use crate::bat::Bat;
@@ -273,6 +273,18 @@ impl Layer for Dynamic {
 
     fn close(&self) -> Result<()> {
         self.close_all()
+    }
+
+    fn resize(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
+        self.resize_to(size, prealloc, below)
+    }
+
+    fn compact(&self, progress: &dyn Progress) -> Result<()> {
+        self.compact_file(progress)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.clear_disk()
     }
 
     fn details(&self) -> Details {

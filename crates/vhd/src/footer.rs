@@ -16,6 +16,10 @@ const NO_HEADER: u64 = u64::MAX;
 /// 2000-01-01 00:00 UTC in seconds since 1970: where VHD's time begins.
 pub(crate) const EPOCH: u64 = 946_684_800;
 
+/// What stands in front of the place in [`Footer::stale_footer`], and where in the reserved area.
+const RESIZING: &[u8] = b"cowhand resizing";
+const RESIZING_AT: usize = 426 - 16 - 8;
+
 /// The footer as it stands in the file (VHD specification, "Hard Disk Footer Format").
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -272,6 +276,24 @@ impl Footer {
             }
         };
         if by_geometry { self.geometry.bytes() } else { self.current_size }
+    }
+
+    /// Where a footer of another size stands among the disk's sectors, while a fixed disk is resized: that sector reads
+    /// zero. Other programs keep nothing at the end of the reserved area.
+    pub(crate) fn stale_footer(&self) -> Option<u64> {
+        let (mark, at) = self.reserved.get(RESIZING_AT..)?.split_last_chunk::<8>()?;
+        (mark == RESIZING).then(|| u64::from_be_bytes(*at))
+    }
+
+    /// Says so.
+    pub(crate) fn set_stale_footer(&mut self, at: Option<u64>) {
+        let note: Vec<u8> = match at {
+            Some(at) => RESIZING.iter().copied().chain(at.to_be_bytes()).collect(),
+            None => vec![0; RESIZING.len() + 8],
+        };
+        for (to, from) in self.reserved.iter_mut().skip(RESIZING_AT).zip(note) {
+            *to = from;
+        }
     }
 
     /// Whether sector bitmaps have bit 0 first: XenServer's blktap before creator version 1.1.

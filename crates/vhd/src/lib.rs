@@ -13,6 +13,7 @@ mod bitmap;
 mod bitmaps;
 mod cache;
 mod check;
+mod compact;
 mod consumers;
 mod create;
 mod creator;
@@ -28,6 +29,8 @@ mod like;
 mod locator;
 mod naming;
 mod relabel;
+mod resize;
+mod resize_fixed;
 mod space;
 mod stream;
 #[cfg(test)]

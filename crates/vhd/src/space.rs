@@ -219,6 +219,26 @@ impl Space {
         Ok(at)
     }
 
+    /// Where the first hole is that holds a block.
+    pub(crate) fn first_hole(&self) -> Option<u64> {
+        self.fitting.first().copied()
+    }
+
+    /// Nothing is used in `range`, which ends where the first block stands.
+    pub(crate) fn free_front(&mut self, range: Range<u64>) {
+        while let Some((&start, _)) = self.free.range(..range.end).next() {
+            self.remove(start);
+        }
+        self.insert(range);
+    }
+
+    /// Nothing is used from `end` on, whatever was known before.
+    pub(crate) fn empty_from(&mut self, end: u64) {
+        self.free.clear();
+        self.fitting.clear();
+        self.lower(end.min(self.end));
+    }
+
     /// No block is put in front of this.
     pub(crate) fn front(&self) -> u64 {
         self.free.keys().next().map_or(self.end, |start| self.end.min(*start))

@@ -16,7 +16,7 @@ use crate::dynamic::{Dynamic, State};
 use crate::fixed::SHARED_UNIT;
 use crate::geometry::SECTOR;
 use crate::space::{Place, make_zero};
-use crate::writer::{Ready, Writer};
+use crate::writer::{Alone, Ready, Writer};
 
 /// Part of a request that lies within one block.
 #[derive(Clone, Copy, Debug)]
@@ -194,7 +194,7 @@ impl Dynamic {
 
     /// Says of sectors of a block in the file that they are present, their data being there, or that they are not. The
     /// caller has claimed the block. A block none of whose sectors is present is taken out of the file.
-    fn set_present(
+    pub(crate) fn set_present(
         &self,
         writer: &Writer,
         state: &State,
@@ -216,8 +216,29 @@ impl Dynamic {
         Ok(())
     }
 
+    /// Makes sectors of a block the disk's own, and zero. The caller is alone; they may be past the disk's end.
+    pub(crate) fn cover(
+        &self,
+        alone: &Alone<'_>,
+        state: &State,
+        block: u64,
+        sectors: Range<u64>,
+    ) -> Result<()> {
+        let (writer, ready) = (alone.writer, alone.ready);
+        let file = self.file.as_ref();
+        let (within, len) = (sectors.start * SECTOR, (sectors.end - sectors.start) * SECTOR);
+        if let Some(at) = self.look(state, block, |at, _| at)? {
+            make_zero(file, at + self.bitmap_len + within, len)?;
+            return self.set_present(writer, state, block, sectors, true);
+        }
+        self.write_new(writer, ready, state, Part { block, within, len }, |place| {
+            let start = place.at + self.bitmap_len + within;
+            make_zero(file, start, (start + len).min(place.clean_from).saturating_sub(start))
+        })
+    }
+
     /// Takes a block out of the file. The caller has claimed it alone.
-    fn free(&self, writer: &Writer, ready: &Ready, state: &State, block: u64) -> Result<()> {
+    pub(crate) fn free(&self, writer: &Writer, ready: &Ready, state: &State, block: u64) -> Result<()> {
         let _publish = writer.publish.read().unwrap_or_else(PoisonError::into_inner);
         let mut shard = self.bitmaps.shard(block);
         if let Some(entry) = state.bat.get(self.file.as_ref(), block)? {

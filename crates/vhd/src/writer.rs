@@ -130,6 +130,10 @@ impl Ready {
         lock(&self.space)
     }
 
+    pub(crate) fn metadata_end(&self) -> u64 {
+        self.metadata_end.load(Ordering::Acquire)
+    }
+
     /// What is not a block ends there from now on.
     pub(crate) fn set_metadata_end(&self, end: u64) {
         self.metadata_end.store(end, Ordering::Release);
@@ -138,6 +142,16 @@ impl Ready {
     /// The header of the batmap.
     pub(crate) fn batmap_head(&self) -> Option<Batmap> {
         self.batmap.as_ref().map(|map| lock(map).head())
+    }
+
+    /// The batmap, where there is one.
+    pub(crate) fn batmap(&self) -> Option<MutexGuard<'_, Map>> {
+        self.batmap.as_ref().map(lock)
+    }
+
+    /// Whether the block at `at` has less room than others.
+    pub(crate) fn is_short(&self, at: u64) -> bool {
+        lock(&self.short).is_some_and(|(short, _)| short == at)
     }
 
     /// The block at `at` is no more. Called with the change published in the same hold of `publish`.
@@ -473,8 +487,7 @@ impl Dynamic {
             return Ok(());
         }
         let last = state.bat.in_use().map(|(_, entry)| u64::from(entry) * SECTOR).max();
-        let used =
-            last.map_or(0, |last| self.room(ready, last).end).max(ready.metadata_end.load(Ordering::Acquire));
+        let used = last.map_or(0, |last| self.room(ready, last).end).max(ready.metadata_end());
         let footer = state.footer.to_bytes();
         let done = space.tighten(self.file.as_ref(), used, &footer, &|| self.barrier(writer));
         self.set_end(space.data_end(), space.file_len());

@@ -7,7 +7,7 @@ use super::bench::{Failure, Opener, Rng, image, makes, no_panic, opens};
 use super::history::{list, read_all, snapshot_name};
 use super::script::{Op, SECTOR, Shape, describe, fill};
 use crate::{
-    Erase, ErrorKind, Folder, Image, Kind, Layer, MemoryFolder, NewSnapshot, Prealloc, Result, Storage,
+    Erase, ErrorKind, Folder, Image, Kind, Layer, MemoryFolder, NewSnapshot, Prealloc, Quiet, Result, Storage,
 };
 
 /// A random script on a layer (through an [`Image`], over a parent if one is given) against a flat vector:
@@ -172,8 +172,10 @@ impl Model {
             }
             Op::Resize { size } if size as usize <= self.below.len() => {
                 match disk.resize(size, Prealloc::Off) {
-                    // A format may have no place for a snapshot of another size.
-                    Err(error) if error.kind() == ErrorKind::Unsupported && !self.snapshots.is_empty() => {}
+                    // A format may have no place for a snapshot of another size, and may cut off no data.
+                    Err(error)
+                        if error.kind() == ErrorKind::Unsupported
+                            && (!self.snapshots.is_empty() || (size as usize) < self.bytes.len()) => {}
                     done => {
                         done?;
                         self.bytes.resize(size as usize, 0);
@@ -194,6 +196,7 @@ impl Model {
                     }
                 }
             }
+            Op::Compact => disk.links()[0].layer.compact(&Quiet)?,
             Op::Clear if self.snapshots.is_empty() => match disk.links()[0].layer.clear() {
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 done => {

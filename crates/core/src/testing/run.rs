@@ -6,7 +6,7 @@ use std::thread;
 use super::bench::{Opener, image};
 use super::history::{BITMAP, Facts, History, Value, snapshot_name};
 use super::script::{Op, fill};
-use crate::{Erase, Error, ErrorKind, Folder, Image, Layer, NewSnapshot, ParentRef, Prealloc, Result};
+use crate::{Erase, Error, ErrorKind, Folder, Image, Layer, NewSnapshot, ParentRef, Prealloc, Quiet, Result};
 
 /// So many snapshots are kept at most.
 const SNAPSHOTS: usize = 3;
@@ -176,6 +176,7 @@ fn whole(image: &Image, history: &mut History, number: u64, op: Op) -> Result<()
             (0, layer.set_parent(Some(&parent)))
         }
         Op::Clear if facts.snapshots.is_empty() => (0, layer.clear()),
+        Op::Compact => (0, layer.compact(&Quiet)),
         Op::Bitmap => match facts.bitmap {
             // A bit for each sector, or as many as the format likes.
             None => (

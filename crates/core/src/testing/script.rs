@@ -63,6 +63,8 @@ pub enum Op {
     },
     /// Takes all guest data away. Passed over while there are snapshots.
     Clear,
+    /// Gives back the space in the file that nothing uses.
+    Compact,
     /// Makes a bitmap that records what is written, or empties the one there is.
     Bitmap,
     /// Takes the bitmap away.
@@ -113,6 +115,8 @@ pub struct Shape {
     pub bitmaps: bool,
     /// What stands in the header alone: the mark that hides it, the parent's name, all data taken away at once.
     pub header: bool,
+    /// The file made as short as it can be.
+    pub compact: bool,
     /// Closing and opening again.
     pub reopen: bool,
 }
@@ -133,6 +137,7 @@ impl Shape {
             snapshots: false,
             bitmaps: false,
             header: false,
+            compact: false,
             reopen: true,
         }
     }
@@ -175,6 +180,7 @@ impl Shape {
                     Op::Bitmap
                 }
             }
+            14 if self.compact => Op::Compact,
             // Where the disk ends is not known here if a snapshot may bring back another size.
             4..=5 if self.compressed && (start + self.unit <= *size || !self.snapshots) => {
                 Op::Compressed { at: start, len: self.unit.min(*size - start) }

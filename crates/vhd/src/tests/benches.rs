@@ -10,7 +10,7 @@ use super::{create, open, open_to_write, sign, small};
 
 /// (block size, disk size): blocks of a sector, of few, of a usual number; tables of two blocks; disks that end within a
 /// block.
-const SIZES: [(u64, u64); 7] = [
+pub(super) const SIZES: [(u64, u64); 7] = [
     (512, 20 << 10),
     (1024, 77 * 512),
     (4096, 61 * 1024),

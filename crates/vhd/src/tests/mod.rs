@@ -8,6 +8,7 @@ mod hostile;
 mod in_place;
 mod labels;
 mod qemu;
+mod resize;
 
 use std::sync::Arc;
 

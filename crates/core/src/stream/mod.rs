@@ -44,7 +44,7 @@ pub struct Chunk<'a> {
 
 /// Disks that come out of a stream, in chunks of any order; none comes twice.
 pub trait Source: Send + Debug {
-    /// The disks; known before the first chunk.
+    /// The disks; known before the first chunk, but for an identity that only the end tells.
     fn disks(&self) -> &[DiskInfo];
 
     /// The next chunk. `None`: the stream was read to its end, and was whole. Errors: it ended early, or breaks its

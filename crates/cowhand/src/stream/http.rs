@@ -255,6 +255,8 @@ impl Url {
                 distrusted(&error.to_string())
             }
             ureq::Error::Rustls(error) => distrusted(&error.to_string()),
+            ureq::Error::Io(error) if hung_up(&error) => Error::io(doing, error)
+                .hint("the server closed the connection; what it keeps of its doings may say why"),
             ureq::Error::Io(error) => Error::io(doing, error),
             ureq::Error::HostNotFound => {
                 said(ErrorKind::NotFound, "there is no server of that name").hint("look at how it is spelt")
@@ -304,6 +306,12 @@ impl Url {
         };
         Err(error.image(&self.shown))
     }
+}
+
+/// The other side wanted no more, and its answer was lost with the connection.
+fn hung_up(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
 /// `%41` is `A`. What is no such thing stays.

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io::Read;
 
-use cowhand_core::{Body, Chunk, Contents, DiskInfo, Error, ErrorKind, Result, Source, read_up_to};
+use cowhand_core::{Body, Chunk, Contents, DiskInfo, Error, ErrorKind, LayerId, Result, Source, read_up_to};
 
 use super::front::{Front, Start};
 use crate::bitmap::{self, BitOrder};
@@ -168,6 +168,8 @@ impl Source for Fixed<'_> {
                     .at(at)
                     .hint("save it to a file first, and read that"));
             }
+            let [disk] = &mut self.disks;
+            disk.identity = LayerId(Some(footer.unique_id));
             self.done = true;
         }
         Ok(None)

@@ -30,6 +30,7 @@ mod streams;
 mod theirs;
 mod verbs;
 mod vhd_by_7zip;
+mod vhd_chains;
 mod vhd_children;
 mod vhd_read;
 mod vhd_streams;

@@ -29,17 +29,24 @@ fn open(folder: &dyn Folder, files: &[File], writable: &[&str]) -> Result<Image>
     Image::new(files.iter().map(link).collect::<Result<_>>()?)
 }
 
+/// What a child has to remember of the first of these files, which stands on the others.
+fn remembered(folder: &dyn Folder, below: &[File]) -> Result<Option<ParentRef>> {
+    let Some((name, format, ..)) = below.first() else { return Ok(None) };
+    Ok(Some(ParentRef {
+        candidates: vec![(*name).into()],
+        format: Some((*format).to_owned()),
+        expected: open(folder, below, &[])?.top().layer.identity().0.into_iter().collect(),
+        ..ParentRef::default()
+    }))
+}
+
 /// Makes the chain, top first, with something written at random into each layer.
 fn chain(files: &[File], seed: u64) -> Arc<MemoryFolder> {
     let folder = Arc::new(MemoryFolder::new());
     let mut rng = Rng::new(seed);
     for (index, (name, format, options, size)) in files.iter().enumerate().rev() {
         let format = registry::format(format).unwrap();
-        let parent = files.get(index + 1).map(|(name, format, ..)| ParentRef {
-            candidates: vec![(*name).into()],
-            format: Some((*format).to_owned()),
-            ..ParentRef::default()
-        });
+        let parent = remembered(folder.as_ref(), &files[index + 1..]).unwrap();
         let options = Options::check(format.options(), &cowhand_core::parse_option_string(options)).unwrap();
         let how = CreateOptions { size: *size, options, parent, ..CreateOptions::default() };
         format.create(folder.create_new(name).unwrap(), &NoFiles, &how).unwrap().close().unwrap();
@@ -79,7 +86,26 @@ fn states(seed: u64) -> Plan {
     Plan { seed, unit: 512, per_epoch: 24, max_states: 500, ..Plan::default() }
 }
 
-const COMMITS: [(&[File], usize, bool); 5] = [
+const COMMITS: [(&[File], usize, bool); 8] = [
+    (&[("top", "vpc", "block_size=512k", 700 * K), ("base", "raw", "", 600 * K)], 1, false),
+    (
+        &[
+            ("top", "vpc", "block_size=512k", 600 * K + 512),
+            ("base", "vpc", "block_size=512k", 700 * K),
+            ("root", "vpc", "subformat=fixed,force_size=on", 700 * K),
+        ],
+        1,
+        false,
+    ),
+    (
+        &[
+            ("top", "qcow2", "cluster_size=4k", 600 * K),
+            ("middle", "vpc", "block_size=512k", 600 * K),
+            ("base", "vpc", "block_size=512k,force_size=on", 600 * K),
+        ],
+        2,
+        false,
+    ),
     (&[("top", "qcow2", "cluster_size=4k", 200 * K), ("base", "raw", "", 200 * K)], 1, true),
     (
         &[
@@ -160,7 +186,9 @@ fn a_failure_during_commit_is_an_error_and_changes_nothing_that_is_read() {
     for (case, (files, depth, empty)) in COMMITS.into_iter().enumerate() {
         let folder = chain(files, 7);
         let wanted = content(&open(folder.as_ref(), files, &[]).unwrap()).unwrap();
-        for fault in [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC] {
+        for fault in
+            [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC.forever()]
+        {
             fault_test(
                 fault,
                 || Journal::over(&folder).live(),
@@ -175,7 +203,21 @@ fn a_failure_during_commit_is_an_error_and_changes_nothing_that_is_read() {
 }
 
 /// The old chain, the new one's parents, and how many of the files at the end are the same.
-const REBASES: [(&[File], &[File], usize); 5] = [
+const REBASES: [(&[File], &[File], usize); 7] = [
+    (
+        &[("top", "vpc", "block_size=512k", 600 * K + 512), ("old", "raw", "", 600 * K)],
+        &[("new", "vpc", "block_size=512k,force_size=on", 700 * K)],
+        0,
+    ),
+    (
+        &[
+            ("top", "vpc", "block_size=512k", 600 * K),
+            ("middle", "vpc", "block_size=512k", 600 * K),
+            ("base", "qcow2", "cluster_size=4k", 500 * K),
+        ],
+        &[("base", "qcow2", "cluster_size=4k", 500 * K)],
+        1,
+    ),
     (
         &[("top", "qcow2", "cluster_size=4k", 200 * K), ("old", "raw", "", 150 * K)],
         &[("new", "raw", "", 100 * K)],
@@ -230,11 +272,7 @@ fn rebase(folder: &dyn Folder, case: usize) -> Result<u64> {
     let (old, new, shared) = REBASES[case];
     let old = open(folder, old, &["top"])?;
     let below = if new.is_empty() { Vec::new() } else { open(folder, new, &[])?.links().to_vec() };
-    let parent = new.first().map(|(name, format, ..)| ParentRef {
-        candidates: vec![(*name).into()],
-        format: Some((*format).to_owned()),
-        ..ParentRef::default()
-    });
+    let parent = remembered(folder, new)?;
     let new = Image::new(old.links()[..1].iter().cloned().chain(below).collect())?;
     rebase_chain(&old, &new, shared, parent.as_ref(), false, 1, &Quiet).map(|done| done.written)
 }
@@ -291,7 +329,9 @@ fn a_failure_during_rebase_is_an_error_and_changes_nothing_that_is_read() {
     for (case, (old, ..)) in REBASES.into_iter().enumerate() {
         let folder = two_chains(case, 3);
         let wanted = content(&open(folder.as_ref(), old, &[]).unwrap()).unwrap();
-        for fault in [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC] {
+        for fault in
+            [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC.forever()]
+        {
             fault_test(
                 fault,
                 || Journal::over(&folder).live(),
@@ -373,7 +413,9 @@ fn a_failure_during_compact_is_an_error_and_changes_nothing_that_is_read() {
     for (case, files) in COMPACTS.into_iter().enumerate() {
         let folder = bloated(files, 5);
         let wanted = content(&open(folder.as_ref(), files, &[]).unwrap()).unwrap();
-        for fault in [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC] {
+        for fault in
+            [Fault::EIO.forever(), Fault::EIO.only(&[Io::Write]).torn().forever(), Fault::ENOSPC.forever()]
+        {
             fault_test(
                 fault,
                 || Journal::over(&folder).live(),

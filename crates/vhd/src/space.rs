@@ -263,22 +263,21 @@ impl Space {
         let pitch = self.block_len.next_multiple_of(self.alignment);
         let more = (self.growth - 1).min(MOST_BYTES / pitch);
         let mut end = at + len + pitch * more;
-        let mut longer = file.set_len(end + FOOTER_LEN);
+        // The footer's write makes the file longer: at no moment does it end without one.
+        let put = |end: u64| file.write_at(end, footer);
+        let (old_end, old_len) = (self.data_end, self.file_len);
+        let mut longer = put(end);
         // Room for some more may not be there, and for one may.
         if longer.as_ref().is_err_and(|error| {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge)
         }) {
             end = at + len;
-            longer = file.set_len(end + FOOTER_LEN);
+            longer = file.set_len(old_len).and_then(|()| put(end));
         }
-        longer
-            .map_err(|error| Error::io("cannot make it longer for another block", error).at(self.file_len))?;
-        let (old_end, old_len) = (self.data_end, self.file_len);
-        let put = file
-            .write_at(end, footer)
-            .map_err(|error| Error::io("cannot write the footer", error).at(end))
+        let longer = longer
+            .map_err(|error| Error::io("cannot make it longer for another block", error).at(old_len))
             .and_then(|()| barrier());
-        if let Err(error) = put {
+        if let Err(error) = longer {
             // The old footer stands where it stood. Cut off again, it is at the end; where it is not, the copy at the
             // front counts, and the file is cut when it is closed.
             self.loose = true;

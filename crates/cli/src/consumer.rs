@@ -16,6 +16,16 @@ pub(crate) struct For {
 }
 
 impl For {
+    /// How the target is made for whom it is for, if for anybody.
+    pub(crate) fn whom(
+        &self,
+        chosen: Option<&str>,
+        target: &Path,
+        options: &[(String, String)],
+    ) -> Result<Option<Fitted>> {
+        self.whom.as_ref().map(|whom| fitted(whom, chosen, target, options.to_vec())).transpose()
+    }
+
     /// The target's format and options, given those on the command line.
     pub(crate) fn fit(
         &self,
@@ -23,8 +33,8 @@ impl For {
         target: &Path,
         options: Vec<(String, String)>,
     ) -> Result<Fitted> {
-        match (&self.whom, chosen) {
-            (Some(whom), _) => fitted(whom, chosen, target, options),
+        match (self.whom(chosen, target, &options)?, chosen) {
+            (Some(fitted), _) => Ok(fitted),
             (None, Some(name)) => Ok(Fitted { format: format(name)?, options, title: "" }),
             (None, None) => Ok(Fitted { format: format_for_target(target)?, options, title: "" }),
         }

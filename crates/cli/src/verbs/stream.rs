@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cowhand::stream::{Deliver, From, Http, Incoming, Put, Stream, Streamed, To, front, stream};
 use cowhand::{Cache, Error, Printable, Result, parse_option_string, parse_size};
 
+use crate::consumer::For;
 use crate::exit::{DONE, Failure, Outcome, stream::CANNOT_KNOW};
 use crate::output::{Output, json};
 use crate::progress::Meter;
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
 
+    #[command(flatten)]
+    consumer: For,
+
     /// The target is a tar.gz archive of the chain, whatever its name
     #[arg(long)]
     tar: bool,
@@ -70,11 +74,11 @@ pub(crate) struct Args {
     length: Option<u64>,
 
     /// Print the file's length that the front of the source tells, and do no more
-    #[arg(long, conflicts_with_all = ["head", "target_format", "options", "tar", "flat"])]
+    #[arg(long, conflicts_with_all = ["head", "target_format", "options", "tar", "flat", "whom"])]
     size: bool,
 
     /// Print what the front of the source tells, in JSON, and do no more
-    #[arg(long, conflicts_with_all = ["target_format", "options", "tar", "flat"])]
+    #[arg(long, conflicts_with_all = ["target_format", "options", "tar", "flat", "whom"])]
     head: bool,
 
     /// Before the first byte goes to standard output, write its length to FILE (/dev/fd/3)
@@ -134,10 +138,18 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         return Err(Error::invalid("no source was named").into());
     };
     let file = args.sharing.source(source, args.format.as_deref())?;
+    let options: Vec<(String, String)> =
+        args.options.iter().flat_map(|text| parse_option_string(text)).collect();
+    let place = target.map(Path::new).unwrap_or(Path::new(""));
+    let fitted = args.consumer.whom(args.target_format.as_deref(), place, &options)?;
+    let (format, options) = match fitted {
+        Some(fitted) => (fitted.format.names().first().map(|name| (*name).to_owned()), fitted.options),
+        None => (args.target_format.clone(), options),
+    };
     let how = Stream {
         open: args.sharing.open(&file, &args.parents, Cache::default())?,
-        format: args.target_format.clone(),
-        options: args.options.iter().flat_map(|text| parse_option_string(text)).collect(),
+        format,
+        options,
         archive: args.tar,
         flat: args.flat,
         cache: args.cache,

@@ -163,7 +163,7 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
 /// the formula of Hyper-V's utilities.
 pub(crate) fn largest_disk(like: &VhdxLayer, file_len: u64, exact: bool) -> Option<u64> {
     let Metadata { block_size, logical_sector, .. } = like.metadata;
-    let log_size = u64::from(like.header.log.length);
+    let log_size = like.header.log.length;
     if !exact {
         let (block, ratio) =
             (u128::from(block_size), u128::from((u64::from(logical_sector) << 23) / block_size));

@@ -332,7 +332,7 @@ impl Layer for VhdxLayer {
         vec![
             ("subformat", kind.to_owned()),
             ("block_size", metadata.block_size.to_string()),
-            ("log_size", u64::from(self.header.log.length).to_string()),
+            ("log_size", self.header.log.length.to_string()),
             ("logical_sector_size", metadata.logical_sector.to_string()),
             ("physical_sector_size", metadata.physical_sector.to_string()),
         ]

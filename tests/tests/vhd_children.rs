@@ -112,6 +112,27 @@ fn name_their_parents_and_hold_what_is_written() {
     );
 }
 
+/// A child's blocks are as large as its parent's, whatever else is said of it.
+#[test]
+fn blocks_as_large_as_the_parents() {
+    let folder = temp();
+    let at = |name: &str| folder.path().join(name);
+    for (made, given, expected) in [
+        ("block_size=512k", "", 512 << 10),
+        ("block_size=8M", "creator=win", 8 << 20),
+        ("block_size=8M", "block_size=1M", 1 << 20),
+        ("subformat=fixed", "", 2 << 20),
+        ("", "", 2 << 20),
+    ] {
+        let how = cowhand::Create { options: options(made), ..cowhand::Create::new("vpc", 40 << 20) };
+        cowhand::create(&at("parent.vhd"), &how).unwrap();
+        let how = Child { options: options(given), keep_empty: true, ..Child::default() };
+        cowhand::child(&at("parent.vhd"), &at("child.vhd"), &how).unwrap();
+        let child = cowhand::open(&at("child.vhd"), &Open::default()).unwrap();
+        assert_eq!(child.top().layer.details().cluster_size, Some(expected), "{made} {given}");
+    }
+}
+
 /// Children of three generations, by every creator, over what each of them can stand on, read by 7-Zip.
 #[test]
 fn seven_zip_reads_them() {

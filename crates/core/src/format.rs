@@ -52,6 +52,8 @@ pub struct CreateOptions {
     pub parent: Option<ParentRef>,
     /// Nobody sees this file before it is whole and renamed: ordering barriers are left out until the one at the end.
     pub fresh: bool,
+    /// The disk comes from an image of this format: where options do not say how its size is rounded, it is not.
+    pub keep_size: bool,
 }
 
 impl CreateOptions {

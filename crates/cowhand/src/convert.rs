@@ -188,6 +188,7 @@ fn into_new(
     let mut base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
     // What is gone on with is opened in the state that a kill left it in.
     base.fresh = !how.resume;
+    base.takes_over(sources, format);
     let content = total(sources)?;
     let size = base.size().unwrap_or(content);
     let named = |error: Error| error.image(how.target.display());

@@ -106,6 +106,8 @@ pub(crate) struct Base {
     parent: Option<ParentRef>,
     /// Nobody opens the image before it is whole.
     pub(crate) fresh: bool,
+    /// The disk comes from an image of the same format, and keeps its size.
+    keep_size: bool,
 }
 
 impl Base {
@@ -115,8 +117,15 @@ impl Base {
         backing: Option<PathBuf>,
         backing_format: Option<String>,
     ) -> Result<Base> {
-        let mut base =
-            Base { options: Vec::new(), size: None, backing, backing_format, parent: None, fresh: true };
+        let mut base = Base {
+            options: Vec::new(),
+            size: None,
+            backing,
+            backing_format,
+            parent: None,
+            fresh: true,
+            keep_size: false,
+        };
         for (name, value) in options {
             match name.as_str() {
                 "size" => base.size = Some(parse_size(&value)?),
@@ -208,7 +217,14 @@ impl Base {
     ) -> Result<CreateOptions> {
         let parent = self.parent();
         let options = Options::check(format.options(), &self.options)?;
-        Ok(CreateOptions { size, options, secrets: secrets.clone(), parent, fresh: self.fresh })
+        Ok(CreateOptions {
+            size,
+            options,
+            secrets: secrets.clone(),
+            parent,
+            fresh: self.fresh,
+            keep_size: self.keep_size,
+        })
     }
 
     /// The parent as the image is to name it. Of one that was not looked at no more is known than its name.
@@ -224,6 +240,18 @@ impl Base {
 
     pub(crate) fn size(&self) -> Option<u64> {
         self.size
+    }
+
+    /// The new image of `format` takes the disk of `sources`: where that is one of the same format, and no other size was
+    /// asked for, the size stays to the byte.
+    pub(crate) fn takes_over<'a>(
+        &mut self,
+        sources: impl IntoIterator<Item = &'a Opened>,
+        format: &dyn Format,
+    ) {
+        let mut tops = sources.into_iter().map(|source| source.top().format);
+        let one = tops.next().filter(|_| tops.next().is_none());
+        self.keep_size = self.size.is_none() && one.is_some_and(|top| format.names().contains(&top));
     }
 
     pub(crate) fn has_backing(&self) -> bool {

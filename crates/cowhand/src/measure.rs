@@ -47,7 +47,7 @@ pub struct Sizes {
 /// Measures.
 pub fn measure(how: &Measure, progress: &dyn Progress) -> Result<Sizes> {
     let format = registry::format(&how.format)?;
-    let base = Base::of(how.options.clone(), None, None)?;
+    let mut base = Base::of(how.options.clone(), None, None)?;
     let source = match (&how.source, how.size) {
         (Some(path), None) => Some(open(path, &how.open)?),
         (None, Some(_)) => None,
@@ -63,6 +63,7 @@ pub fn measure(how: &Measure, progress: &dyn Progress) -> Result<Sizes> {
             "a target of {size} bytes cannot take the source's {content} bytes"
         )));
     }
+    base.takes_over(&source, format);
     let options = base.create_options(format, size, &how.open.secrets)?;
     let Some(source) = source else {
         let found = format.measure(&Empty(content), &options)?;

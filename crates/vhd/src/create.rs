@@ -164,6 +164,8 @@ impl Plan {
             Rounding::Exact
         } else if align.is_some() {
             Rounding::None
+        } else if how.keep_size && !options.has("force_size") {
+            Rounding::Exact
         } else {
             Rounding::Geometry
         };

@@ -24,8 +24,9 @@ use crate::verbs::formats;
 /// The formats of the sources are known by their content, the target's by its extension. Several sources are put one
 /// behind the other. A target that is there already is replaced once the new one is whole, and not touched before.
 ///
-/// As with qemu-img, a new VHD is rounded up to a size that a disk geometry can say, also where the source is a VHD of
-/// another size; -o force_size=on keeps the size as it is. -o subformat=fixed or dynamic makes the one of the other.
+/// As with qemu-img, a new VHD is rounded up to a size that a disk geometry can say; -o force_size=on keeps the size as
+/// it is. A VHD made of a VHD has that one's size, unless -o force_size=off. -o subformat=fixed or dynamic makes the one
+/// of the other.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "cowhand convert [OPTIONS] SOURCE... TARGET",

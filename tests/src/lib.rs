@@ -29,7 +29,7 @@ pub use probe::{Probed, probe};
 pub use samples::{Sample, samples};
 pub use vhd_builder::{Batmap, Geometry, LocatorText, ParentText, Part, Run, VhdFile};
 pub use vhd_layouts::{BuiltDisk, Layout, Piece, vhd_chain_layouts, vhd_dynamic_layouts, vhd_fixed_layouts};
-pub use vhd_reader::{Kept, Locator, Vhd, vhd_content};
+pub use vhd_reader::{Kept, Locator, Vhd, vhd_content, vhd_geometry};
 pub use watch::Watch;
 
 /// A folder that goes away with the test. Every test begins with it.

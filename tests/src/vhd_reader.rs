@@ -29,7 +29,7 @@ pub(crate) fn vhd_sum(bytes: &[u8], sum_at: Option<usize>) -> u32 {
 }
 
 /// Cylinders, heads and sectors for a size, by the specification's appendix.
-pub(crate) fn vhd_geometry(size: u64) -> (u16, u8, u8) {
+pub fn vhd_geometry(size: u64) -> (u16, u8, u8) {
     let total = (size / SECTOR).min(65535 * 16 * 255);
     let (mut sectors, mut heads, mut tracks);
     if total >= 65535 * 16 * 63 {
@@ -217,7 +217,9 @@ impl Vhd {
         assert_eq!(be64(&header, 8), u64::MAX, "{name}: the header's data offset");
         assert_eq!(be32(&header, 24), 0x0001_0000, "{name}: the header's version");
         assert_eq!(be32(&header, 60), 0, "{name}: reserved bytes of the header");
-        assert!(header[768..].iter().all(|byte| *byte == 0), "{name}: reserved bytes of the header");
+        // Ours notes there of which format a parent is that is neither VHD nor raw.
+        let noted = header[768..].starts_with(b"parent-format\0");
+        assert!(noted || header[768..].iter().all(|byte| *byte == 0), "{name}: reserved bytes of the header");
         let (table_at, count, block) = (be64(&header, 16), be32(&header, 28), u64::from(be32(&header, 32)));
         assert!(block.is_power_of_two() && block >= SECTOR, "{name}: blocks of {block} bytes");
         let current = be64(&self.footer, 48);
@@ -412,6 +414,20 @@ impl Vhd {
                 self.path.display()
             );
         }
+    }
+
+    /// Where the BAT begins.
+    pub fn table_at(&self) -> Option<u64> {
+        self.table.as_ref().map(|table| be64(&table.header, 16))
+    }
+
+    /// Panics unless the BAT's last sector says "free" where it has no entries.
+    pub fn assert_table_padded(&self) {
+        let Some(table) = &self.table else { return };
+        let entries = table.entries.len() as u64 * 4;
+        let mut rest = vec![0; (entries.next_multiple_of(SECTOR) - entries) as usize];
+        self.file.read_exact_at(&mut rest, be64(&table.header, 16) + entries).unwrap();
+        assert!(rest.iter().all(|byte| *byte == 0xff), "{}: the BAT's padding", self.path.display());
     }
 
     /// Whether every bit in the bitmaps of this file's blocks is set.

@@ -18,6 +18,7 @@ impl Dynamic {
         let alone = self.alone()?;
         let (writer, ready) = (alone.writer, alone.ready);
         self.drop_empty(&alone)?;
+        self.bring_table_home(&alone)?;
         // What is in front of the first block is left alone otherwise.
         let first = self.state().bat.in_use().map(|(_, entry)| u64::from(entry) * SECTOR).min();
         if let Some(first) = first.filter(|first| *first > ready.metadata_end()) {

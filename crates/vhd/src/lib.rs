@@ -33,6 +33,7 @@ mod resize;
 mod resize_fixed;
 mod space;
 mod stream;
+mod table;
 #[cfg(test)]
 mod tests;
 mod write;

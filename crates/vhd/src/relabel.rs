@@ -115,8 +115,7 @@ impl Dynamic {
             // After a failure nobody knows which footer and which header count, before it is opened again.
             self.switch(alone, state).inspect_err(|_| alone.writer.fail())?;
         }
-        let used = self.metadata(alone, &self.state());
-        alone.ready.set_metadata_end(used.iter().map(|used| used.end).max().unwrap_or(0));
+        self.find_metadata_end(alone);
         // Also where barriers are left out.
         self.sync(alone.writer)
     }
@@ -134,16 +133,19 @@ impl Dynamic {
     }
 
     /// What the file uses in front of its blocks, or has used until now.
-    fn metadata(&self, alone: &Alone<'_>, state: &State) -> Vec<Range<u64>> {
+    pub(crate) fn metadata(&self, alone: &Alone<'_>, state: &State) -> Vec<Range<u64>> {
         let header = &state.header;
         let mut used = vec![0..FOOTER_LEN, header.at..header.at + HEADER_LEN];
         if header.max_entries > 0 {
             used.push(header.bat_at..header.bat_end());
         }
         used.extend(alone.ready.batmap_head().into_iter().flat_map(|batmap| [batmap.header(), batmap.map()]));
-        used.extend(header.locators.iter().filter(|raw| raw.code != [0; 4]).map(|raw| {
+        // One that leads out of the file is no place of anything.
+        let file_len = self.file_len();
+        used.extend(header.locators.iter().filter(|raw| raw.code != [0; 4]).filter_map(|raw| {
             let (at, len) = (raw.data_offset.get(), u64::from(raw.data_length.get()));
-            at / SECTOR * SECTOR..at.saturating_add(len).next_multiple_of(SECTOR)
+            let end = at.checked_add(len).filter(|end| *end <= file_len)?;
+            Some(at / SECTOR * SECTOR..end.next_multiple_of(SECTOR))
         }));
         used.retain(|range| !range.is_empty());
         used

@@ -1,21 +1,18 @@
-//! Changing the disk's size, and its table's place.
+//! Changing the disk's size, and emptying it.
 //!
 //! The size is the last to change where the disk grows, and the first where it shrinks; what is new reads zero before it
-//! is there. A table that is too short is written anew behind everything else, and one write of the header's first sector
-//! takes it into use: blocks stay where they are. A disk is emptied in the same way.
+//! is there. A disk is emptied by another table that names no block.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use cowhand_core::{Error, Extent, Kind, Layer, Prealloc, Result, is_zero};
 
-use crate::bat::{Bat, FREE};
-use crate::batmap::{Batmap, Map};
+use crate::bat::FREE;
 use crate::creator::Creator;
 use crate::dynamic::{Dynamic, State};
 use crate::footer::Footer;
 use crate::geometry::{Geometry, SECTOR};
-use crate::header::{Header, MAX_DISK};
+use crate::header::MAX_DISK;
 use crate::space::make_zero;
 use crate::writer::Alone;
 
@@ -170,68 +167,6 @@ impl Dynamic {
         Ok(())
     }
 
-    /// The table that `header` names, for a disk of `size` bytes, read so that it can be changed.
-    fn table(&self, header: &Header, size: u64) -> Result<Arc<Bat>> {
-        let bat = Bat::new(header, size.div_ceil(self.block_size));
-        bat.load(self.file.as_ref())?;
-        Ok(Arc::new(bat))
-    }
-
-    /// Gives the disk a table of so many entries, all it has in it.
-    fn lengthen_table(&self, alone: &Alone<'_>, entries: u32) -> Result<()> {
-        let state = self.state();
-        let mut words = vec![FREE; entries as usize];
-        for (block, entry) in state.bat.in_use() {
-            if let Some(word) = words.get_mut(block as usize) {
-                *word = entry;
-            }
-        }
-        let header = self.table_behind(alone, entries)?;
-        let batmap = alone.ready.batmap().map(|map| map.head().behind(header.bat_end(), entries));
-        self.switch_table(alone, header, &words, batmap)
-    }
-
-    /// The header with room behind everything for a table of so many entries, and for a batmap where there is one.
-    fn table_behind(&self, alone: &Alone<'_>, entries: u32) -> Result<Header> {
-        let state = self.state();
-        let mut header = Header { max_entries: entries, ..state.header.clone() };
-        header.bat_at = 0;
-        let batmap = alone.ready.batmap().map(|map| map.head().behind(header.bat_end(), entries));
-        let len = batmap.map_or(header.bat_end(), |batmap| batmap.map().end);
-        header.bat_at = self.reserve(alone, len)?;
-        alone.ready.set_metadata_end(alone.ready.metadata_end().max(header.bat_at + len));
-        Ok(header)
-    }
-
-    /// Writes the table that `header` names, whose room is nobody's, and its batmap, and takes it into use: a power cut
-    /// leaves the old table or this one.
-    fn switch_table(
-        &self,
-        alone: &Alone<'_>,
-        header: Header,
-        words: &[u32],
-        batmap: Option<Batmap>,
-    ) -> Result<()> {
-        let file = self.file.as_ref();
-        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-        bytes.resize((header.bat_end() - header.bat_at) as usize, 0xff);
-        let mut at = header.bat_at;
-        for piece in bytes.chunks(PIECE as usize) {
-            file.write_at(at, piece)
-                .map_err(|error| Error::io("cannot write the block allocation table", error).at(at))?;
-            at += piece.len() as u64;
-        }
-        let map = batmap.map(|head| Map::empty(file, head)).transpose()?;
-        self.barrier(alone.writer)?;
-        let bat = self.table(&header, self.state().size)?;
-        self.rewrite_header(alone, |old| *old = header)?;
-        if let (Some(mut old), Some(new)) = (alone.ready.batmap(), map) {
-            *old = new;
-        }
-        self.set_state(State { bat, ..State::clone(&self.state()) });
-        Ok(())
-    }
-
     /// See `Layer::clear`.
     pub(crate) fn clear_disk(&self) -> Result<()> {
         let alone = self.alone()?;
@@ -239,9 +174,12 @@ impl Dynamic {
         // Nothing that was freed before is still waiting to be given back.
         self.tighten(alone.writer, ready)?;
         let state = self.state();
-        let (home, home_batmap) = (state.header.clone(), ready.batmap().map(|map| map.head()));
-        let metadata_end = ready.metadata_end();
-        let words = vec![FREE; home.max_entries as usize];
+        let words = vec![FREE; state.header.max_entries as usize];
+        let (mut home, mut home_batmap) = (state.header.clone(), ready.batmap_head());
+        if let Some(place) = self.home_of_table(&alone, &state) {
+            home.bat_at = place.start;
+            home_batmap = home_batmap.map(|head| head.behind(home.bat_end(), home.max_entries));
+        }
         let header = self.table_behind(&alone, home.max_entries)?;
         let batmap = home_batmap.map(|head| head.behind(header.bat_end(), header.max_entries));
         self.switch_table(&alone, header, &words, batmap)?;
@@ -249,11 +187,11 @@ impl Dynamic {
             self.bitmaps.forget(&mut self.bitmaps.shard(block), block);
         }
         drop(state);
-        // Nobody reads what the old table named any more; and the table goes where it was, so that the file can end there.
+        // Nobody reads what the old table named any more; and the table goes to the front, so that the file can end there.
         self.epochs.wait();
         self.switch_table(&alone, home, &words, home_batmap)?;
-        ready.set_metadata_end(metadata_end);
-        ready.space().empty_from(metadata_end);
+        self.find_metadata_end(&alone);
+        ready.space().empty_from(ready.metadata_end());
         self.tighten(alone.writer, ready)
     }
 }

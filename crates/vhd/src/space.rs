@@ -224,6 +224,20 @@ impl Space {
         self.fitting.first().copied()
     }
 
+    /// Gives nothing out of `range` any more. Answers what of it was free; to be given back, or used otherwise.
+    pub(crate) fn withhold(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let all = self.free.range(..range.end).filter(|(_, end)| **end > range.start);
+        let all: Vec<Range<u64>> = all.map(|(start, end)| *start..*end).collect();
+        let mut held = Vec::new();
+        for Range { start, end } in all {
+            self.remove(start);
+            self.insert(start..range.start.max(start));
+            self.insert(range.end.min(end)..end);
+            held.push(range.start.max(start)..range.end.min(end));
+        }
+        held
+    }
+
     /// Nothing is used in `range`, which ends where the first block stands.
     pub(crate) fn free_front(&mut self, range: Range<u64>) {
         while let Some((&start, _)) = self.free.range(..range.end).next() {

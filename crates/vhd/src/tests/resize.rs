@@ -158,6 +158,93 @@ fn compacting_cuts_the_file_to_what_is_used() {
     assert_eq!(content(vec![layer]).unwrap(), vec![0; size as usize]);
 }
 
+fn table_at(file: &MemoryStorage) -> u64 {
+    u64::from_be_bytes(file.to_vec()[528..536].try_into().unwrap())
+}
+
+#[test]
+fn a_table_that_had_to_go_behind_the_blocks_comes_home() {
+    for (creator, batmap) in [("win", false), ("tap", true)] {
+        let file = Arc::new(MemoryStorage::new());
+        let layer = create(file.clone(), 64 << 20, &[("creator", creator)]).unwrap();
+        layer.write(0, &[1; 4096]).unwrap();
+        layer.write(30 << 20, &[2; 4096]).unwrap();
+        layer.close().unwrap();
+        let layer = open_to_write(file.clone()).unwrap();
+        layer.resize(64 << 30, Prealloc::Off, 0).unwrap();
+        layer.write(50 << 30, &[3; 4096]).unwrap();
+        layer.close().unwrap();
+        assert!(table_at(&file) > 4 << 20);
+        let head = |file: &MemoryStorage| Vhd.streams().unwrap().head(&mut file.to_vec().as_slice());
+        assert!(head(&file).is_err());
+
+        let layer = open_to_write(file.clone()).unwrap();
+        layer.compact(&Quiet).unwrap();
+        assert_eq!(table_at(&file), 1536, "{creator}");
+        // What is left of the place of the block that was in the way is less than one, and stays free.
+        let table = 4 * 32768 + if batmap { 512 + 4096 } else { 0 };
+        let pitch = (2 << 20) + 4096;
+        let least = (1536 + table + 512u64).next_multiple_of(4096) + 2 * pitch + (2 << 20) + 512;
+        let len = file.len().unwrap();
+        assert!((least..=least + pitch).contains(&len), "{creator}: {len}, {least}");
+        layer.close().unwrap();
+        assert_eq!(head(&file).unwrap().disk.unwrap().size, 64 << 30);
+        let layer = open_to_write(file.clone()).unwrap();
+        for (at, byte) in [(0, 1), (30 << 20, 2), (50 << 30, 3)] {
+            let mut bytes = [0; 4096];
+            layer.read(at, &mut bytes).unwrap();
+            assert_eq!(bytes, [byte; 4096]);
+        }
+        layer.compact(&Quiet).unwrap();
+        assert_eq!((file.len().unwrap(), table_at(&file)), (len, 1536));
+        layer.resize(128 << 30, Prealloc::Off, 0).unwrap();
+        layer.clear().unwrap();
+        assert_eq!(table_at(&file), 1536);
+        assert!(file.len().unwrap() < 300 << 10, "{}", file.len().unwrap());
+        layer.close().unwrap();
+    }
+}
+
+/// Grows past the table's room, and is compacted then.
+fn grown(size: u64) -> Vec<Op> {
+    let write = |at: u64| Op::Write { at: at / 512 * 512, len: 1024 };
+    let mut all = Vec::new();
+    for size in [size, 8 * size] {
+        all.extend([0, 3, 5, 7, 9].map(|tenth| write(size / 10 * tenth)));
+        all.extend([Op::Resize { size: 4 * size }, write(3 * size), write(2 * size), Op::Flush]);
+        all.extend([Op::Compact, write(size), Op::Flush]);
+        all.push(Op::Erase { at: 0, len: size / 2 / 512 * 512, how: Erase::Free });
+        all.extend([Op::Compact, Op::Reopen, write(0), Op::Flush]);
+    }
+    all.push(Op::Clear);
+    all.extend([write(size), Op::Flush]);
+    all
+}
+
+#[test]
+fn a_table_comes_home_whatever_stands_there_and_whenever_the_power_goes() {
+    let mut states = 0;
+    for (block_size, size) in [(512, 10 << 10), (1024, 19 << 10)] {
+        for sort in SORTS {
+            let make = |file| made(file, sort, size, block_size);
+            let shape = shape(size, block_size);
+            let test = ModelTest::new(make, open_to_write).shape(shape).script(grown(size));
+            let test = if is_child(sort) { test.parent(parent(size * 3 / 2 / 512 * 512)) } else { test };
+            test.run().unwrap_or_else(|failure| panic!("{sort:?} {block_size}: {failure}"));
+            let test = CrashTest::new(make, open_to_write)
+                .view(open)
+                .shape(shape)
+                .script(grown(size))
+                .per_epoch(4)
+                .check(|state, _| checked(state));
+            let test = if is_child(sort) { test.parent(parent(size * 3 / 2 / 512 * 512)) } else { test };
+            let counts = test.run().unwrap_or_else(|failure| panic!("{sort:?} {block_size}: {failure}"));
+            states += counts.states;
+        }
+    }
+    assert!(states > 1000, "{states}");
+}
+
 #[test]
 fn data_is_not_cut_off() {
     let file = Arc::new(MemoryStorage::new());

@@ -245,6 +245,55 @@ fn a_table_comes_home_whatever_stands_there_and_whenever_the_power_goes() {
     assert!(states > 1000, "{states}");
 }
 
+/// Which structure is written at `at`, by the header that counts.
+fn structure(file: &MemoryStorage, at: u64) -> &'static str {
+    let mut header = [0; 32];
+    file.read_at(512, &mut header).unwrap();
+    let table = u64::from_be_bytes(header[16..24].try_into().unwrap());
+    let entries = u64::from(u32::from_be_bytes(header[28..].try_into().unwrap()));
+    match at {
+        512..1536 if table == 1536 => "header",
+        512..1536 => "header, table behind",
+        _ if (table..table + 4 * entries).contains(&at) => "table",
+        1536 => "table at home",
+        _ => "other",
+    }
+}
+
+/// What puts another table in use needs its barriers: where one is left out, the crash test sees it.
+#[test]
+fn the_crash_test_sees_every_barrier_of_a_switch_that_is_missing() {
+    // A table of two sectors.
+    let size = 100 << 10;
+    let write = |at: u64| Op::Write { at, len: 1024 };
+    let start = [write(0), write(10 << 10), write(90 << 10), Op::Flush];
+    let larger = Op::Resize { size: 2 * size };
+    let free = Op::Erase { at: 0, len: 8 << 10, how: Erase::Free };
+    for (what, missing, ops) in [
+        ("growing", "header", vec![larger]),
+        ("emptying", "header", vec![Op::Clear]),
+        ("emptying", "header, table behind", vec![Op::Clear]),
+        ("emptying", "table at home", vec![Op::Clear]),
+        ("compacting", "header, table behind", vec![larger, write(150 << 10), Op::Compact]),
+        ("compacting", "table", vec![free, Op::Flush, Op::Compact]),
+    ] {
+        let script: Vec<Op> = start.into_iter().chain(ops).chain([Op::Flush]).collect();
+        let test = |seed| {
+            CrashTest::new(move |file| made(file, Sort::Ours, size, 512), open_to_write)
+                .view(open)
+                .shape(shape(size, 512))
+                .script(script.clone())
+                .seed(seed)
+                .per_epoch(60)
+        };
+        let seen = (0..8).find(|seed| {
+            test(*seed).without_barrier(move |file, at| structure(file, at) == missing).run().is_err()
+        });
+        let seen = seen.unwrap_or_else(|| panic!("not seen, {what}: no barrier before the {missing}"));
+        test(seen).run().unwrap_or_else(|failure| panic!("{what}: {failure}"));
+    }
+}
+
 #[test]
 fn data_is_not_cut_off() {
     let file = Arc::new(MemoryStorage::new());

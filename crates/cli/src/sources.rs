@@ -1,12 +1,15 @@
 //! What the verbs that read images have in common: how to open them.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cowhand::{Cache, Error, Lock, Open, Parent, Policy, Result, parse_option_string};
+use cowhand::{
+    Cache, Error, Lock, Open, Parent, Policy, Printable, Result, folder_to_allow, parse_option_string,
+};
 
 use crate::keys::Keys;
+use crate::output::Output;
 
 /// How an image and what it stands on are opened.
 #[derive(Args, Clone, Debug, Default)]
@@ -108,6 +111,29 @@ impl Sharing {
                 .hint("stop the program that uses the image, and leave out -U"));
         }
         self.open(source, parents, cache)
+    }
+}
+
+/// Says what it takes to open `image` over `parent`, the name that stands in it, where that is more than nothing.
+pub(crate) fn note_on_paths(out: &mut Output, image: &Path, parent: &Path) -> Result<()> {
+    let Some(folder) = folder_to_allow(image, parent) else { return Ok(()) };
+    let folder = folder.display().to_string();
+    writeln!(
+        out,
+        "Note: the parent lies outside the image's own folder, so who opens the image passes --paths allow={} \
+         or --paths local.",
+        quoted(&folder)
+    )
+}
+
+/// A name as a shell takes it for one word.
+pub(crate) fn quoted(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%".contains(c);
+    let text = Printable(name).to_string();
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
     }
 }
 

@@ -231,6 +231,15 @@ impl Resolver for Files {
     }
 }
 
+/// The folder that has to be allowed before `child` can be opened over `parent`, which is named as the child has it:
+/// the default policy opens only what lies beneath the child's own folder. `None`: nothing has to be, or `parent` is
+/// not there.
+pub fn folder_to_allow(child: &Path, parent: &Path) -> Option<PathBuf> {
+    let own = std::fs::canonicalize(folder_of(child)).ok()?;
+    let real = std::fs::canonicalize(in_folder(&folder_of(child), parent)).ok()?;
+    real.parent().filter(|_| !real.starts_with(&own)).map(Path::to_owned)
+}
+
 pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

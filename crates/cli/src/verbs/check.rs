@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use cowhand::{
-    Cache, Check, Error, Fault, Objection, Printable, Repair, Report, Result, Severity, Verdict, check,
-    verdict,
+    Cache, ChainChecked, ChainFile, Check, Error, Fault, Objection, Printable, Repair, Report, Result,
+    Severity, Verdict, check, check_chain, verdict,
 };
 use serde_json::{Map, Value, json};
 
@@ -13,12 +13,12 @@ use crate::exit::check::{CORRUPT, LEAKS, NO_CHECK};
 use crate::exit::{DONE, FAILED, Failure, Outcome};
 use crate::output::{self, Output};
 use crate::progress::Meter;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Parents, Sharing, quoted};
 use crate::verbs::Form;
 
 /// Find out what is wrong with an image, and repair it
 ///
-/// Only this file is looked at, not what it stands on. Without -r nothing is changed.
+/// Only this file is looked at; with --chain, what it stands on too. Without -r nothing is changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status: 0 nothing is wrong (any more), 1 the check could not be done, 2 there are errors (--for: it would be refused), 3 space is lost and
@@ -29,6 +29,7 @@ Examples:
   cowhand check --output=json vm.qcow2
   cowhand check -r leaks vm.qcow2
   cowhand check -r all vm.qcow2
+  cowhand check --chain newest.avhd
   cowhand check --for azure upload.vhd")]
 pub(crate) struct Args {
     /// The image
@@ -46,8 +47,12 @@ pub(crate) struct Args {
     #[arg(short, long, value_enum, value_name = "WHAT")]
     repair: Option<What>,
 
+    /// Also each file that the image stands on, and whether it is there and the right one; -r repairs the image alone
+    #[arg(long)]
+    chain: bool,
+
     /// Say what this program or service would refuse, and what to type: azure, hyperv, virtualbox, virtualpc, xenserver
-    #[arg(long = "for", value_name = "WHOM", conflicts_with = "repair")]
+    #[arg(long = "for", value_name = "WHOM", conflicts_with_all = ["repair", "chain"])]
     whom: Option<String>,
 
     /// Print nothing
@@ -99,6 +104,11 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     };
     let how = Check { open, repair, workers: args.threads };
     let meter = Meter::new(false, args.quiet);
+    if args.chain {
+        let found = check_chain(&source.path, &how, &meter)?;
+        meter.finish();
+        return tell_chain(args, out, &found);
+    }
     let checked = check(&source.path, &how, &meter)?;
     meter.finish();
     let name = source.path.display().to_string();
@@ -111,23 +121,106 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         Form::Human => describe(out, &report)?,
         Form::Json => out.write_all(output::json(&object(&report, &name, checked.format)).as_bytes())?,
     }
-    Ok(match &report {
-        Report { check_errors: 1.., .. } => FAILED,
-        Report { corruptions: 1.., .. } => CORRUPT,
-        Report { leaks: 1.., .. } => LEAKS,
-        _ => DONE,
-    })
+    Ok(status([&report]))
+}
+
+/// The worst of them decides.
+fn status<'a>(reports: impl IntoIterator<Item = &'a Report> + Clone) -> u8 {
+    let any = |bad: fn(&Report) -> bool| reports.clone().into_iter().any(bad);
+    if any(|report| report.check_errors > 0) {
+        FAILED
+    } else if any(|report| report.corruptions > 0) {
+        CORRUPT
+    } else if any(|report| report.leaks > 0) {
+        LEAKS
+    } else {
+        DONE
+    }
+}
+
+fn tell_chain(args: &Args, out: &mut Output, found: &ChainChecked) -> Outcome {
+    let ChainChecked { top, files } = found;
+    match args.output {
+        _ if args.quiet => {}
+        Form::Human => files.iter().try_for_each(|file| describe_file(out, file))?,
+        Form::Json => {
+            let name = files.first().map_or("", |file| &file.filename);
+            let mut all = object(top.report.as_ref().unwrap_or(&Report::default()), name, top.format);
+            if let Some(all) = all.as_object_mut() {
+                all.insert("chain".to_owned(), files.iter().map(file_object).collect());
+            }
+            out.write_all(output::json(&all).as_bytes())?;
+        }
+    }
+    let found = status(files.iter().map(|file| &file.report));
+    Ok(if found == DONE && !files.iter().any(|file| file.has_check) { NO_CHECK } else { found })
+}
+
+/// The answer, then every fault in a line of its own.
+fn describe_file(out: &mut Output, file: &ChainFile) -> Result<()> {
+    let ChainFile { filename, format, has_check, report, remedy } = file;
+    let counts = [
+        (report.corruptions, "error", "errors"),
+        (report.leaks, "leaked cluster", "leaked clusters"),
+        (report.check_errors, "thing could not be looked at", "things could not be looked at"),
+        (report.corruptions_fixed + report.leaks_fixed, "fault repaired", "faults repaired"),
+    ];
+    let counts = counts.into_iter().filter(|(count, ..)| *count > 0);
+    let said: Vec<String> =
+        counts.map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many })).collect();
+    let answer = match (said.is_empty(), has_check) {
+        (true, true) => "no errors were found".to_owned(),
+        (true, false) => format!("can be opened; {format} images have nothing to be checked"),
+        (false, _) => said.join(", "),
+    };
+    writeln!(out, "{}: {answer}", Printable(filename))?;
+    for fault in &report.faults {
+        write!(out, "    ")?;
+        line(out, fault)?;
+    }
+    unlisted(out, report, "    ")?;
+    match remedy {
+        None => Ok(()),
+        Some(remedy) => writeln!(out, "    Type: {}", remedy.replace("FILE", &quoted(filename))),
+    }
+}
+
+/// How many faults are counted and not listed.
+fn unlisted(out: &mut Output, report: &Report, indent: &str) -> Result<()> {
+    let found = report.corruptions + report.leaks + report.check_errors;
+    let all = found + report.corruptions_fixed + report.leaks_fixed;
+    let listed = report.faults.iter().filter(|fault| fault.severity != Severity::Note).count() as u64;
+    match all.saturating_sub(listed) {
+        0 => Ok(()),
+        more => writeln!(out, "{indent}... and {more} more"),
+    }
+}
+
+/// As for the image itself, what could be checked and what is wrong.
+fn file_object(file: &ChainFile) -> Value {
+    let ChainFile { filename, format, has_check, report, remedy } = file;
+    let mut value = object(report, filename, format);
+    let Some(all) = value.as_object_mut() else { return value };
+    all.insert("checked".to_owned(), (*has_check).into());
+    let severity = |fault: &Fault| match fault.severity {
+        Severity::Leak => "leak",
+        Severity::Corruption => "corruption",
+        Severity::Error => "check-error",
+        Severity::Note => "note",
+    };
+    let fault = |fault: &Fault| json!({ "severity": severity(fault), "fixed": fault.fixed, "offset": fault.at, "message": fault.message });
+    all.insert("faults".to_owned(), report.faults.iter().map(fault).collect());
+    if let Some(remedy) = remedy {
+        all.insert("remedy".to_owned(), remedy.replace("FILE", &quoted(filename)).into());
+    }
+    value
 }
 
 /// Every fault in a line of its own, then line for line what qemu-img prints.
 fn describe(out: &mut Output, report: &Report) -> Result<()> {
     report.faults.iter().try_for_each(|fault| line(out, fault))?;
+    unlisted(out, report, "")?;
     let found = report.corruptions + report.leaks + report.check_errors;
-    let all = found + report.corruptions_fixed + report.leaks_fixed;
-    let listed = report.faults.iter().filter(|fault| fault.severity != Severity::Note).count() as u64;
-    if all > listed {
-        writeln!(out, "... and {} more", all - listed)?;
-    }
     if report.corruptions_fixed + report.leaks_fixed > 0 {
         writeln!(
             out,
@@ -213,17 +306,6 @@ fn advise(out: &mut Output, whom: &str, name: &str, found: &Verdict) -> Result<(
         "{} one that it takes:\n    cowhand convert --for {whom} {word} {new}",
         if mendable { "Or make" } else { "This makes" }
     )
-}
-
-/// A name as a shell takes it for one word.
-fn quoted(name: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%".contains(c);
-    let text = Printable(name).to_string();
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
 }
 
 fn verdict_json(whom: &str, name: &str, found: &Verdict) -> Value {

@@ -7,6 +7,7 @@ use cowhand::{Cache, Child, Printable, child, parse_option_string, parse_size};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
+use crate::sources::note_on_paths;
 use crate::sources::{Parents, Sharing};
 
 /// Make a new, empty image over a parent
@@ -84,6 +85,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
             Printable(&parent),
             made.parent_format
         )?;
+        note_on_paths(out, &args.image, &made.parent)?;
     }
     Ok(DONE)
 }

@@ -9,6 +9,7 @@ use crate::exit::{DONE, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
 use crate::progress::Meter;
+use crate::sources::note_on_paths;
 use crate::verbs::formats;
 
 /// Make a new image
@@ -99,6 +100,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     meter.finish();
     if !args.quiet {
         describe(out, image, &how, made.size)?;
+        if let Some(backing) = &how.backing {
+            note_on_paths(out, image, backing)?;
+        }
         let asked = args.size.unwrap_or(made.size);
         args.consumer.tell(out, title, image, asked, made.size, made.file_len)?;
     }

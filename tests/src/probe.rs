@@ -20,6 +20,8 @@ pub struct Probed {
     pub message: String,
     /// How long it took.
     pub ms: u64,
+    /// What it took of the processors.
+    pub cpu_ms: u64,
     /// The most memory it had.
     pub peak_kib: u64,
 }
@@ -38,6 +40,7 @@ pub fn probe<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Probed {
         kind: text("kind"),
         message: text("message"),
         ms: answer["ms"].as_u64().unwrap(),
+        cpu_ms: answer["cpu_ms"].as_u64().unwrap(),
         peak_kib: answer["peak_kib"].as_u64().unwrap(),
     }
 }

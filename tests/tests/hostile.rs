@@ -83,8 +83,10 @@ pub(crate) fn judge(cases: &[Case]) {
 }
 
 fn bounded(what: &str, probed: &Probed) {
-    // The limit is for a machine that does nothing else; tests share theirs.
-    assert!(probed.ms <= 2 * TIME, "{what} took {} ms", probed.ms);
+    // The limit is for a machine that does nothing else, and tests share theirs: what counts is the processors' time.
+    // What waits takes none, and is bounded more loosely.
+    assert!(probed.cpu_ms <= TIME, "{what} took {} ms of a processor", probed.cpu_ms);
+    assert!(probed.ms <= 10 * TIME, "{what} took {} ms", probed.ms);
     assert!(probed.peak_kib <= MEMORY, "{what} took {} KiB", probed.peak_kib);
     let text = &probed.message;
     assert!(!text.chars().any(char::is_control), "{what}: control characters in {text:?}");

@@ -172,7 +172,7 @@ fn a_pipe_for_a_parent_does_not_hang() {
     for paths in ["same-dir", "local", "any"] {
         let found = probe(["read", image.to_str().unwrap(), &format!("paths={paths}")]);
         assert_eq!(found.kind, "Unsupported", "{}", found.message);
-        assert!(found.ms < 2000);
+        assert!(found.cpu_ms < 2000 && found.ms < 20_000);
     }
     let found = probe(["read", folder.path().join("pipe").to_str().unwrap()]);
     assert_eq!(found.kind, "Unsupported", "{}", found.message);
@@ -191,7 +191,7 @@ fn chains_without_an_end() {
     for image in [own, a, folder.path().join("c.qcow2"), through] {
         let found = probe(["read", image.to_str().unwrap()]);
         assert_eq!(found.kind, "Corrupt", "{}", found.message);
-        assert!(found.message.contains("own chain") && found.ms < 2000, "{}", found.message);
+        assert!(found.message.contains("own chain") && found.cpu_ms < 2000, "{}", found.message);
     }
 }
 
@@ -217,7 +217,7 @@ fn depth() {
         let found = probed(from);
         assert_eq!(found.kind, "ChainTooLong", "{}", found.message);
         assert!(found.message.contains("200"), "{}", found.message);
-        assert!(found.ms < 2000 && found.peak_kib < 256 << 10, "{found:?}");
+        assert!(found.cpu_ms < 2000 && found.peak_kib < 256 << 10, "{found:?}");
     }
 }
 

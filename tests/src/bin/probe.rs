@@ -41,7 +41,11 @@ fn main() {
         "take" => take(path, Path::new(&args[2])),
         other => panic!("probe cannot '{other}'"),
     };
-    let mut answer = json!({ "ms": began.elapsed().as_millis() as u64, "peak_kib": peak_kib() });
+    let mut answer = json!({
+        "ms": began.elapsed().as_millis() as u64,
+        "cpu_ms": cpu_ms(),
+        "peak_kib": peak_kib(),
+    });
     match done {
         Ok(value) => answer["ok"] = value,
         Err(error) => {
@@ -150,6 +154,14 @@ fn take(source: &Path, target: &Path) -> Result<Value> {
     let from = From::Bytes(Incoming { name: "bytes".to_owned(), len: None, bytes });
     let done = stream::stream(from, To::File(target), &Stream::default(), &Quiet)?;
     Ok(done.to_json())
+}
+
+/// What this process took of the processors.
+fn cpu_ms() -> u64 {
+    // After the name in parentheses: the 12th and 13th word, in hundredths of a second.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let words: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    [11, 12].iter().map(|at| words[*at].parse::<u64>().unwrap() * 10).sum()
 }
 
 /// The most memory this process had at a time.

@@ -21,17 +21,12 @@ pub(crate) const ALL: &[Consumer] = &[
     Consumer {
         name: "xenserver",
         title: "XenServer",
-        options: &[("block_size", "2M"), ("size_align", "2M"), ("creator", "tap"), ("batmap", "on")],
+        options: &[("size_align", "2M"), ("creator", "tap")],
         judge: xenserver,
     },
     Consumer { name: "hyperv", title: "Hyper-V", options: &[("creator", "win")], judge: hyperv },
     Consumer { name: "virtualbox", title: "VirtualBox", options: &[("creator", "vbox")], judge: virtualbox },
-    Consumer {
-        name: "virtualpc",
-        title: "Virtual PC",
-        options: &[("block_size", "2M"), ("creator", "vpc")],
-        judge: virtualpc,
-    },
+    Consumer { name: "virtualpc", title: "Virtual PC", options: &[("creator", "vpc")], judge: virtualpc },
 ];
 
 /// An image as its consumers see it, and what they say.

@@ -76,7 +76,7 @@ impl Naming {
             id,
             timestamp: parent.modified.map_or(0, timestamp),
             name: header_name(name),
-            format: format.filter(|format| !matches!(*format, "vpc" | "vhd" | "raw")).map(str::to_owned),
+            format: format.filter(|format| !matches!(*format, "vpc" | "vhd")).map(str::to_owned),
             texts,
         })
     }
@@ -238,8 +238,8 @@ mod tests {
             (read.format, read.expected.len(), header.tail != [0; 256])
         };
         assert_eq!(format("vpc", Some(1)), (Some("vpc".to_owned()), 1, false));
-        // No word on it: raw, unless it looks like something else.
-        assert_eq!(format("raw", None), (None, 0, false));
+        // A raw disk may begin with anything, so it is noted too.
+        assert_eq!(format("raw", None), (Some("raw".to_owned()), 0, true));
         assert_eq!(format("qcow2", None), (Some("qcow2".to_owned()), 0, true));
         assert_eq!(format("vhdx", Some(1)), (Some("vhdx".to_owned()), 1, true));
         let error = Naming::of(&parent(&["base"], "vpc", None), &[]).unwrap_err().to_string();
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn another_name_leaves_nothing_of_the_one_before() {
         let (_, _, mut header) = back(&Naming::of(&parent(&["long.qcow2"], "qcow2", None), &[]).unwrap());
-        Naming::of(&parent(&["b"], "raw", None), &[]).unwrap().put(&mut header, &[0..512, 512..1024]);
+        Naming::of(&parent(&["b"], "vpc", Some(1)), &[]).unwrap().put(&mut header, &[0..512, 512..1024]);
         assert_eq!((note(&header.tail), header.parent_name[..4].to_vec()), (None, vec![0, b'b', 0, 0]));
         clear(&mut header);
         assert_eq!(header.to_bytes()[40..], Header::new(512, 1536, 1, 2 << 20).to_bytes()[40..]);

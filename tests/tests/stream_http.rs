@@ -125,6 +125,12 @@ fn a_server_that_misbehaves_leaves_no_target() {
         std::fs::remove_file(&target).unwrap();
     }
     assert!(vhd.is_file());
+    // A header may hold a secret: it goes to no other place than the one that was named.
+    let http = Http { headers: vec!["X-Auth-Token: s3cret".to_owned()], ..server.http() };
+    let url = |what: &str| server.url(&format!("/{what}?session_id={SESSION}&vdi=disk.vhd&format=vhd"));
+    http.get(&url("export_raw_vdi")).unwrap();
+    let error = http.get(&url("redirect/export_raw_vdi")).unwrap_err().to_string();
+    assert!(error.contains("302") && error.contains("nor does a header"), "{error}");
 }
 
 #[test]
@@ -140,7 +146,7 @@ fn a_server_that_refuses_is_heard() {
         (
             format!("/redirect/import_raw_vdi{query}"),
             ErrorKind::Io,
-            "302 Found; what is sent follows no redirect",
+            "302 Found; what is sent follows no redirect, nor does a header",
         ),
         (format!("/fail-after{query}"), ErrorKind::Io, "500 Internal Server Error: VDI_IO_ERROR"),
         (

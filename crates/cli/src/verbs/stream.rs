@@ -89,7 +89,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "USER", hide_default_value = true)]
     user: Option<String>,
 
-    /// A further header for the server, 'Name: value'
+    /// A further header for the server, 'Name: value'; it is sent to no other, so no redirect is followed
     #[arg(short = 'H', long, value_name = "HEADER")]
     header: Vec<String>,
 

@@ -62,10 +62,12 @@ impl Http {
         scheme(word).is_some()
     }
 
-    /// Asks for `url`. Redirects are followed, from https to https only.
+    /// Asks for `url`. Redirects are followed, from https to https only, and not with further headers.
     pub fn get(&self, url: &str) -> Result<Incoming> {
         let url = Url::parse(url, self)?;
-        let agent = self.agent(&url, 10)?;
+        // What a header holds may be a secret, and is for nobody but the server that was named.
+        let redirects = if self.headers.is_empty() { 10 } else { 0 };
+        let agent = self.agent(&url, redirects)?;
         let mut request = agent.get(&url.bare);
         for (name, value) in self.headers(&url)? {
             request = request.header(name, value);
@@ -300,7 +302,7 @@ impl Url {
         let colon = if line.is_empty() { "" } else { ": " };
         let error = Error::new(kind, format!("the server answers {}{reason}{colon}{line}", status.as_u16()));
         let error = if status.is_redirection() {
-            error.hint("what is sent follows no redirect: name the place itself")
+            error.hint("what is sent follows no redirect, nor does a header: name the place itself")
         } else {
             error
         };

@@ -112,6 +112,12 @@ pub trait Layer: Send + Sync + Debug {
     /// The least unit, in bytes and a power of two, whose presence this layer can record.
     fn granule(&self) -> u64;
 
+    /// Bytes of the sectors that a guest sees: a power of two. Partition tables and file systems count in them, so the
+    /// same bytes on another kind of disk may say nothing to a guest.
+    fn sector(&self) -> u32 {
+        512
+    }
+
     /// The storage that [`Extent::host`] counts in: the image's file, or its data file.
     fn host(&self) -> &Arc<dyn Storage>;
 
@@ -182,6 +188,20 @@ pub trait Layer: Send + Sync + Debug {
     /// What a child of this layer checks.
     fn identity(&self) -> LayerId {
         LayerId(None)
+    }
+
+    /// The identity that this layer bears once its content has changed, where it bears another one then: chosen at the
+    /// first call, and taken by the first change behind it. `None`: it keeps the one it has.
+    fn next_identity(&self) -> Result<Option<[u8; 16]>> {
+        Ok(None)
+    }
+
+    /// Notes, durably, that the parent may soon bear this identity too; one of [`ParentRef::expected`] until
+    /// [`Layer::set_parent`] says anew what the parent is. For who is about to change the parent's content where this
+    /// layer hides it: at no moment is the parent taken for another file. What the layer holds stays as it is.
+    fn expect_parent(&self, id: [u8; 16]) -> Result<()> {
+        let _ = id;
+        Ok(())
     }
 
     /// The parent this file names, if it names one.

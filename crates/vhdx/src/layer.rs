@@ -244,6 +244,10 @@ impl Layer for VhdxLayer {
         if self.differencing() { self.geometry.sector } else { self.geometry.block_size }
     }
 
+    fn sector(&self) -> u32 {
+        self.metadata.logical_sector
+    }
+
     fn host(&self) -> &Arc<dyn Storage> {
         &self.file
     }

@@ -133,9 +133,9 @@ pub trait Format: Send + Sync + Debug {
         false
     }
 
-    /// The option that sets what [`Details::cluster_size`] tells: a child takes its parent's where both have one format.
-    fn unit_option(&self) -> Option<&'static str> {
-        None
+    /// The options that a child takes over from its parent where both have this format: the allocation unit above all.
+    fn child_options(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// What a child of this file remembers of it: [`Layer::identity`], read from the few bytes that hold it, so that a

@@ -98,6 +98,10 @@ pub struct ParentRef {
     pub expected: Vec<[u8; 16]>,
     /// When the parent's file was last changed, where that is known: VHD writes it down. Nobody is refused for it.
     pub modified: Option<SystemTime>,
+    /// Its [`Layer::sector`], where that is known: a format may want a child's to be the same.
+    pub sector: Option<u32>,
+    /// Its [`Layer::disk_id`], where that is known and there is one: a format's child may bear it too.
+    pub disk_id: Option<[u8; 16]>,
 }
 
 /// One image file, and only what that file says. It knows nothing of its parent's content.
@@ -188,6 +192,12 @@ pub trait Layer: Send + Sync + Debug {
     /// What a child of this layer checks.
     fn identity(&self) -> LayerId {
         LayerId(None)
+    }
+
+    /// The id by which a guest knows the disk, as the 16 raw bytes of the file: a copy of the disk has another one, a
+    /// child has the same. `None`: the format has no such thing apart from [`Layer::identity`].
+    fn disk_id(&self) -> Option<[u8; 16]> {
+        None
     }
 
     /// The identity that this layer bears once its content has changed, where it bears another one then: chosen at the

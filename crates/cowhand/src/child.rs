@@ -81,9 +81,10 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
         }
         default("cluster_size", "16k".to_owned());
         default("extended_l2", "on".to_owned());
-    } else if let Some(unit) = format.unit_option().filter(|_| named == below.format) {
+    } else if named == below.format {
         // Not all that can be read can be made: smaller blocks than those of the option are not taken over.
-        let same = below.layer.made_with(false).into_iter().filter(|(name, _)| *name == unit);
+        let like = below.layer.made_with(false).into_iter();
+        let same = like.filter(|(name, _)| format.child_options().contains(name));
         same.for_each(|(name, value)| default(name, value));
     }
     let backing = name_from(path, Path::new(&below.name));

@@ -110,7 +110,13 @@ impl Opened {
     pub(crate) fn seen(&self, depth: usize) -> Option<Seen> {
         let link = self.image.links().get(depth)?;
         let file = self.watched().into_iter().find(|file| file.name == link.name)?;
-        Some(Seen { id: link.layer.identity(), modified: modified(file.identity) })
+        let layer = &link.layer;
+        Some(Seen {
+            id: layer.identity(),
+            modified: modified(file.identity),
+            sector: layer.sector(),
+            disk_id: layer.disk_id(),
+        })
     }
 
     /// Every file that was opened.

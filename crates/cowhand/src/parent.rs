@@ -11,11 +11,13 @@ use crate::registry;
 use crate::resolve::{Files, folder_of, in_folder};
 use crate::shelf::Shelf;
 
-/// What a child has to remember of a file beside its name.
+/// What a child has to know of a file beside its name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     pub(crate) id: LayerId,
     pub(crate) modified: Option<SystemTime>,
+    pub(crate) sector: u32,
+    pub(crate) disk_id: Option<[u8; 16]>,
 }
 
 /// What `child` is to remember of the parent that it shall call `name`.
@@ -34,6 +36,8 @@ pub(crate) fn remembered(child: &Path, name: &Path, format: Option<String>, seen
         any_case: false,
         expected: seen.and_then(|seen| seen.id.0).into_iter().collect(),
         modified: seen.and_then(|seen| seen.modified),
+        sector: seen.map(|seen| seen.sector),
+        disk_id: seen.and_then(|seen| seen.disk_id),
     }
 }
 

@@ -32,10 +32,13 @@ fn open(folder: &dyn Folder, files: &[File], writable: &[&str]) -> Result<Image>
 /// What a child has to remember of the first of these files, which stands on the others.
 fn remembered(folder: &dyn Folder, below: &[File]) -> Result<Option<ParentRef>> {
     let Some((name, format, ..)) = below.first() else { return Ok(None) };
+    let layer = open(folder, below, &[])?.top().layer.clone();
     Ok(Some(ParentRef {
         candidates: vec![(*name).into()],
         format: Some((*format).to_owned()),
-        expected: open(folder, below, &[])?.top().layer.identity().0.into_iter().collect(),
+        expected: layer.identity().0.into_iter().collect(),
+        sector: Some(layer.sector()),
+        disk_id: layer.disk_id(),
         ..ParentRef::default()
     }))
 }

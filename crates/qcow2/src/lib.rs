@@ -70,8 +70,8 @@ impl Format for Qcow2 {
         options::OPTIONS
     }
 
-    fn unit_option(&self) -> Option<&'static str> {
-        Some("cluster_size")
+    fn child_options(&self) -> &'static [&'static str] {
+        &["cluster_size"]
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {

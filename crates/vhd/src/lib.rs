@@ -70,8 +70,8 @@ impl Format for Vhd {
         create::OPTIONS
     }
 
-    fn unit_option(&self) -> Option<&'static str> {
-        Some("block_size")
+    fn child_options(&self) -> &'static [&'static str] {
+        &["block_size"]
     }
 
     fn identity(&self, file: &dyn Storage) -> Result<LayerId> {

@@ -109,6 +109,7 @@ pub(crate) fn parent_ref(header: &Header, locators: &[Locator]) -> ParentRef {
         any_case: true,
         expected: has_id.then_some(header.parent_unique_id).into_iter().collect(),
         modified: Some(header.parent_timestamp).filter(|time| *time != 0).map(moment),
+        ..ParentRef::default()
     }
 }
 

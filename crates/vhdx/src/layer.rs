@@ -356,6 +356,10 @@ impl Layer for VhdxLayer {
         LayerId(Some(self.header.data_write_guid.raw()))
     }
 
+    fn disk_id(&self) -> Option<[u8; 16]> {
+        Some(self.metadata.disk_id.raw())
+    }
+
     fn parent(&self) -> Option<ParentRef> {
         self.metadata.parent.as_ref().map(|locator| locator.parent())
     }

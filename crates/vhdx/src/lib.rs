@@ -50,8 +50,8 @@ impl Format for Vhdx {
         create::OPTIONS
     }
 
-    fn unit_option(&self) -> Option<&'static str> {
-        Some("block_size")
+    fn child_options(&self) -> &'static [&'static str] {
+        &["block_size", "physical_sector_size"]
     }
 
     fn identity(&self, file: &dyn Storage) -> Result<LayerId> {

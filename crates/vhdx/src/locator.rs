@@ -90,7 +90,7 @@ impl Locator {
             format: Some("vhdx".to_owned()),
             any_case: true,
             expected: [Some(self.linkage), self.linkage2].into_iter().flatten().map(Guid::raw).collect(),
-            modified: None,
+            ..ParentRef::default()
         }
     }
 }

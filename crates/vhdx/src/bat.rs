@@ -89,7 +89,42 @@ const FULLY_PRESENT: u64 = 6;
 const PARTIALLY_PRESENT: u64 = 7;
 
 const STATE: u64 = 7;
-const RESERVED: u64 = 0xf_fff8;
+/// Bits of an entry that are zero.
+pub(crate) const RESERVED: u64 = 0xf_fff8;
+
+/// An entry's state as it stands there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    NotPresent,
+    Undefined,
+    Zero,
+    Unmapped,
+    /// As unmapped; in a draft of the format, 0.95.
+    UnmappedDraft,
+    Full,
+    Partial,
+    /// One that does not exist.
+    Unknown,
+}
+
+/// The state that an entry has; a sector bitmap's may be [`State::NotPresent`] or [`State::Full`].
+pub(crate) fn state(entry: u64) -> State {
+    match entry & STATE {
+        NOT_PRESENT => State::NotPresent,
+        UNDEFINED => State::Undefined,
+        ZERO => State::Zero,
+        UNMAPPED => State::Unmapped,
+        UNMAPPED_V095 => State::UnmappedDraft,
+        FULLY_PRESENT => State::Full,
+        PARTIALLY_PRESENT => State::Partial,
+        _ => State::Unknown,
+    }
+}
+
+/// The file offset that an entry has, which says something in some states only.
+pub(crate) fn offset(entry: u64) -> u64 {
+    entry & !(MIB - 1)
+}
 
 impl Block {
     /// Reads a payload block's entry; says what is wrong with it.

@@ -9,6 +9,7 @@
 
 mod bat;
 mod bytes;
+mod check;
 mod create;
 mod guid;
 mod header;

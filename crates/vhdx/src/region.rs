@@ -135,6 +135,11 @@ impl Regions {
         })
     }
 
+    /// All space that belongs to a structure, ascending and disjoint, and whose it is.
+    pub(crate) fn taken(&self) -> &[(Range<u64>, String)] {
+        &self.taken
+    }
+
     /// The structure that `range` would run into, if there is one.
     pub(crate) fn meets(&self, range: Range<u64>) -> Option<&str> {
         let first = self.taken.partition_point(|(taken, _)| taken.end <= range.start);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, Measured, OptionKind, OptionSpec, Prealloc, Result, Storage, largest,
-    touched,
+    Content, CreateOptions, Error, Measured, OptionKind, OptionSpec, ParentRef, Prealloc, Result, Storage,
+    largest, touched,
 };
 
 use crate::bat::{Block, ENTRY, Geometry};
@@ -13,6 +13,7 @@ use crate::guid::Guid;
 use crate::header::{self, HEADERS, Header, LogPlace};
 use crate::layer::VhdxLayer;
 use crate::metadata::{MAX_SIZE, Metadata};
+use crate::naming;
 use crate::region::{Region, Regions, TABLES};
 use crate::write::Writer;
 
@@ -37,12 +38,22 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "logical_sector_size",
         kind: OptionKind::Choice(&["512", "4096"]),
-        help: "The disk's logical sector; default 512",
+        help: "The disk's logical sector; default 512, and the parent's where there is one",
     },
     OptionSpec {
         name: "physical_sector_size",
         kind: OptionKind::Choice(&["512", "4096"]),
         help: "The disk's physical sector; default 4096",
+    },
+    OptionSpec {
+        name: "disk_id",
+        kind: OptionKind::Text,
+        help: "The id by which a guest knows the disk (SCSI page 83), a UUID; default a new one, and the parent's where there is one",
+    },
+    OptionSpec {
+        name: "data_write_guid",
+        kind: OptionKind::Text,
+        help: "The id by which a child knows its parent's content, a UUID; default a new one",
     },
     OptionSpec {
         name: "preallocation",
@@ -55,6 +66,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 #[derive(Debug)]
 struct Plan {
     metadata: Metadata,
+    /// What children know the content by.
+    data_write_guid: Guid,
     log_size: u64,
     /// The state that every block begins with.
     unwritten: Block,
@@ -64,10 +77,6 @@ struct Plan {
 
 impl Plan {
     fn new(how: &CreateOptions) -> Result<Plan> {
-        if how.parent.is_some() {
-            return Err(Error::unsupported("a VHDX with a parent (a differencing one) cannot be made here")
-                .hint("choose qcow2"));
-        }
         let options = &how.options;
         let fixed = options.text("subformat") == Some("fixed");
         let sector = |name: &str, default| match options.text(name) {
@@ -75,7 +84,11 @@ impl Plan {
             Some("4096") => 4096,
             _ => default,
         };
-        let logical_sector = sector("logical_sector_size", 512);
+        let locator = how.parent.as_ref().map(|parent| naming::locator(parent, None)).transpose()?;
+        let logical_sector = match &how.parent {
+            None => sector("logical_sector_size", 512),
+            Some(parent) => sectors_of_child(parent, options.number("logical_sector_size"))?,
+        };
         let too_large = || {
             Error::invalid(format!("a disk of {} bytes is too large: a VHDX holds at most 64 TiB", how.size))
         };
@@ -102,20 +115,68 @@ impl Plan {
             return Err(Error::invalid("preallocation is for a fixed image").hint("add subformat=fixed"));
         }
         let unwritten = match options.flag("block_state_zero") {
+            _ if locator.is_some() && fixed => {
+                return Err(Error::invalid("a fixed VHDX has no parent")
+                    .hint("leave out subformat=fixed: a disk with a parent is a differencing one"));
+            }
+            Some(true) if locator.is_some() => {
+                return Err(Error::invalid("blocks that say they are zero would hide the parent")
+                    .hint("leave out block_state_zero"));
+            }
+            None if locator.is_some() => Block::NotPresent,
             Some(false) => Block::NotPresent,
             _ => Block::Zero,
         };
+        let disk_id = match (options.text("disk_id"), &how.parent) {
+            (Some(text), _) => Some(guid_option("disk_id", text)?),
+            (None, Some(parent)) => parent.disk_id.map(Guid::from_raw),
+            (None, None) => None,
+        };
+        let data_write_guid =
+            options.text("data_write_guid").map(|text| guid_option("data_write_guid", text)).transpose()?;
         let metadata = Metadata {
             block_size,
             leave_blocks_allocated: fixed,
             size,
-            disk_id: Guid::random(),
+            disk_id: disk_id.unwrap_or_else(Guid::random),
             logical_sector,
             physical_sector: sector("physical_sector_size", 4096),
-            parent: None,
+            parent: locator,
         };
-        Ok(Plan { metadata, log_size, unwritten, prealloc, fresh: how.fresh })
+        let data_write_guid = data_write_guid.unwrap_or_else(Guid::random);
+        Ok(Plan { metadata, data_write_guid, log_size, unwritten, prealloc, fresh: how.fresh })
     }
+}
+
+/// The logical sector of a child of `parent`: the parent's, for a guest would not find its file systems otherwise, and
+/// the bits of presence count in it.
+fn sectors_of_child(parent: &ParentRef, given: Option<u64>) -> Result<u32> {
+    let Some(sector) = parent.sector else {
+        return Err(Error::invalid("the logical sector of the parent is not known")
+            .hint("a child has its parent's, so the parent must be there, and be looked at"));
+    };
+    if given.is_some_and(|given| given != u64::from(sector)) {
+        return Err(same_sectors(sector));
+    }
+    Ok(sector)
+}
+
+/// What is said to who wants a parent of `sector` bytes for a disk of others.
+pub(crate) fn same_sectors(sector: u32) -> Error {
+    Error::invalid(format!("a child has its parent's logical sector, which is {sector} bytes here"))
+        .hint("convert the parent to the other sector size first, or make the child as qcow2")
+}
+
+/// An id as it is given on the command line.
+pub(crate) fn guid_option(name: &str, text: &str) -> Result<Guid> {
+    let guid = Guid::parse(text).ok_or_else(|| {
+        Error::invalid(format!("{name}={text} is not a UUID"))
+            .hint("one looks like 67e55044-10b1-426f-9247-bb680e5fe0c8")
+    })?;
+    if guid == Guid::ZERO {
+        return Err(Error::invalid(format!("a {name} of zeros is no id")));
+    }
+    Ok(guid)
 }
 
 /// Where everything goes in a new file.
@@ -125,24 +186,25 @@ struct Places {
     metadata_region: Region,
     bat: Region,
     blocks_at: u64,
-    /// Where the last block ends when all are there.
+    /// Where the last block ends when all are there, and a child's sector bitmaps.
     blocks_end: u64,
 }
 
-impl Plan {
-    fn places(&self) -> Places {
-        let metadata = &self.metadata;
+impl Places {
+    fn of(metadata: &Metadata, log_size: u64) -> Places {
         let geometry = Geometry {
             size: metadata.size,
             block_size: metadata.block_size,
             sector: metadata.logical_sector.into(),
         };
-        let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: self.log_size };
-        let metadata_region = Region { offset: MIB + self.log_size, length: MIB };
-        let bat_length = (geometry.entries(false) * ENTRY).next_multiple_of(MIB).max(MIB);
+        let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: log_size };
+        let metadata_region = Region { offset: MIB + log_size, length: MIB };
+        let differencing = metadata.parent.is_some();
+        let bat_length = (geometry.entries(differencing) * ENTRY).next_multiple_of(MIB).max(MIB);
         let bat = Region { offset: metadata_region.offset + MIB, length: bat_length };
         let blocks_at = bat.offset + bat.length;
-        let blocks_end = blocks_at + geometry.blocks() * geometry.block_size;
+        let bitmaps = if differencing { geometry.blocks().div_ceil(geometry.chunk_ratio()) } else { 0 };
+        let blocks_end = blocks_at + geometry.blocks() * geometry.block_size + bitmaps * MIB;
         Places { geometry, log, metadata_region, bat, blocks_at, blocks_end }
     }
 }
@@ -150,11 +212,15 @@ impl Plan {
 /// See `Format::measure`. QEMU has no estimate for this format: what is required is what the blocks touched take.
 pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
     let plan = Plan::new(how)?;
-    let Places { geometry, blocks_at, blocks_end, .. } = plan.places();
+    let Places { geometry, blocks_at, blocks_end, .. } = Places::of(&plan.metadata, plan.log_size);
     let exact = if plan.metadata.leave_blocks_allocated {
         blocks_end
     } else {
-        blocks_at + touched(content, [geometry.block_size])?[0] * geometry.block_size
+        // In a child each chunk that is written to may get a sector bitmap.
+        let chunk = geometry.block_size * geometry.chunk_ratio();
+        let [blocks, chunks] = touched(content, [geometry.block_size, chunk])?;
+        let bitmaps = if plan.metadata.parent.is_some() { chunks * MIB } else { 0 };
+        blocks_at + blocks * geometry.block_size + bitmaps
     };
     Ok(Measured { required: exact, fully_allocated: blocks_end, exact, bitmaps: None })
 }
@@ -174,8 +240,7 @@ pub(crate) fn largest_disk(like: &VhdxLayer, file_len: u64, exact: bool) -> Opti
     }
     let end = |blocks: u64| {
         let metadata = Metadata { size: blocks * block_size, parent: None, ..like.metadata.clone() };
-        let plan = Plan { metadata, log_size, unwritten: Block::Zero, prealloc: Prealloc::Off, fresh: false };
-        plan.places().blocks_end
+        Places::of(&metadata, log_size).blocks_end
     };
     largest(MAX_SIZE / block_size, |blocks| end(blocks) <= file_len).map(|blocks| blocks * block_size)
 }
@@ -191,7 +256,8 @@ fn automatic_block_size(size: u64) -> u64 {
 pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<VhdxLayer> {
     let plan = Plan::new(how)?;
     let metadata = &plan.metadata;
-    let Places { geometry, log, metadata_region, bat, blocks_at, blocks_end } = plan.places();
+    let Places { geometry, log, metadata_region, bat, blocks_at, blocks_end } =
+        Places::of(&plan.metadata, plan.log_size);
     let end = if metadata.leave_blocks_allocated { blocks_end } else { blocks_at };
 
     let resize =
@@ -203,8 +269,12 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
             .hint("make it in a file, or choose raw or qcow2"));
     }
     resize(end)?;
-    let header =
-        Header { sequence_number: 1, file_write_guid: Guid::random(), data_write_guid: Guid::random(), log };
+    let header = Header {
+        sequence_number: 1,
+        file_write_guid: Guid::random(),
+        data_write_guid: plan.data_write_guid,
+        log,
+    };
     let current = Header { sequence_number: 2, ..header };
     bytes::write(file.as_ref(), "file type identifier", 0, &header::identifier())?;
     for (at, header) in HEADERS.into_iter().zip([header, current]) {
@@ -214,7 +284,7 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
     for at in TABLES {
         bytes::write(file.as_ref(), "region table", at, &table)?;
     }
-    bytes::write(file.as_ref(), "metadata table", metadata_region.offset, &metadata.to_bytes())?;
+    bytes::write(file.as_ref(), "metadata table", metadata_region.offset, &metadata.to_bytes()?)?;
     let fixed = metadata.leave_blocks_allocated;
     if fixed || plan.unwritten != Block::NotPresent {
         write_entries(file.as_ref(), bat.offset, &geometry, |block| match fixed {
@@ -280,7 +350,7 @@ fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cowhand_core::{ErrorKind, MemoryStorage, Options, ParentRef};
+    use cowhand_core::{ErrorKind, MemoryStorage, Options};
 
     #[test]
     fn small_disks_get_small_blocks() {
@@ -316,7 +386,10 @@ mod tests {
             assert_eq!(refused(MIB, &[("log_size", value)]), ErrorKind::Invalid, "{value}");
         }
         assert_eq!(refused(MIB, &[("preallocation", "full")]), ErrorKind::Invalid);
-        let how = CreateOptions { size: MIB, parent: Some(ParentRef::default()), ..Default::default() };
-        assert_eq!(create(Arc::new(MemoryStorage::new()), &how).unwrap_err().kind(), ErrorKind::Unsupported);
+        for (option, value) in
+            [("disk_id", "7"), ("data_write_guid", "{00000000-0000-0000-0000-000000000000}")]
+        {
+            assert_eq!(refused(MIB, &[(option, value)]), ErrorKind::Invalid, "{option}");
+        }
     }
 }

@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cowhand_core::{Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, ParentRef, Result, Storage};
-use serde_json::{Map, Value};
 
 use crate::bat::{self, Block, Geometry};
 use crate::bytes::{self, MIB};
 use crate::create;
+use crate::details;
 use crate::header::{self, Header};
+use crate::like;
 use crate::log;
 use crate::metadata::Metadata;
 use crate::region::Regions;
@@ -286,31 +287,7 @@ impl Layer for VhdxLayer {
     }
 
     fn details(&self) -> Details {
-        let metadata = &self.metadata;
-        let subformat = match (&metadata.parent, metadata.leave_blocks_allocated) {
-            (Some(_), _) => "differencing",
-            (None, true) => "fixed",
-            (None, false) => "dynamic",
-        };
-        let dirty = self.header.log.is_pending();
-        let mut specific = Map::new();
-        let mut say = |key: &str, value: Value| {
-            specific.insert(key.to_owned(), value);
-        };
-        say("subformat", subformat.into());
-        say("block-size", metadata.block_size.into());
-        say("logical-sector-size", metadata.logical_sector.into());
-        say("physical-sector-size", metadata.physical_sector.into());
-        say("virtual-disk-id", metadata.disk_id.to_string().into());
-        say("data-write-guid", self.header.data_write_guid.to_string().into());
-        say("creator", self.creator.clone().into());
-        say("log-size", self.header.log.length.into());
-        say("log-dirty", dirty.into());
-        if let Some(parent) = &metadata.parent {
-            let entries = parent.entries.iter().map(|(key, value)| (key.clone(), value.clone().into()));
-            say("parent-locator", Value::Object(entries.collect()));
-        }
-        Details { cluster_size: Some(metadata.block_size), dirty, specific, ..Details::default() }
+        details::of(self)
     }
 
     /// Whole blocks: that is what the table gives room to.
@@ -330,16 +307,8 @@ impl Layer for VhdxLayer {
         Ok(())
     }
 
-    fn made_with(&self, _replacing: bool) -> Vec<(&'static str, String)> {
-        let metadata = &self.metadata;
-        let kind = if metadata.leave_blocks_allocated { "fixed" } else { "dynamic" };
-        vec![
-            ("subformat", kind.to_owned()),
-            ("block_size", metadata.block_size.to_string()),
-            ("log_size", self.header.log.length.to_string()),
-            ("logical_sector_size", metadata.logical_sector.to_string()),
-            ("physical_sector_size", metadata.physical_sector.to_string()),
-        ]
+    fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
+        like::options(&self.metadata, &self.header, replacing)
     }
 
     fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {

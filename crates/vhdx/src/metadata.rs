@@ -11,7 +11,7 @@ use crate::guid::Guid;
 use crate::locator::Locator;
 use crate::region::Region;
 
-const FILE_PARAMETERS: Guid = Guid::of(0xcaa16737_fa36_4d43_b3b6_33f0aa44e76b);
+pub(crate) const FILE_PARAMETERS: Guid = Guid::of(0xcaa16737_fa36_4d43_b3b6_33f0aa44e76b);
 const VIRTUAL_DISK_SIZE: Guid = Guid::of(0x2fa54224_cd1b_4876_b211_5dbed83bf4b8);
 const VIRTUAL_DISK_ID: Guid = Guid::of(0xbeca12ab_b2e6_4523_93ef_c309e000c746);
 const LOGICAL_SECTOR_SIZE: Guid = Guid::of(0x8141bf1d_a96f_4709_ba47_f233a8faab5f);
@@ -22,34 +22,34 @@ const PARENT_LOCATOR: Guid = Guid::of(0xa8d35f2d_b30b_454d_abf7_d3d84834ab0c);
 pub(crate) const TABLE_LEN: usize = 64 << 10;
 /// The largest disk.
 pub(crate) const MAX_SIZE: u64 = 64 << 40;
-const MAX_ENTRIES: u16 = 2047;
+pub(crate) const MAX_ENTRIES: u16 = 2047;
 const MAX_USER_ENTRIES: usize = 1024;
 const MAX_ITEM: u32 = 1 << 20;
 
-const IS_USER: u32 = 1;
+pub(crate) const IS_USER: u32 = 1;
 const IS_VIRTUAL_DISK: u32 = 2;
 const IS_REQUIRED: u32 = 4;
 
 const LEAVE_BLOCKS_ALLOCATED: u32 = 1;
 const HAS_PARENT: u32 = 2;
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct RawTable {
+pub(crate) struct RawTable {
     signature: [u8; 8],
     reserved: U16,
-    entry_count: U16,
+    pub(crate) entry_count: U16,
     reserved2: [u8; 20],
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct RawEntry {
-    item_id: Guid,
-    offset: U32,
-    length: U32,
-    flags: U32,
-    reserved: U32,
+pub(crate) struct RawEntry {
+    pub(crate) item_id: Guid,
+    pub(crate) offset: U32,
+    pub(crate) length: U32,
+    pub(crate) flags: U32,
+    pub(crate) reserved: U32,
 }
 
 /// What the metadata says, within the format's limits.
@@ -79,7 +79,7 @@ struct Item {
 }
 
 #[derive(Default)]
-struct Items {
+pub(crate) struct Items {
     file_parameters: Option<Item>,
     size: Option<Item>,
     disk_id: Option<Item>,
@@ -89,9 +89,19 @@ struct Items {
 }
 
 impl Metadata {
+    /// The items that are known here.
+    pub(crate) const KNOWN: [Guid; 6] = [
+        FILE_PARAMETERS,
+        VIRTUAL_DISK_SIZE,
+        VIRTUAL_DISK_ID,
+        LOGICAL_SECTOR_SIZE,
+        PHYSICAL_SECTOR_SIZE,
+        PARENT_LOCATOR,
+    ];
+
     /// Reads the table and the items that it names.
     pub(crate) fn read(file: &dyn Storage, region: Region) -> Result<Metadata> {
-        let items = Items::read(file, region)?;
+        let (_, items) = Items::read(file, region)?;
         let parameters: [U32; 2] = item(file, "file parameters", items.file_parameters)?;
         let size: U64 = item(file, "virtual disk size", items.size)?;
         let logical_sector: U32 = item(file, "logical sector size", items.logical_sector)?;
@@ -144,19 +154,44 @@ impl Metadata {
         Ok(())
     }
 
-    /// The start of a metadata region for a disk without a parent: the table and the items; what follows is zero.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let flags = if self.leave_blocks_allocated { LEAVE_BLOCKS_ALLOCATED } else { 0 };
+    /// The items that say this: their contents and their flags. Errors: a locator that is too long.
+    pub(crate) fn items(&self) -> Result<Vec<(Guid, Vec<u8>, u32)>> {
+        let mut flags = if self.leave_blocks_allocated { LEAVE_BLOCKS_ALLOCATED } else { 0 };
+        flags |= if self.parent.is_some() { HAS_PARENT } else { 0 };
         let block_size = self.block_size as u32; // never cut: at most 256 MiB
         let of_file = IS_REQUIRED;
         let of_disk = IS_REQUIRED | IS_VIRTUAL_DISK;
-        let items: [(Guid, Vec<u8>, u32); 5] = [
+        let mut items = vec![
             (FILE_PARAMETERS, [block_size, flags].map(u32::to_le_bytes).concat(), of_file),
             (VIRTUAL_DISK_SIZE, self.size.to_le_bytes().to_vec(), of_disk),
             (VIRTUAL_DISK_ID, self.disk_id.raw().to_vec(), of_disk),
             (LOGICAL_SECTOR_SIZE, self.logical_sector.to_le_bytes().to_vec(), of_disk),
             (PHYSICAL_SECTOR_SIZE, self.physical_sector.to_le_bytes().to_vec(), of_disk),
         ];
+        if let Some(parent) = &self.parent {
+            let bytes = parent.to_bytes()?;
+            if bytes.len() > MAX_ITEM as usize {
+                return Err(Error::invalid(
+                    "the parent locator is longer than a MiB, as long as an item can be",
+                ));
+            }
+            items.push((PARENT_LOCATOR, bytes, of_file));
+        }
+        Ok(items)
+    }
+
+    /// File parameters take over from the `old` ones the flags that are not known here.
+    pub(crate) fn keep_unknown_flags(new: &mut [u8], old: &[u8]) {
+        let known = (LEAVE_BLOCKS_ALLOCATED | HAS_PARENT).to_le_bytes();
+        for ((new, old), known) in new.iter_mut().zip(old).skip(4).zip(known) {
+            *new = (*new & known) | (old & !known);
+        }
+    }
+
+    /// The start of a new metadata region: the table and the items; what follows is zero. Errors: a locator that is too
+    /// long.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let items = self.items()?;
         let count = items.len() as u16;
         let head = RawTable {
             signature: *b"metadata",
@@ -181,15 +216,18 @@ impl Metadata {
         }
         table.resize(TABLE_LEN, 0);
         table.extend_from_slice(&content);
-        table
+        Ok(table)
     }
 }
 
 impl Items {
-    fn read(file: &dyn Storage, region: Region) -> Result<Items> {
+    /// Reads the table: its bytes, and where the items are that are known here.
+    pub(crate) fn read(file: &dyn Storage, region: Region) -> Result<(Vec<u8>, Items)> {
         let mut table = vec![0; TABLE_LEN];
         bytes::read(file, "metadata table", region.offset, &mut table)?;
-        Self::parse(&table, region).map_err(|error| error.field("metadata table").at(region.offset))
+        let items = Self::parse(&table, region);
+        let items = items.map_err(|error| error.field("metadata table").at(region.offset))?;
+        Ok((table, items))
     }
 
     fn parse(table: &[u8], region: Region) -> Result<Items> {
@@ -304,10 +342,14 @@ mod tests {
     fn is_read_back() {
         for leave_blocks_allocated in [false, true] {
             let metadata = Metadata { leave_blocks_allocated, ..plain() };
-            assert_eq!(read(&metadata.to_bytes()).unwrap(), metadata);
+            assert_eq!(read(&metadata.to_bytes().unwrap()).unwrap(), metadata);
         }
         let empty = Metadata { size: 0, logical_sector: 4096, ..plain() };
-        assert_eq!(read(&empty.to_bytes()).unwrap(), empty);
+        assert_eq!(read(&empty.to_bytes().unwrap()).unwrap(), empty);
+        let linkage = "{83ed0ec3-24c8-49a6-a959-5e4bd1288bbb}";
+        let parent = Locator::of(&[("parent_linkage", linkage), ("relative_path", r".\p.vhdx")]).unwrap();
+        let child = Metadata { parent: Some(parent), ..plain() };
+        assert_eq!(read(&child.to_bytes().unwrap()).unwrap(), child);
     }
 
     /// Byte offset of a field of the n-th entry.
@@ -316,7 +358,7 @@ mod tests {
     }
 
     fn says(change: impl FnOnce(&mut Vec<u8>)) -> String {
-        let mut bytes = plain().to_bytes();
+        let mut bytes = plain().to_bytes().unwrap();
         change(&mut bytes);
         read(&bytes).unwrap_err().to_string()
     }
@@ -360,7 +402,7 @@ mod tests {
     #[test]
     fn unknown_items_are_refused_if_required() {
         let with = |flags: u32| {
-            let mut bytes = plain().to_bytes();
+            let mut bytes = plain().to_bytes().unwrap();
             bytes[10] = 6;
             bytes[entry(5)..entry(5) + 16].copy_from_slice(&Guid::of(9).raw());
             put(&mut bytes, entry(5) + 24, flags);
@@ -380,7 +422,7 @@ mod tests {
         let refused = |change: fn(&mut Metadata)| {
             let mut metadata = plain();
             change(&mut metadata);
-            read(&metadata.to_bytes()).unwrap_err().to_string()
+            read(&metadata.to_bytes().unwrap()).unwrap_err().to_string()
         };
         assert!(refused(|m| m.block_size = 3 * MIB).contains("block size"));
         assert!(refused(|m| m.block_size = 512 << 10).contains("block size"));
@@ -391,7 +433,7 @@ mod tests {
         assert!(refused(|m| m.size = 513).contains("no multiple"));
         assert!(refused(|m| m.logical_sector = 4096).contains("no multiple"));
         assert!(refused(|m| m.size = MAX_SIZE + 512).contains("64 TiB"));
-        let mut orphan = plain().to_bytes();
+        let mut orphan = plain().to_bytes().unwrap();
         orphan[TABLE_LEN + 4] = HAS_PARENT as u8;
         assert!(read(&orphan).unwrap_err().to_string().contains("parent locator"));
     }

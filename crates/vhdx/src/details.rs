@@ -1,0 +1,81 @@
+//! What `info` says of a VHDX: what Windows' Get-VHD tells, by the names of the format.
+
+use cowhand_core::{Details, Result};
+use serde_json::{Map, Value};
+
+use crate::bat::{Block, ENTRY};
+use crate::layer::VhdxLayer;
+use crate::table::View;
+
+/// A longer BAT is not gone through for a figure.
+const MOST_BAT: u64 = 16 << 20;
+
+pub(crate) fn of(layer: &VhdxLayer) -> Details {
+    let (metadata, header) = (&layer.metadata, &layer.header);
+    let mut specific = Map::new();
+    let mut put = |name: &str, value: Value| specific.insert(name.to_owned(), value);
+    let subformat = match (&metadata.parent, metadata.leave_blocks_allocated) {
+        (Some(_), _) => "differencing",
+        (None, true) => "fixed",
+        (None, false) => "dynamic",
+    };
+    put("subformat", subformat.into());
+    put("block-size", metadata.block_size.into());
+    put("logical-sector-size", metadata.logical_sector.into());
+    put("physical-sector-size", metadata.physical_sector.into());
+    put("virtual-disk-id", metadata.disk_id.to_string().into());
+    put("data-write-guid", header.data_write_guid.to_string().into());
+    put("file-write-guid", header.file_write_guid.to_string().into());
+    put("creator", layer.creator.clone().into());
+    put("header-sequence-number", header.sequence_number.into());
+    put("log-size", header.log.length.into());
+    put("log-offset", header.log.offset.into());
+    put("log-dirty", header.log.is_pending().into());
+    // A block that says what cannot be is the check's to tell.
+    if let Some(percentage) = fragmentation(layer).ok().flatten() {
+        put("fragmentation-percentage", percentage.into());
+    }
+    if let Some(parent) = &metadata.parent {
+        let entries = parent.entries().map(|(key, value)| (key, value.into()));
+        put("parent-locator", Value::Object(entries.collect()));
+    }
+    Details {
+        cluster_size: Some(metadata.block_size),
+        dirty: header.log.is_pending(),
+        specific,
+        ..Details::default()
+    }
+}
+
+/// Of the blocks in the file, in the guest's order and without the first, how many in a hundred do not stand behind the
+/// one before. `None`: finding out would take long.
+fn fragmentation(layer: &VhdxLayer) -> Result<Option<u64>> {
+    let (geometry, differencing) = (&layer.geometry, layer.metadata.parent.is_some());
+    if geometry.entries(differencing) * ENTRY > MOST_BAT {
+        return Ok(None);
+    }
+    let (mut followers, mut apart) = (0u64, 0);
+    let mut before: Option<u64> = None;
+    let mut block = 0;
+    while block < geometry.blocks() {
+        match layer.table.view(geometry.entry_of(block))? {
+            View::Zero(end) => block = geometry.block_at(end).max(block + 1),
+            View::Entries(entries) => {
+                let end = geometry.block_at(entries.end()).min(geometry.blocks()).max(block + 1);
+                for block in block..end {
+                    let raw = entries.get(geometry.entry_of(block)).unwrap_or(0);
+                    let place = match Block::decode(raw, differencing) {
+                        Ok(Block::Full(place) | Block::Partial(place)) => place,
+                        _ => continue,
+                    };
+                    if let Some(before) = before.replace(place) {
+                        followers += 1;
+                        apart += u64::from(before.saturating_add(geometry.block_size) != place);
+                    }
+                }
+                block = end;
+            }
+        }
+    }
+    Ok(Some(apart * 100 / followers.max(1)))
+}

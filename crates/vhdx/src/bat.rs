@@ -61,6 +61,11 @@ impl Geometry {
         entry / with_bitmap * self.chunk_ratio() + entry % with_bitmap
     }
 
+    /// Bytes of a block that are the disk's: all, but of the last one.
+    pub(crate) fn used(&self, block: u64) -> u64 {
+        self.block_size.min(self.size.saturating_sub(block * self.block_size))
+    }
+
     /// The bit of a guest byte's sector in its sector bitmap block.
     pub(crate) fn bit_of(&self, at: u64) -> u64 {
         at / self.sector % SECTORS_PER_BITMAP
@@ -164,6 +169,11 @@ pub(crate) fn decode_bitmap(entry: u64) -> Result<Option<u64>, String> {
         (_, 0) => Err(format!("{entry:#x} has a state that a sector bitmap cannot have")),
         _ => Err(format!("{entry:#x} has reserved bits set")),
     }
+}
+
+/// The entry that says that a sector bitmap block stands there.
+pub(crate) fn encode_bitmap(offset: u64) -> u64 {
+    offset | FULLY_PRESENT
 }
 
 #[cfg(test)]

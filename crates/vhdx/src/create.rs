@@ -9,13 +9,15 @@ use cowhand_core::{
 
 use crate::bat::{Block, ENTRY, Geometry};
 use crate::bytes::{self, MIB};
+use crate::check::bits::Bits;
 use crate::guid::Guid;
 use crate::header::{self, HEADERS, Header, LogPlace};
 use crate::layer::VhdxLayer;
 use crate::metadata::{MAX_SIZE, Metadata};
 use crate::naming;
 use crate::region::{Region, Regions, TABLES};
-use crate::write::Writer;
+use crate::space::Space;
+use crate::writer::Writer;
 
 /// What can be set when an image is made.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -228,18 +230,19 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
 /// The largest disk whose file is at most `file_len` bytes long with every block written: as it is laid out here, or by
 /// the formula of Hyper-V's utilities.
 pub(crate) fn largest_disk(like: &VhdxLayer, file_len: u64, exact: bool) -> Option<u64> {
-    let Metadata { block_size, logical_sector, .. } = like.metadata;
-    let log_size = like.header.log.length;
+    let state = like.state();
+    let Metadata { block_size, logical_sector, .. } = state.metadata;
+    let log_size = like.header().log.length;
     if !exact {
         let (block, ratio) =
             (u128::from(block_size), u128::from((u64::from(logical_sector) << 23) / block_size));
-        let front = MIB + log_size + like.regions.metadata.length;
+        let front = MIB + log_size + state.regions.metadata.length;
         let room = u128::from(file_len).checked_sub(u128::from(front) + 8 + 8 / ratio)?;
         let most = block * ratio * room / (block * ratio + 8 * ratio + 8);
         return u64::try_from(most - most % block).ok();
     }
     let end = |blocks: u64| {
-        let metadata = Metadata { size: blocks * block_size, parent: None, ..like.metadata.clone() };
+        let metadata = Metadata { size: blocks * block_size, parent: None, ..state.metadata.clone() };
         Places::of(&metadata, log_size).blocks_end
     };
     largest(MAX_SIZE / block_size, |blocks| end(blocks) <= file_len).map(|blocks| blocks * block_size)
@@ -297,7 +300,10 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
         file.sync().map_err(|error| Error::io("cannot sync", error))?;
     }
     let creator = header::read_creator(file.as_ref())?;
-    VhdxLayer::assemble(file, creator, current, Some(Writer::new(end, blocks_end, plan.fresh)))
+    let mut used = Bits::default();
+    used.take(0..end / MIB);
+    let space = Space::new(used, geometry.block_size, end);
+    VhdxLayer::assemble(file, creator, current, Some(Writer::of_new(space, plan.fresh)))
 }
 
 /// Writes what `block` says of every payload block; sector bitmaps have no place.

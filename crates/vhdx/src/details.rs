@@ -5,13 +5,15 @@ use serde_json::{Map, Value};
 
 use crate::bat::{Block, ENTRY};
 use crate::layer::VhdxLayer;
+use crate::state::State;
 use crate::table::View;
 
 /// A longer BAT is not gone through for a figure.
 const MOST_BAT: u64 = 16 << 20;
 
 pub(crate) fn of(layer: &VhdxLayer) -> Details {
-    let (metadata, header) = (&layer.metadata, &layer.header);
+    let (state, header) = (layer.state(), layer.header());
+    let metadata = &state.metadata;
     let mut specific = Map::new();
     let mut put = |name: &str, value: Value| specific.insert(name.to_owned(), value);
     let subformat = match (&metadata.parent, metadata.leave_blocks_allocated) {
@@ -32,7 +34,7 @@ pub(crate) fn of(layer: &VhdxLayer) -> Details {
     put("log-offset", header.log.offset.into());
     put("log-dirty", header.log.is_pending().into());
     // A block that says what cannot be is the check's to tell.
-    if let Some(percentage) = fragmentation(layer).ok().flatten() {
+    if let Some(percentage) = fragmentation(&state).ok().flatten() {
         put("fragmentation-percentage", percentage.into());
     }
     if let Some(parent) = &metadata.parent {
@@ -49,8 +51,8 @@ pub(crate) fn of(layer: &VhdxLayer) -> Details {
 
 /// Of the blocks in the file, in the guest's order and without the first, how many in a hundred do not stand behind the
 /// one before. `None`: finding out would take long.
-fn fragmentation(layer: &VhdxLayer) -> Result<Option<u64>> {
-    let (geometry, differencing) = (&layer.geometry, layer.metadata.parent.is_some());
+fn fragmentation(state: &State) -> Result<Option<u64>> {
+    let (geometry, differencing) = (&state.geometry, state.is_differencing());
     if geometry.entries(differencing) * ENTRY > MOST_BAT {
         return Ok(None);
     }
@@ -58,7 +60,7 @@ fn fragmentation(layer: &VhdxLayer) -> Result<Option<u64>> {
     let mut before: Option<u64> = None;
     let mut block = 0;
     while block < geometry.blocks() {
-        match layer.table.view(geometry.entry_of(block))? {
+        match state.table.view(geometry.entry_of(block))? {
             View::Zero(end) => block = geometry.block_at(end).max(block + 1),
             View::Entries(entries) => {
                 let end = geometry.block_at(entries.end()).min(geometry.blocks()).max(block + 1);

@@ -1,24 +1,21 @@
 //! An open VHDX file: what it has where (the reading half of the layer).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use cowhand_core::{Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, ParentRef, Result, Storage};
+use cowhand_core::{Details, Epochs, Erase, Error, Extent, Layer, LayerId, ParentRef, Result, Storage};
 
-use crate::bat::{self, Block, Geometry};
-use crate::bytes::{self, MIB};
+use crate::bat::{Block, Geometry};
 use crate::create;
 use crate::details;
 use crate::header::{self, Header};
 use crate::like;
 use crate::log;
-use crate::metadata::Metadata;
-use crate::region::Regions;
-use crate::table::{Table, View};
-use crate::write::Writer;
-
-/// Bytes of a sector bitmap looked at at once.
-const BITMAP_WINDOW: u64 = 512;
+use crate::pages::{PAGE, Pages};
+use crate::state::State;
+use crate::table::View;
+use crate::writer::Writer;
 
 /// One VHDX file.
 #[derive(Debug)]
@@ -26,14 +23,15 @@ pub(crate) struct VhdxLayer {
     /// The file as it is after its log was replayed.
     pub(crate) file: Arc<dyn Storage>,
     pub(crate) creator: String,
-    pub(crate) header: Header,
-    pub(crate) regions: Regions,
-    pub(crate) metadata: Metadata,
-    pub(crate) geometry: Geometry,
-    pub(crate) table: Table,
+    /// The header as it was when this was opened.
+    header: Header,
+    state: RwLock<Arc<State>>,
+    pub(crate) pages: Arc<Pages>,
     /// The file's length, against which entries are judged.
-    pub(crate) len: u64,
-    /// There where the image may be written.
+    len: AtomicU64,
+    /// Reads under way: what was freed is not used again before they end.
+    pub(crate) epochs: Epochs,
+    /// `None`: read-only.
     pub(crate) writer: Option<Writer>,
 }
 
@@ -54,84 +52,80 @@ impl VhdxLayer {
         writer: Option<Writer>,
     ) -> Result<VhdxLayer> {
         let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
-        let regions = Regions::read(file.as_ref(), len, &header.log)?;
-        let metadata = Metadata::read(file.as_ref(), regions.metadata)?;
-        let geometry = Geometry {
-            size: metadata.size,
-            block_size: metadata.block_size,
-            sector: metadata.logical_sector.into(),
-        };
-        let entries = geometry.entries(metadata.parent.is_some());
-        if entries * bat::ENTRY > regions.bat.length {
-            let what =
-                format!("has {} bytes, too few for the {entries} entries of this disk", regions.bat.length);
-            return Err(Error::corrupt("BAT region", what).at(regions.bat.offset));
-        }
-        let table = Table::new(file.clone(), regions.bat.offset);
-        Ok(VhdxLayer { file, creator, header, regions, metadata, geometry, table, len, writer })
+        let pages = Arc::new(Pages::new(file.clone()));
+        let state = State::read(file.as_ref(), &pages, &header.log, len)?;
+        Ok(VhdxLayer {
+            file,
+            creator,
+            header,
+            state: RwLock::new(Arc::new(state)),
+            pages,
+            len: AtomicU64::new(len),
+            epochs: Epochs::default(),
+            writer,
+        })
     }
 
-    fn differencing(&self) -> bool {
-        self.metadata.parent.is_some()
+    /// What the file says now. Whoever goes on to read payload has entered `epochs` before, or holds a claim.
+    pub(crate) fn state(&self) -> Arc<State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What `raw`, the entry of `block`, says; offsets are inside the file and meet no structure.
-    fn decode(&self, block: u64, raw: u64) -> Result<Block> {
-        let wrong = |what: String| {
-            let entry = self.table.offset_of(self.geometry.entry_of(block));
-            Error::corrupt("BAT entry", format!("{what} (block {block})")).at(entry)
-        };
-        let decoded = Block::decode(raw, self.differencing()).map_err(wrong)?;
-        if let Block::Full(offset) | Block::Partial(offset) = decoded {
-            // What lies past the disk's end in its last block need not be in the file.
-            let needed = self
-                .geometry
-                .block_size
-                .min(self.geometry.size.saturating_sub(block * self.geometry.block_size));
-            self.check_place(offset, self.geometry.block_size, needed).map_err(wrong)?;
-        }
-        Ok(decoded)
+    /// Puts another state in the place of this one. The caller is alone.
+    pub(crate) fn set_state(&self, state: State) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
     }
 
-    fn check_place(&self, offset: u64, length: u64, needed: u64) -> Result<(), String> {
-        if let Some(name) = self.regions.meets(offset..offset.saturating_add(length)) {
-            return Err(format!("points to {offset}, where {name} is"));
-        }
-        // What is written here has its length checked when it is allocated.
-        if self.writer.is_none() && offset.saturating_add(needed) > self.len {
-            return Err(format!(
-                "points to {offset}, past or too near the end of the file ({} bytes)",
-                self.len
-            ));
-        }
-        Ok(())
+    /// The current header.
+    pub(crate) fn header(&self) -> Header {
+        self.header
     }
 
-    /// What the table says of a block.
-    pub(crate) fn block(&self, block: u64) -> Result<Block> {
-        self.decode(block, self.table.entry(self.geometry.entry_of(block))?)
+    pub(crate) fn file_len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// The file has at least this length now.
+    pub(crate) fn grown(&self, len: u64) {
+        self.len.fetch_max(len, Ordering::AcqRel);
+    }
+
+    /// The file was cut to this length.
+    pub(crate) fn cut(&self, len: u64) {
+        self.len.store(len, Ordering::Release);
     }
 
     /// What there is at `at`. `look`: holes of the file count as zeros.
-    fn map(&self, at: u64, max: u64, look: bool) -> Result<Extent> {
-        let geometry = &self.geometry;
+    fn map(&self, state: &State, at: u64, max: u64, look: bool) -> Result<Extent> {
+        let geometry = &state.geometry;
         let max = max.min(geometry.size.saturating_sub(at));
         let (block, within) = (at / geometry.block_size, at % geometry.block_size);
-        let first = self.block(block)?;
-        match first {
-            Block::NotPresent => Ok(Extent::hole(self.run(at, max, |_, next| next == Block::NotPresent)?)),
-            Block::Zero => Ok(Extent::zero(self.run(at, max, |_, next| next == Block::Zero)?)),
-            Block::Partial(offset) => {
-                self.partial(at, max.min(geometry.block_size - within), offset + within)
-            }
-            Block::Full(offset) => {
-                let host = offset + within;
-                let (zero, max) = if look { self.hole(host, max)? } else { (false, max) };
-                let follows = |n, next| next == Block::Full(offset.saturating_add(n * geometry.block_size));
-                let len = self.run(at, max, follows)?;
-                let extent = if zero { Extent::zero(len) } else { Extent::data(len, None) };
-                Ok(Extent { host: Some(host), ..extent })
-            }
+        loop {
+            let first = state.block(block, self.file_len())?;
+            return match first {
+                Block::NotPresent => {
+                    Ok(Extent::hole(self.run(state, at, max, |_, next| next == Block::NotPresent)?))
+                }
+                Block::Zero => Ok(Extent::zero(self.run(state, at, max, |_, next| next == Block::Zero)?)),
+                Block::Partial(offset) => {
+                    let (len, here) = self.bits(state, at, max.min(geometry.block_size - within))?;
+                    // Entry and bits are of one moment where the entry is still the same: a block's place is not used
+                    // again while this looks.
+                    if state.block(block, self.file_len())? != first {
+                        continue;
+                    }
+                    Ok(if here { Extent::data(len, Some(offset + within)) } else { Extent::hole(len) })
+                }
+                Block::Full(offset) => {
+                    let host = offset + within;
+                    let (zero, max) = if look { self.hole(host, max)? } else { (false, max) };
+                    let follows =
+                        |n, next| next == Block::Full(offset.saturating_add(n * geometry.block_size));
+                    let len = self.run(state, at, max, follows)?;
+                    let extent = if zero { Extent::zero(len) } else { Extent::data(len, None) };
+                    Ok(Extent { host: Some(host), ..extent })
+                }
+            };
         }
     }
 
@@ -149,13 +143,19 @@ impl VhdxLayer {
     /// How many of the `max` bytes from `at` are alike: those of the block of `at`, and of each further block, the n-th
     /// after it, for which `alike(n, what the table says of it)`. A wrong entry ends the run: it is reported when it is
     /// the first.
-    fn run(&self, at: u64, max: u64, alike: impl Fn(u64, Block) -> bool) -> Result<u64> {
-        let geometry = &self.geometry;
+    pub(crate) fn run(
+        &self,
+        state: &State,
+        at: u64,
+        max: u64,
+        alike: impl Fn(u64, Block) -> bool,
+    ) -> Result<u64> {
+        let (geometry, len) = (&state.geometry, self.file_len());
         let first = at / geometry.block_size;
         let stop = at.saturating_add(max).div_ceil(geometry.block_size);
         let mut block = first + 1;
         'pages: while block < stop {
-            match self.table.view(geometry.entry_of(block))? {
+            match state.table.view(geometry.entry_of(block))? {
                 View::Zero(end) => {
                     let behind = geometry.block_at(end).max(block + 1);
                     if !alike(block - first, Block::NotPresent) {
@@ -167,7 +167,7 @@ impl VhdxLayer {
                     let end = geometry.block_at(entries.end()).min(stop);
                     while block < end {
                         let Some(raw) = entries.get(geometry.entry_of(block)) else { break };
-                        if !self.decode(block, raw).is_ok_and(|next| alike(block - first, next)) {
+                        if !state.decode(block, raw, len).is_ok_and(|next| alike(block - first, next)) {
                             break 'pages;
                         }
                         block += 1;
@@ -178,42 +178,23 @@ impl VhdxLayer {
         Ok(max.min(block.saturating_mul(geometry.block_size).saturating_sub(at)))
     }
 
-    /// What there is at `at` in a block that is partly here, for at most the `max` bytes left in it. `host` is where
-    /// the bytes of `at` would stand.
-    fn partial(&self, at: u64, max: u64, host: u64) -> Result<Extent> {
-        let geometry = &self.geometry;
+    /// What the sector bitmap says of the sector of `at`, and for how many of the `max` bytes left in its block it says
+    /// the same.
+    pub(crate) fn bits(&self, state: &State, at: u64, max: u64) -> Result<(u64, bool)> {
+        let geometry = &state.geometry;
         let block = at / geometry.block_size;
-        let entry = geometry.bitmap_entry_of(block);
-        let wrong = |what: String| {
-            Error::corrupt("sector bitmap entry", format!("{what} (block {block})"))
-                .at(self.table.offset_of(entry))
-        };
-        let bitmap = bat::decode_bitmap(self.table.entry(entry)?)
-            .map_err(wrong)?
-            .ok_or_else(|| wrong("names no bitmap, and a block is partly here".to_owned()))?;
-        self.check_place(bitmap, MIB, MIB).map_err(wrong)?;
-        let first_bit = geometry.bit_of(at);
-        // Sectors of the run, the first of which may be begun within.
+        let bitmap = state.bitmap(block, self.file_len())?.ok_or_else(|| {
+            let entry = geometry.bitmap_entry_of(block);
+            let what = format!("names no bitmap, and a block is partly here (block {block})");
+            Error::corrupt("sector bitmap entry", what).at(state.table.offset_of(entry))
+        })?;
+        let bit = geometry.bit_of(at);
+        // A block's bits are all in one page: they are as many bytes as a power of two, at most a page.
+        let page = self.pages.page("sector bitmap", bitmap + bit / 8)?;
+        // The sectors, the first of which may be begun within.
         let sectors = (at % geometry.sector + max).div_ceil(geometry.sector);
-        let mut window = [0; BITMAP_WINDOW as usize];
-        let (mut counted, mut here) = (0, None);
-        while counted < sectors {
-            let bit = first_bit + counted;
-            let bits = (BITMAP_WINDOW * 8 - bit % 8).min(sectors - counted);
-            let span = (bit % 8 + bits).div_ceil(8) as usize;
-            let bytes = window.get_mut(..span).unwrap_or_default();
-            bytes::read(self.file.as_ref(), "sector bitmap", bitmap + bit / 8, bytes)?;
-            let (alike, present) = run_of_bits(bytes, bit % 8, bits);
-            if *here.get_or_insert(present) != present {
-                break;
-            }
-            counted += alike;
-            if alike < bits {
-                break;
-            }
-        }
-        let len = (counted * geometry.sector).saturating_sub(at % geometry.sector).min(max);
-        Ok(if here == Some(true) { Extent::data(len, Some(host)) } else { Extent::hole(len) })
+        let (alike, present) = run_of_bits(&page, bit % (PAGE * 8), sectors);
+        Ok(((alike * geometry.sector).saturating_sub(at % geometry.sector).min(max), present))
     }
 }
 
@@ -238,15 +219,16 @@ fn run_of_bits(bytes: &[u8], first: u64, bits: u64) -> (u64, bool) {
 
 impl Layer for VhdxLayer {
     fn size(&self) -> u64 {
-        self.geometry.size
+        self.state().geometry.size
     }
 
     fn granule(&self) -> u64 {
-        if self.differencing() { self.geometry.sector } else { self.geometry.block_size }
+        let state = self.state();
+        if state.is_differencing() { state.geometry.sector } else { state.geometry.block_size }
     }
 
     fn sector(&self) -> u32 {
-        self.metadata.logical_sector
+        self.state().metadata.logical_sector
     }
 
     fn host(&self) -> &Arc<dyn Storage> {
@@ -254,11 +236,13 @@ impl Layer for VhdxLayer {
     }
 
     fn extent(&self, at: u64, max: u64) -> Result<Extent> {
-        self.map(at, max, true)
+        let _operation = self.epochs.enter();
+        self.map(&self.state(), at, max, true)
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> Result<Extent> {
-        let extent = self.map(at, buf.len() as u64, false)?;
+        let _operation = self.epochs.enter();
+        let extent = self.map(&self.state(), at, buf.len() as u64, false)?;
         if let Some(host) = extent.host {
             let piece = buf.get_mut(..extent.len as usize).unwrap_or_default();
             self.file.read_at(host, piece).map_err(|error| Error::io("cannot read", error).at(host))?;
@@ -267,23 +251,23 @@ impl Layer for VhdxLayer {
     }
 
     fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
-        self.write_blocks(at, buf)
+        self.write_at(at, buf)
     }
 
     fn write_from(&self, at: u64, src: &dyn Storage, src_at: u64, len: u64) -> Result<u64> {
-        self.share_blocks(at, src, src_at, len)
+        self.clone_from(at, src, src_at, len)
     }
 
     fn erase(&self, at: u64, len: u64, how: Erase) -> Result<u64> {
-        self.erase_blocks(at, len, how)
+        self.erase_at(at, len, how)
     }
 
     fn flush(&self) -> Result<()> {
-        if self.writer.is_some() { self.flush_all() } else { Ok(()) }
+        self.flush_all()
     }
 
     fn close(&self) -> Result<()> {
-        if self.writer.is_some() { self.close_all() } else { Ok(()) }
+        self.close_all()
     }
 
     fn details(&self) -> Details {
@@ -292,27 +276,28 @@ impl Layer for VhdxLayer {
 
     /// Whole blocks: that is what the table gives room to.
     fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
-        let Geometry { size, block_size, .. } = self.geometry;
+        let state = self.state();
+        let Geometry { size, block_size, .. } = state.geometry;
         let mut at = 0;
         while at < size {
-            let empty = self.block(at / block_size)?;
+            let empty = state.block(at / block_size, self.file_len())?;
             if let Block::Full(_) | Block::Partial(_) = empty {
                 let end = at.saturating_add(block_size);
                 see(at..end.min(size), block_size)?;
                 at = end;
             } else {
-                at += self.run(at, size - at, |_, next| next == empty)?;
+                at += self.run(&state, at, size - at, |_, next| next == empty)?;
             }
         }
         Ok(())
     }
 
     fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {
-        like::options(&self.metadata, &self.header, replacing)
+        like::options(&self.state().metadata, &self.header(), replacing)
     }
 
     fn size_by_file(&self, file_len: u64, exact: bool) -> Result<Option<u64>> {
-        if self.differencing() {
+        if self.state().is_differencing() {
             return Ok(None);
         }
         let found = create::largest_disk(self, file_len, exact).ok_or_else(|| {
@@ -322,22 +307,15 @@ impl Layer for VhdxLayer {
     }
 
     fn identity(&self) -> LayerId {
-        LayerId(Some(self.header.data_write_guid.raw()))
+        LayerId(Some(self.header().data_write_guid.raw()))
     }
 
     fn disk_id(&self) -> Option<[u8; 16]> {
-        Some(self.metadata.disk_id.raw())
+        Some(self.state().metadata.disk_id.raw())
     }
 
     fn parent(&self) -> Option<ParentRef> {
-        self.metadata.parent.as_ref().map(|locator| locator.parent())
-    }
-}
-
-impl VhdxLayer {
-    /// The writing half's state.
-    pub(crate) fn writer(&self) -> Result<&Writer> {
-        self.writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Denied, "is open read-only"))
+        self.state().metadata.parent.as_ref().map(|locator| locator.parent())
     }
 }
 

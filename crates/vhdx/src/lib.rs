@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alone;
 mod bat;
 mod bytes;
 mod check;
@@ -24,9 +25,13 @@ mod log;
 mod metadata;
 mod naming;
 mod overlay;
+mod pages;
 mod region;
+mod space;
+mod state;
 mod table;
 mod write;
+mod writer;
 
 use std::sync::Arc;
 

@@ -46,7 +46,7 @@ pub(crate) struct Region {
 }
 
 /// The regions that are known here, and all space that belongs to a structure.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Regions {
     pub(crate) bat: Region,
     pub(crate) metadata: Region,
@@ -144,6 +144,19 @@ impl Regions {
     pub(crate) fn meets(&self, range: Range<u64>) -> Option<&str> {
         let first = self.taken.partition_point(|(taken, _)| taken.end <= range.start);
         self.taken.get(first).filter(|(taken, _)| taken.start < range.end).map(|(_, name)| name.as_str())
+    }
+
+    /// Whether a block or a sector bitmap can stand at `place`, of which the file must have `needed` bytes; says what is
+    /// wrong otherwise. `len` is the file's length.
+    pub(crate) fn check_place(&self, place: Range<u64>, needed: u64, len: u64) -> Result<(), String> {
+        let offset = place.start;
+        if let Some(name) = self.meets(place) {
+            return Err(format!("points to {offset}, where {name} is"));
+        }
+        if offset.saturating_add(needed) > len {
+            return Err(format!("points to {offset}, past or too near the end of the file ({len} bytes)"));
+        }
+        Ok(())
     }
 
     /// A table's bytes for a file with just these two regions. Both are marked as required, which VirtualBox insists on.

@@ -1,47 +1,21 @@
-//! The BAT in pages: read when they are needed, kept within bounds, changed ones written back.
+//! The BAT of one region: its entries, found in the pages of the file.
 
-use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
-use cowhand_core::{Error, Result, Storage};
+use cowhand_core::Result;
 
 use crate::bat::ENTRY;
-use crate::bytes;
+use crate::pages::{Edit, Look, PAGE, Page, Pages};
 
-/// Bytes of a page. A BAT region is whole MiB, so a page never reaches past it.
-const PAGE: u64 = 64 << 10;
 /// Entries of a page.
 const PER_PAGE: u64 = PAGE / ENTRY;
-/// Pages kept: 16 MiB.
-const KEPT: usize = 256;
 
-type Page = Arc<Vec<u8>>;
-
-/// The table in its file. One lock guards the pages; it is held while a page is read, never while guest data is.
-#[derive(Debug)]
+/// Where the BAT is.
+#[derive(Clone, Debug)]
 pub(crate) struct Table {
-    file: Arc<dyn Storage>,
+    pages: Arc<Pages>,
     /// Where the BAT region begins.
     at: u64,
-    pages: Mutex<Pages>,
-}
-
-#[derive(Debug, Default)]
-struct Pages {
-    kept: HashMap<u64, Slot>,
-    /// File offsets that are known to read zero, except where a page is kept.
-    hole: Range<u64>,
-    dirty: usize,
-    /// Counts uses: which page was not used for longest?
-    clock: u64,
-}
-
-#[derive(Debug)]
-struct Slot {
-    page: Page,
-    used: u64,
-    dirty: bool,
 }
 
 /// Entries one after the other.
@@ -73,18 +47,13 @@ impl Entries {
 
 impl Table {
     /// The table whose region begins at `at`.
-    pub(crate) fn new(file: Arc<dyn Storage>, at: u64) -> Self {
-        Table { file, at, pages: Mutex::default() }
+    pub(crate) fn new(pages: Arc<Pages>, at: u64) -> Self {
+        Table { pages, at }
     }
 
     /// The file offset of an entry.
     pub(crate) fn offset_of(&self, entry: u64) -> u64 {
         self.at + entry * ENTRY
-    }
-
-    // A panic elsewhere cannot leave the pages half-changed: nothing in here panics between two changes.
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// One entry.
@@ -97,167 +66,120 @@ impl Table {
 
     /// The entries from `entry` on, as far as one look goes.
     pub(crate) fn view(&self, entry: u64) -> Result<View> {
-        let mut pages = self.pages();
-        let number = entry / PER_PAGE;
-        let at = self.at + number * PAGE;
-        if !pages.kept.contains_key(&number) {
-            let mut hole = self.hole(&mut pages, at)?;
-            if hole.contains(&at) && hole.end >= at + PAGE {
-                // Kept pages in it are not in the file yet.
-                let kept = pages.kept.keys().filter(|other| **other > number).min();
-                hole.end = hole.end.min(kept.map_or(u64::MAX, |other| self.at + other * PAGE));
-                return Ok(View::Zero((hole.end - self.at) / PAGE * PER_PAGE));
-            }
-        }
-        let page = self.load(&mut pages, number)?;
-        Ok(View::Entries(Entries { page, first: number * PER_PAGE }))
+        let at = self.offset_of(entry);
+        Ok(match self.pages.look("BAT", at)? {
+            Look::Zero(end) => View::Zero((end - self.at) / ENTRY),
+            // The region begins on a whole MiB, and so with a page.
+            Look::Page(page) => View::Entries(Entries { page, first: entry / PER_PAGE * PER_PAGE }),
+        })
     }
 
-    /// The last hole that was found, if `at` is in it; otherwise the file is asked.
-    fn hole(&self, pages: &mut Pages, at: u64) -> Result<Range<u64>> {
-        if !pages.hole.contains(&at) {
-            let failed = |error| Error::io("cannot find the holes of the BAT", error).at(at);
-            pages.hole = at..match self.file.data_at(at).map_err(failed)? {
-                Some(data) => data.start,
-                None => self.file.len().map_err(failed)?,
-            };
-        }
-        Ok(pages.hole.clone())
-    }
-
-    fn load(&self, pages: &mut Pages, number: u64) -> Result<Page> {
-        pages.clock += 1;
-        let used = pages.clock;
-        if let Some(slot) = pages.kept.get_mut(&number) {
-            slot.used = used;
-            return Ok(slot.page.clone());
-        }
-        let mut page = vec![0; PAGE as usize];
-        bytes::read(self.file.as_ref(), "BAT", self.at + number * PAGE, &mut page)?;
-        while pages.kept.len() >= KEPT {
-            let clean = pages.kept.iter().filter(|(_, slot)| !slot.dirty);
-            let Some(oldest) = clean.min_by_key(|(_, slot)| slot.used).map(|(number, _)| *number) else {
-                break;
-            };
-            pages.kept.remove(&oldest);
-        }
-        let page = Arc::new(page);
-        pages.kept.insert(number, Slot { page: page.clone(), used, dirty: false });
-        Ok(page)
-    }
-
-    /// Changes one entry. Answers true when so many pages wait to be written that it should be done now.
-    pub(crate) fn set(&self, entry: u64, value: u64) -> Result<bool> {
-        let mut pages = self.pages();
-        let number = entry / PER_PAGE;
-        self.load(&mut pages, number)?;
-        let Pages { kept, dirty, .. } = &mut *pages;
-        if let Some(slot) = kept.get_mut(&number) {
-            let (entries, _) = Arc::make_mut(&mut slot.page).as_chunks_mut();
-            if let Some(raw) = entries.get_mut((entry % PER_PAGE) as usize) {
-                *raw = value.to_le_bytes();
-            }
-            *dirty += usize::from(!slot.dirty);
-            slot.dirty = true;
-        }
-        Ok(*dirty >= KEPT / 2)
-    }
-
-    /// The changed pages as they are now.
-    pub(crate) fn changed(&self) -> Changed {
-        let pages = self.pages();
-        let mut changed: Vec<_> = pages
-            .kept
-            .iter()
-            .filter(|(_, slot)| slot.dirty)
-            .map(|(n, slot)| (*n, slot.page.clone()))
-            .collect();
-        changed.sort_by_key(|(number, _)| *number);
-        Changed(changed)
-    }
-
-    /// Writes pages. One that was changed again since stays to be written. The caller sees to it that no two threads
-    /// do this at once.
-    pub(crate) fn write(&self, changed: &Changed) -> Result<()> {
-        for (number, page) in &changed.0 {
-            bytes::write(self.file.as_ref(), "BAT", self.at + number * PAGE, page)?;
-            let mut pages = self.pages();
-            pages.hole = 0..0;
-            let Pages { kept, dirty, .. } = &mut *pages;
-            if let Some(slot) =
-                kept.get_mut(number).filter(|slot| slot.dirty && Arc::ptr_eq(&slot.page, page))
-            {
-                slot.dirty = false;
-                *dirty -= 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Pages to be written.
-pub(crate) struct Changed(Vec<(u64, Page)>);
-
-impl Changed {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The change that makes an entry `value`.
+    pub(crate) fn set(&self, entry: u64, value: u64) -> Edit {
+        Edit::Entry { at: self.offset_of(entry), value }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cowhand_core::MemoryStorage;
+    use crate::bytes::MIB;
+    use cowhand_core::{MemoryStorage, Storage};
 
-    fn table(mib: u64) -> (Arc<MemoryStorage>, Table) {
+    fn table(mib: u64) -> (Arc<MemoryStorage>, Arc<Pages>, Table) {
         let file = Arc::new(MemoryStorage::new());
-        file.set_len(mib << 20).unwrap();
-        (file.clone(), Table::new(file, 1 << 20))
+        file.set_len(mib * MIB).unwrap();
+        let pages = Arc::new(Pages::new(file.clone()));
+        (file.clone(), pages.clone(), Table::new(pages, MIB))
+    }
+
+    fn another(file: &Arc<MemoryStorage>) -> Table {
+        Table::new(Arc::new(Pages::new(file.clone())), MIB)
+    }
+
+    /// Writes what waits.
+    fn write(file: &MemoryStorage, pages: &Pages) -> usize {
+        let sectors = pages.take();
+        for sector in &sectors {
+            file.write_at(sector.at, sector.bytes.as_slice()).unwrap();
+        }
+        pages.written(true);
+        sectors.len()
     }
 
     #[test]
     fn holes_are_jumped_over_up_to_what_is_not_written_yet() {
-        let (file, table) = table(65);
+        let (file, pages, table) = table(65);
         assert!(matches!(table.view(5).unwrap(), View::Zero(end) if end == (64 << 20) / 8));
-        table.set(1 << 20, 42).unwrap();
+        assert!(pages.publish(&[table.set(1 << 20, 42)]).unwrap());
         assert!(matches!(table.view(5).unwrap(), View::Zero(end) if end == 1 << 20));
         assert_eq!(table.entry(1 << 20).unwrap(), 42);
-        file.write_at((1 << 20) + PAGE, &[1]).unwrap();
-        let fresh = Table::new(file, 1 << 20);
-        assert!(matches!(fresh.view(5).unwrap(), View::Zero(end) if end == PER_PAGE));
-        assert_eq!(fresh.entry(PER_PAGE).unwrap(), 1);
+        file.write_at(MIB + PAGE, &[1]).unwrap();
+        let other = another(&file);
+        assert!(matches!(other.view(5).unwrap(), View::Zero(end) if end == PER_PAGE));
+        assert_eq!(other.entry(PER_PAGE).unwrap(), 1);
     }
 
     #[test]
     fn more_pages_than_are_kept_lose_nothing() {
-        let (file, table) = table(65);
-        let pages = 3 * KEPT as u64;
-        for n in 0..pages {
-            if table.set(n * PER_PAGE + n, n + 1).unwrap() {
-                table.write(&table.changed()).unwrap();
+        let (file, pages, table) = table(65);
+        let count = 768;
+        let mut most = 0;
+        for n in 0..count {
+            let edit = table.set(n * PER_PAGE + n, n + 1);
+            while !pages.publish(std::slice::from_ref(&edit)).unwrap() {
+                most = most.max(write(&file, &pages));
             }
         }
-        assert!(table.pages().kept.len() <= KEPT);
-        for n in 0..pages {
+        assert_eq!(most, 126);
+        for n in 0..count {
             assert_eq!(table.entry(n * PER_PAGE + n).unwrap(), n + 1, "before the last write");
         }
-        table.write(&table.changed()).unwrap();
-        assert!(table.changed().is_empty());
-        let fresh = Table::new(file, 1 << 20);
-        for n in 0..pages {
-            assert_eq!(fresh.entry(n * PER_PAGE + n).unwrap(), n + 1);
+        write(&file, &pages);
+        assert!(pages.is_clean());
+        let other = another(&file);
+        for n in 0..count {
+            assert_eq!(other.entry(n * PER_PAGE + n).unwrap(), n + 1);
         }
     }
 
     #[test]
-    fn a_page_changed_while_it_is_written_is_written_again() {
-        let (file, table) = table(2);
-        table.set(0, 1).unwrap();
-        let changed = table.changed();
-        table.set(1, 2).unwrap();
-        table.write(&changed).unwrap();
-        assert_eq!(Table::new(file.clone(), 1 << 20).entry(1).unwrap(), 0);
-        table.write(&table.changed()).unwrap();
-        assert_eq!(Table::new(file, 1 << 20).entry(1).unwrap(), 2);
+    fn what_changes_while_it_is_written_is_written_again() {
+        let (file, pages, table) = table(2);
+        assert!(pages.publish(&[table.set(0, 1)]).unwrap());
+        let taken = pages.take();
+        assert!(pages.publish(&[table.set(1, 2)]).unwrap());
+        assert_eq!(taken.len(), 1);
+        file.write_at(taken[0].at, taken[0].bytes.as_slice()).unwrap();
+        pages.written(true);
+        assert_eq!(another(&file).entry(1).unwrap(), 0);
+        assert_eq!(write(&file, &pages), 1);
+        assert_eq!(another(&file).entry(1).unwrap(), 2);
+        // What could not be written waits on; what is as it was does not.
+        assert!(pages.publish(&[table.set(1, 2)]).unwrap());
+        assert!(pages.is_clean());
+        assert!(pages.publish(&[table.set(1, 3)]).unwrap());
+        pages.take();
+        pages.written(false);
+        assert_eq!(write(&file, &pages), 1);
+    }
+
+    #[test]
+    fn bits_of_a_block_change_in_one_step_with_its_entry() {
+        let (file, pages, table) = table(3);
+        let bits = |from, to, present| Edit::Bits { at: 2 * MIB, bits: from..to, present };
+        // The second 256 MiB block of 512-byte sectors: a whole page.
+        let page = PAGE * 8;
+        assert!(pages.publish(&[bits(page, 2 * page, true), table.set(1, 7)]).unwrap());
+        assert!(pages.publish(&[bits(page + 3, page + 12, false)]).unwrap());
+        assert_eq!(write(&file, &pages), 17);
+        let mut found = [0; 4];
+        file.read_at(2 * MIB + PAGE, &mut found).unwrap();
+        assert_eq!(found, [0b111, 0xf0, 0xff, 0xff]);
+        file.read_at(2 * MIB + PAGE - 2, &mut found).unwrap();
+        assert_eq!(found, [0, 0, 0b111, 0xf0]);
+        // Only the sector that changes is written.
+        assert!(pages.publish(&[bits(page, 2 * page, true)]).unwrap());
+        assert_eq!(write(&file, &pages), 1);
     }
 }

@@ -44,6 +44,15 @@ impl Bits {
         free
     }
 
+    /// Clears the bits of `range`.
+    pub(crate) fn free(&mut self, range: Range<u64>) {
+        for (word, mask) in Self::words(range) {
+            if let Some(word) = self.0.get_mut(word) {
+                *word &= !mask;
+            }
+        }
+    }
+
     /// Behind the last bit that is set.
     pub(crate) fn end(&self) -> u64 {
         let last = self.0.iter().rposition(|word| *word != 0);
@@ -93,6 +102,12 @@ mod tests {
         }
         assert_eq!(gaps, [3..5, 70..128, 129..300]);
         assert_eq!(bits.end(), 428);
+        bits.free(60..200);
+        bits.free(427..428);
+        assert_eq!((bits.gap(50), bits.end()), (Some(60..300), 427));
+        bits.free(300..5000);
+        assert_eq!((bits.gap(50), bits.end()), (None, 60));
+        assert!(bits.take(300..428));
         assert!(bits.take(MOST - 1..MOST) && !bits.take(MOST - 1..MOST));
         assert_eq!(bits.gap(428), Some(428..MOST - 1));
     }

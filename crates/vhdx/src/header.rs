@@ -57,22 +57,27 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Finds the current header: of those with signature and checksum right, the one with the higher sequence number.
+    /// The current header: of those with signature and checksum right, the one with the higher sequence number.
     pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
-        let mut found: Vec<(u64, Vec<u8>)> = Vec::with_capacity(2);
-        for at in HEADERS {
+        Header::current(file).map(|(header, _)| header)
+    }
+
+    /// The current header, and in which of [`HEADERS`] it stands.
+    pub(crate) fn current(file: &dyn Storage) -> Result<(Header, usize)> {
+        let mut found: Vec<(usize, Vec<u8>)> = Vec::with_capacity(2);
+        for (slot, at) in HEADERS.into_iter().enumerate() {
             let mut bytes = vec![0; HEADER_LEN];
             bytes::read(file, "header", at, &mut bytes)?;
             let good = RawHeader::ref_from_prefix(&bytes).is_ok_and(|(raw, _)| {
                 raw.signature == *b"head" && raw.checksum.get() == bytes::checksum(&bytes)
             });
             if good {
-                found.push((at, bytes));
+                found.push((slot, bytes));
             }
         }
         let raw = |bytes: &[u8]| RawHeader::read_from_prefix(bytes).ok().map(|(raw, _)| raw);
-        let mut best: Option<(u64, RawHeader)> = None;
-        for (at, header) in found.iter().filter_map(|(at, bytes)| Some((*at, raw(bytes)?))) {
+        let mut best: Option<(usize, RawHeader)> = None;
+        for (slot, header) in found.iter().filter_map(|(slot, bytes)| Some((*slot, raw(bytes)?))) {
             match &best {
                 Some((_, other)) if other.sequence_number == header.sequence_number => {
                     if found.first().map(|(_, bytes)| bytes) != found.last().map(|(_, bytes)| bytes) {
@@ -80,19 +85,21 @@ impl Header {
                             "header",
                             "both copies have the same sequence number and say different things",
                         )
-                        .at(at));
+                        .at(HEADERS[slot]));
                     }
                 }
                 Some((_, other)) if other.sequence_number > header.sequence_number => {}
-                _ => best = Some((at, header)),
+                _ => best = Some((slot, header)),
             }
         }
-        let (at, raw) = best.ok_or_else(|| {
+        let (slot, raw) = best.ok_or_else(|| {
             Error::corrupt("header", "neither copy has a right signature and checksum")
                 .at(HEADERS[0])
                 .hint("the start of the file is damaged")
         })?;
-        Header::check(&raw).map_err(|error| error.at(at))
+        // Never out of bounds: the slots were counted.
+        let header = Header::check(&raw).map_err(|error| error.at(HEADERS[slot]))?;
+        Ok((header, slot))
     }
 
     fn check(raw: &RawHeader) -> Result<Header> {

@@ -18,6 +18,7 @@ mod guid;
 mod header;
 mod inspector;
 mod items;
+mod journal;
 mod layer;
 mod like;
 mod locator;

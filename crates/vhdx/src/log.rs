@@ -1,4 +1,4 @@
-//! The log: finds what a writer that did not end well left pending, and replays it in memory (section 2.3).
+//! The log (section 2.3): finds what a writer that did not end well left pending, and makes entries.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,6 +12,9 @@ use crate::bytes;
 use crate::guid::Guid;
 use crate::header::LogPlace;
 use crate::overlay::{Change, Changes, Overlay, SECTOR};
+
+/// Descriptors in the first sector of an entry.
+pub(crate) const FIRST_DESCRIPTORS: usize = ((SECTOR - HEADER_LEN) / DESCRIPTOR_LEN) as usize;
 
 const HEADER_LEN: u64 = 64;
 const DESCRIPTOR_LEN: u64 = 32;
@@ -73,17 +76,31 @@ struct Ring<'a> {
     place: LogPlace,
 }
 
-/// `file` as it is after its log is replayed. The file does not change.
+/// What replaying a log does to its file.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) changes: Changes,
+    /// The file's length afterwards: never less than it is.
+    pub(crate) len: u64,
+}
+
+/// `file` as it is after its log is replayed. The file does not change. Errors: [`pending`]'s.
+pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn Storage>> {
+    let Pending { changes, len } = pending(file.as_ref(), place)?;
+    Ok(Arc::new(Overlay::new(file, changes, len)))
+}
+
+/// What the log at `place` has pending.
 ///
 /// Errors: nothing in the log can be replayed; the file is shorter than the log takes for granted; the log's changes
 /// are not of whole sectors, or too many to be kept.
-pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn Storage>> {
+pub(crate) fn pending(file: &dyn Storage, place: LogPlace) -> Result<Pending> {
     let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
     if place.offset.checked_add(place.length).is_none_or(|end| end > len) {
         return Err(wrong("reaches past the end of the file", place.offset)
             .hint("the file was cut short: get a whole copy"));
     }
-    let ring = Ring { file: file.as_ref(), place };
+    let ring = Ring { file, place };
     let sequence = ring.active_sequence()?;
     let Some(head) = sequence.last() else {
         return Err(wrong("is pending, and nothing in it is whole", place.offset)
@@ -105,7 +122,64 @@ pub(crate) fn replay(file: Arc<dyn Storage>, place: LogPlace) -> Result<Arc<dyn 
             ring.offset(head.at),
         ));
     }
-    Ok(Arc::new(Overlay::new(file, changes, len)))
+    Ok(Pending { changes, len })
+}
+
+/// What an entry says besides its changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Label {
+    pub(crate) log_guid: Guid,
+    pub(crate) sequence_number: u64,
+    /// Where in the ring the entry goes. It is its own tail: replaying it replays nothing else.
+    pub(crate) at: u32,
+    pub(crate) flushed_file_offset: u64,
+    pub(crate) last_file_offset: u64,
+}
+
+/// The bytes of an entry that puts each of `sectors` (its file offset, its bytes) in place; at most
+/// [`FIRST_DESCRIPTORS`] of them, so that one sector of the entry holds all descriptors.
+pub(crate) fn entry<'a>(
+    label: &Label,
+    sectors: impl ExactSizeIterator<Item = (u64, &'a [u8; SECTOR as usize])>,
+) -> Vec<u8> {
+    let count = sectors.len();
+    let length = (1 + count) * SECTOR as usize;
+    let mut raw = RawEntry {
+        signature: *b"loge",
+        checksum: 0.into(),
+        entry_length: (length as u32).into(), // never cut: an entry is at most 127 sectors long
+        tail: label.at.into(),
+        sequence_number: label.sequence_number.into(),
+        descriptor_count: (count as u32).into(),
+        reserved: 0.into(),
+        log_guid: label.log_guid,
+        flushed_file_offset: label.flushed_file_offset.into(),
+        last_file_offset: label.last_file_offset.into(),
+    };
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend_from_slice(raw.as_bytes());
+    let mut data = Vec::with_capacity(count * SECTOR as usize);
+    for (at, sector) in sectors {
+        let (leading, rest) = sector.split_first_chunk().unwrap_or((&[0; 8], &[])); // a sector is longer than 8
+        let (body, trailing) = rest.split_last_chunk().unwrap_or((&[], &[0; 4]));
+        let descriptor = RawDescriptor {
+            signature: *b"desc",
+            trailing: *trailing,
+            leading_or_length: *leading,
+            file_offset: at.into(),
+            sequence_number: label.sequence_number.into(),
+        };
+        bytes.extend_from_slice(descriptor.as_bytes());
+        data.extend_from_slice(b"data");
+        data.extend_from_slice(&((label.sequence_number >> 32) as u32).to_le_bytes());
+        data.extend_from_slice(body);
+        data.extend_from_slice(&(label.sequence_number as u32).to_le_bytes());
+    }
+    bytes.resize(SECTOR as usize, 0);
+    bytes.append(&mut data);
+    raw.checksum = bytes::checksum(&bytes).into();
+    bytes[..HEADER_LEN as usize].copy_from_slice(raw.as_bytes());
+    bytes
 }
 
 fn wrong(message: &str, at: u64) -> Error {

@@ -13,6 +13,9 @@ pub(crate) const SECTOR: u64 = 4096;
 /// tables could have asked for.
 const MAX_CHANGES: usize = 1 << 20;
 
+/// Zeros written at once, in bytes, where a file system has no better way.
+const ZEROS: u64 = 1 << 20;
+
 /// What the log puts in place of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -63,6 +66,59 @@ impl Changes {
     pub(crate) fn end(&self) -> u64 {
         self.0.last_key_value().map_or(0, |(_, (end, _))| *end)
     }
+
+    /// Whether a byte of `range` is changed.
+    pub(crate) fn meet(&self, range: &Range<u64>) -> bool {
+        self.next(range.start).is_some_and(|(next, _)| next.start < range.end)
+    }
+
+    /// Makes the changes in the file they were found in. Where it has holes, or ends, it reads zero already: it grows
+    /// only for what is not zero. None of them may change a sector's body before it is used.
+    pub(crate) fn apply(&self, file: &dyn Storage) -> io::Result<()> {
+        for (&at, &(end, change)) in &self.0 {
+            match change {
+                Change::Zero => write_zeros(file, at..end)?,
+                Change::Sector { .. } => file.write_at(at, &change.sector(file)?)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Change {
+    /// The bytes of a changed sector, whose body is in `file`.
+    fn sector(self, file: &dyn Storage) -> io::Result<[u8; SECTOR as usize]> {
+        let mut sector = [0; SECTOR as usize];
+        if let Change::Sector { leading, body, trailing } = self {
+            sector[..8].copy_from_slice(&leading);
+            file.read_at(body, &mut sector[8..4092])?;
+            sector[4092..].copy_from_slice(&trailing);
+        }
+        Ok(sector)
+    }
+}
+
+/// Makes what is not zero in `range` zero, up to the end of the file.
+fn write_zeros(file: &dyn Storage, range: Range<u64>) -> io::Result<()> {
+    let end = range.end.min(file.len()?);
+    let mut at = range.start;
+    while at < end {
+        let Some(data) = file.data_at(at)?.filter(|data| data.start < end) else { break };
+        let data = data.start.max(at)..data.end.min(end);
+        let len = data.end - data.start;
+        // Rather kept than given back: a file that holds all its space goes on doing so.
+        if !file.zero(data.start, len)? && !file.punch(data.start, len)? {
+            let zeros = vec![0; len.min(ZEROS) as usize];
+            let mut done = 0;
+            while done < len {
+                let piece = zeros.get(..(len - done).min(ZEROS) as usize).unwrap_or_default();
+                file.write_at(data.start + done, piece)?;
+                done += piece.len() as u64;
+            }
+        }
+        at = data.end;
+    }
+    Ok(())
 }
 
 /// A file with changes over it, read-only.
@@ -110,11 +166,8 @@ impl Storage for Overlay {
             let (piece, rest) = buf.split_at_mut(len);
             match next {
                 Some((range, Change::Zero)) if range.start <= at => piece.fill(0),
-                Some((range, Change::Sector { leading, body, trailing })) if range.start <= at => {
-                    let mut sector = [0; SECTOR as usize];
-                    sector[..8].copy_from_slice(&leading);
-                    self.file.read_at(body, &mut sector[8..4092])?;
-                    sector[4092..].copy_from_slice(&trailing);
+                Some((range, change)) if range.start <= at => {
+                    let sector = change.sector(self.file.as_ref())?;
                     let from = (at - range.start) as usize;
                     piece.copy_from_slice(sector.get(from..from + len).ok_or(io::ErrorKind::UnexpectedEof)?);
                 }

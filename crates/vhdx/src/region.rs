@@ -57,18 +57,29 @@ pub(crate) struct Regions {
 impl Regions {
     /// Reads the first table, or the second if that is damaged. `len` is the file's length.
     pub(crate) fn read(file: &dyn Storage, len: u64, log: &LogPlace) -> Result<Regions> {
-        let mut table = vec![0; TABLE_LEN];
         for at in TABLES {
-            bytes::read(file, "region table", at, &mut table)?;
-            if let Ok((raw, entries)) = RawTable::ref_from_prefix(&table)
-                && raw.signature == *b"regi"
-                && raw.checksum.get() == bytes::checksum(&table)
+            let table = read_table(file, at)?;
+            if is_good(&table)
+                && let Ok((raw, entries)) = RawTable::ref_from_prefix(&table)
             {
                 return Self::parse(raw, entries, len, log)
                     .map_err(|error| error.field("region table").at(at));
             }
         }
         Err(Error::corrupt("region table", "neither copy has a right signature and checksum").at(TABLES[0]))
+    }
+
+    /// Where one table is damaged, writes the other one over it, durably. Of two good ones that differ the first counts,
+    /// and the second stays.
+    pub(crate) fn mend(file: &dyn Storage, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+        let tables = [read_table(file, TABLES[0])?, read_table(file, TABLES[1])?];
+        let (good, bad) = match tables.each_ref().map(|table| is_good(table)) {
+            [true, false] => (0, 1),
+            [false, true] => (1, 0),
+            _ => return Ok(()),
+        };
+        bytes::write(file, "region table", TABLES[bad], &tables[good])?;
+        sync()
     }
 
     fn parse(raw: &RawTable, entries: &[u8], len: u64, log: &LogPlace) -> Result<Regions> {
@@ -177,6 +188,18 @@ impl Regions {
         table[..16].copy_from_slice(head.as_bytes());
         table
     }
+}
+
+fn read_table(file: &dyn Storage, at: u64) -> Result<Vec<u8>> {
+    let mut table = vec![0; TABLE_LEN];
+    bytes::read(file, "region table", at, &mut table)?;
+    Ok(table)
+}
+
+/// Signature and checksum are right.
+fn is_good(table: &[u8]) -> bool {
+    RawTable::ref_from_prefix(table)
+        .is_ok_and(|(raw, _)| raw.signature == *b"regi" && raw.checksum.get() == bytes::checksum(table))
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::bytes::MIB;
-use cowhand_core::{ErrorKind, MemoryStorage};
+use crate::header::{self, HEADERS, Header};
+use crate::journal::Journal;
+use cowhand_core::testing::{Journal as Recorder, Plan};
+use cowhand_core::{ErrorKind, Folder, MemoryFolder, MemoryStorage};
 use proptest::prelude::*;
 
 const LOG: u64 = MIB;
@@ -348,6 +351,175 @@ fn hostile_logs_cost_little() {
     assert!(log.replay().unwrap_err().to_string().contains("again and again"));
 }
 
+impl Logger {
+    /// Gives the file headers that call the log pending, and puts it in a folder.
+    fn folder(&self) -> MemoryFolder {
+        self.file.write_at(0, &header::identifier()).unwrap();
+        let log = LogPlace { guid: OURS, offset: LOG, length: self.length };
+        let header =
+            Header { sequence_number: 3, file_write_guid: Guid::of(8), data_write_guid: Guid::of(9), log };
+        for (at, sequence_number) in HEADERS.into_iter().zip([4, 3]) {
+            let mut bytes = Header { sequence_number, ..header }.to_bytes();
+            // What is reserved may hold something: a header that is replaced by half is none.
+            bytes[3000] = 9;
+            let crc = bytes::checksum(&bytes);
+            bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+            self.file.write_at(at, &bytes).unwrap();
+        }
+        let folder = MemoryFolder::new();
+        folder.insert("disk", self.file.clone());
+        folder
+    }
+}
+
+/// The data of a file, as reading shows it.
+fn shown(file: &Arc<dyn Storage>) -> Vec<u8> {
+    let header = Header::read(file.as_ref()).unwrap();
+    let file = if header.log.is_pending() { replay(file.clone(), header.log).unwrap() } else { file.clone() };
+    let mut all = vec![0; (file.len().unwrap() - DATA) as usize];
+    file.read_at(DATA, &mut all).unwrap();
+    all
+}
+
+#[test]
+fn a_log_put_in_place_shows_what_it_showed_at_every_power_cut() {
+    // Wrapped within an entry, over an older log's entries, with more descriptors than one sector holds, and longer than
+    // the file.
+    let mut log = Logger::new(1, 40 * 4096);
+    log.guid = Guid::of(2);
+    for n in 0..60 {
+        log.entry(&[page(n, 0xee), page(n + 1, 0xee)]);
+    }
+    log.guid = OURS;
+    log.at = MIB - 20 * 4096;
+    log.tail = log.at;
+    log.entry(&[page(900, 5), page(2, 0xcc)]);
+    log.tail = log.at;
+    let many: Vec<Do> = (0..140).map(|n| page(3 * n, n as u8)).collect();
+    log.entry(&many);
+    log.entry(&[Do::Zero(DATA + 30 * 4096, 40 * 4096), page(35, 77)]);
+    log.last = LEN + 2 * MIB;
+    log.entry(&[Do::Sector(LEN + 8192, Box::new(sector(7))), page(1, 9), Do::Zero(LEN + 4096, MIB)]);
+    let folder = log.folder();
+    let recorder = Recorder::over(&folder);
+    let disk = recorder.folder().open("disk", true).unwrap();
+    let before = shown(&disk);
+    assert_eq!(before.len() as u64, LEN + 2 * MIB - DATA);
+    let header = Journal::open(disk.clone()).unwrap().header();
+    assert!(!header.log.is_pending() && header.file_write_guid != Guid::of(8));
+    assert_eq!(header.data_write_guid, Guid::of(9));
+    assert_eq!(Header::current(disk.as_ref()).unwrap(), (header, 0));
+    assert!(shown(&disk) == before);
+    let mut states = 0;
+    let slow = std::env::var_os("COWHAND_SLOW").is_some();
+    let per_epoch = if slow { usize::MAX } else { 40 };
+    for state in recorder.states(&Plan { per_epoch, random: 150, ..Plan::default() }) {
+        let cut: Arc<dyn Storage> = state.file("disk").unwrap();
+        assert!(shown(&cut) == before, "{state}");
+        Journal::open(cut.clone()).unwrap();
+        assert!(shown(&cut) == before, "put in place: {state}");
+        states += 1;
+    }
+    assert!(states > 70, "{states}");
+    recorder.settle();
+    Journal::open(disk).unwrap();
+    assert!(recorder.is_empty(), "opening again writes");
+}
+
+#[test]
+fn every_barrier_of_a_replay_is_needed() {
+    /// Forgets the nth barrier.
+    #[derive(Debug)]
+    struct Careless(Arc<dyn Storage>, std::sync::atomic::AtomicUsize);
+    impl Storage for Careless {
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
+            self.0.read_at(at, buf)
+        }
+        fn write_at(&self, at: u64, buf: &[u8]) -> std::io::Result<()> {
+            self.0.write_at(at, buf)
+        }
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn sync(&self) -> std::io::Result<()> {
+            match self.1.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) {
+                1 => Ok(()),
+                _ => self.0.sync(),
+            }
+        }
+        fn identity(&self) -> std::io::Result<cowhand_core::Identity> {
+            self.0.identity()
+        }
+    }
+    let lost = |nth: usize| {
+        let mut log = Logger::new(1, 0);
+        log.entry(&(0..6).map(|n| page(2 * n, n as u8)).collect::<Vec<_>>());
+        let recorder = Recorder::over(&log.folder());
+        let disk = recorder.folder().open("disk", true).unwrap();
+        let before = shown(&disk);
+        Journal::open(Arc::new(Careless(disk, nth.into()))).unwrap();
+        recorder.states(&Plan { per_epoch: 60, ..Plan::default() }).any(|state| {
+            let cut: Arc<dyn Storage> = state.file("disk").unwrap();
+            Header::read(cut.as_ref()).is_err() || shown(&cut) != before
+        })
+    };
+    // Behind the first header, the second (whose is the next one's), what was put in place. Then a header is replaced by
+    // one of ours, in which only the first sector differs, so that it cannot be torn.
+    assert_eq!([1, 2, 3, 4, 99].map(lost), [true, false, true, false, false]);
+}
+
+#[test]
+fn a_log_that_would_change_itself_or_the_headers_is_not_put_in_place() {
+    for (at, named) in [(HEADERS[1], "the headers"), (0, "the headers"), (LOG + 16 * 4096, "itself")] {
+        let mut log = Logger::new(1, 0);
+        log.entry(&[page(0, 1), Do::Zero(at, 4096)]);
+        let recorder = Recorder::over(&log.folder());
+        let disk = recorder.folder().open("disk", true).unwrap();
+        let error = Journal::open(disk).unwrap_err();
+        assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains(named), "{error}");
+        assert!(recorder.is_empty());
+    }
+}
+
+#[test]
+fn zeros_over_what_is_no_data_are_not_written() {
+    let mut log = Logger::new(1, 0);
+    log.entry(&[Do::Zero(DATA, 1 << 40), page(1, 3), Do::Zero(1 << 45, 1 << 45)]);
+    log.folder();
+    Journal::open(log.file.clone()).unwrap();
+    assert_eq!(log.file.len().unwrap(), 1 << 46);
+    assert_eq!(log.file.data_at(DATA).unwrap(), Some(DATA + 4096..DATA + 8192));
+    // What lies behind is as it was: the log's own MiB, before it the header section.
+    assert!(log.file.physical_size().unwrap() < 2 * MIB);
+}
+
+#[test]
+fn the_entries_made_here_are_those_of_the_specification() {
+    let log = Logger::new(1, 8192);
+    let pages = [page(3, 1), page(900, 2), page(4, 3)];
+    for sequence in [1, 0xffff_ffff, 0x1_0000_0000, 0x1234_5678_9abc_def0] {
+        let log = Logger { file: log.file.clone(), sequence, ..log };
+        let label = Label {
+            log_guid: OURS,
+            sequence_number: sequence,
+            at: log.tail as u32,
+            flushed_file_offset: log.flushed,
+            last_file_offset: log.last,
+        };
+        let sectors: Vec<_> = pages
+            .iter()
+            .map(|change| match change {
+                Do::Sector(at, bytes) => (*at, &**bytes),
+                Do::Zero(..) => unreachable!(),
+            })
+            .collect();
+        assert!(entry(&label, sectors.into_iter()) == log.sectors(&pages).concat());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     /// Any entries, anywhere in the ring, over what an older turn left there: the file is as a flat vector says.
@@ -400,6 +572,10 @@ proptest! {
         }
         let mut all = vec![0; model.len()];
         log.replay().unwrap().read_at(DATA, &mut all).unwrap();
+        prop_assert!(all == model);
+        log.folder();
+        Journal::open(log.file.clone()).unwrap();
+        log.file.read_at(DATA, &mut all).unwrap();
         prop_assert!(all == model);
     }
 }

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cowhand_core::{Error, ErrorKind, Result, Storage};
 
 use crate::bytes::{self, MIB};
+use crate::draft::Sector;
 use crate::guid::Guid;
 use crate::header::{HEADERS, Header};
 use crate::log::{self, Label, Pending};
-use crate::overlay::SECTOR;
 use crate::region::{Regions, TABLES};
 
 /// Sectors that one commit changes at most.
@@ -22,13 +22,6 @@ pub(crate) const MOST: usize = log::FIRST_DESCRIPTORS;
 /// The ring's first places for entries begin this many bytes apart: room for the longest, and never one right behind
 /// the other, which would make two entries a sequence.
 const TURN: u32 = 512 << 10;
-
-/// A sector of the file as it shall be. `at` is a multiple of its length.
-#[derive(Clone, Debug)]
-pub(crate) struct Sector {
-    pub(crate) at: u64,
-    pub(crate) bytes: Box<[u8; SECTOR as usize]>,
-}
 
 /// How far the headers say that this session writes.
 const UNTOUCHED: u8 = 0;

@@ -5,7 +5,7 @@
 //! | bench | question |
 //! |---|---|
 //! | [`ModelTest`] | does a layer, alone or over a parent, behave like a flat vector of bytes? |
-//! | [`CrashTest`] | after a power cut at any moment, is all there that was flushed? |
+//! | [`CrashTest`] | after a power cut at any moment, is all there that was flushed? ([`crash_run`]: many times) |
 //! | [`FaultTest`], [`fault_test`] | does each single failing I/O end in an error, with nothing lost? |
 //! | [`RaceTest`] | do threads that write side by side leave each other's bytes alone? |
 //!
@@ -56,6 +56,7 @@
 
 mod bench;
 mod crash;
+mod crash_run;
 mod crash_test;
 mod fault;
 mod fault_test;
@@ -75,6 +76,7 @@ mod proofs;
 
 pub use bench::{Failure, Rng};
 pub use crash::{CrashFolder, CrashStorage, Journal};
+pub use crash_run::crash_run;
 pub use crash_test::{CrashCounts, CrashTest};
 pub use fault::{Fault, FaultFolder, FaultStorage, Faults, Io, SYNCS, WRITES};
 pub use fault_test::{FaultCounts, FaultTest, fault_test};

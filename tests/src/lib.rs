@@ -8,12 +8,19 @@
 mod command;
 mod content;
 mod disk;
+mod guid;
+mod mirror;
 mod patch;
 mod probe;
 mod samples;
 mod vhd_builder;
 mod vhd_layouts;
 mod vhd_reader;
+mod vhdx_builder;
+mod vhdx_layouts;
+mod vhdx_log;
+mod vhdx_logs;
+mod vhdx_reader;
 mod watch;
 
 pub use command::{
@@ -24,12 +31,21 @@ pub use disk::{
     assert_holds, assert_map_agrees, assert_qemu_accepts, assert_same, file_sha256, guest_sha256, options,
     qemu_raw,
 };
+pub use guid::{guid, guid_text};
+pub use mirror::Mirror;
 pub use patch::Patch;
 pub use probe::{Probed, probe};
 pub use samples::{Sample, samples};
 pub use vhd_builder::{Batmap, Geometry, LocatorText, ParentText, Part, Run, VhdFile};
 pub use vhd_layouts::{BuiltDisk, Layout, Piece, vhd_chain_layouts, vhd_dynamic_layouts, vhd_fixed_layouts};
 pub use vhd_reader::{Kept, Locator, Vhd, vhd_content, vhd_geometry};
+pub use vhdx_builder::{
+    ExtraItem, StateOf, VhdxFile, VhdxHeaders, VhdxParent, VhdxPart, VhdxPlaces, vhdx_set_log,
+};
+pub use vhdx_layouts::{BuiltVhdx, VhdxLayout, vhdx_chain_layouts, vhdx_dynamic_layouts, vhdx_fixed_layouts};
+pub use vhdx_log::{LogChange, LogRing};
+pub use vhdx_logs::{ByQemu, LogCase, Pending, vhdx_log_cases, vhdx_pend};
+pub use vhdx_reader::{Vhdx, VhdxBlock, VhdxHeader, VhdxItem, VhdxKept, VhdxRegion, vhdx_content};
 pub use watch::Watch;
 
 /// A folder that goes away with the test. Every test begins with it.

@@ -1,9 +1,14 @@
 //! `--for`: what is made for a consumer, that consumer takes; what it would refuse is named.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
-use cowhand::{Convert, Create, Open, Quiet, consumers, convert, create, fitted, verdict};
-use cowhand_tests::{qemu_img, samples, temp};
+use cowhand::{
+    Access, Cache, Compact, Convert, Create, FileStorage, Lock, Open, Quiet, compact, consumers, convert,
+    create, fitted, hole_at, verdict,
+};
+use cowhand_tests::{qemu_img, qemu_io, samples, temp};
 
 fn objections(path: &Path, whom: &str) -> Vec<String> {
     let found = verdict(path, &Open::default(), whom).unwrap();
@@ -23,6 +28,7 @@ fn what_is_made_for_them_they_take() {
             let job = Convert {
                 format: Some("vpc".to_owned()),
                 options: made.options,
+                solid: made.solid,
                 ..Convert::new([&source], &target)
             };
             let done = convert(&job, &Quiet).unwrap();
@@ -85,8 +91,126 @@ fn makers_take_their_own() {
             "vhd/iotests/virtualpc-dynamic.vhd" => "virtualpc",
             "vhd/dfvfs/ext2.vhd" => continue,
             path if path.starts_with("vhd/dfvfs/") => "hyperv",
+            path if path.starts_with("vhdx/dfvfs/") => "hyperv",
             _ => continue,
         };
-        assert_eq!(objections(&sample.file, whom), [""; 0], "{}", sample.path);
+        // They were unpacked with holes.
+        let folder = temp();
+        let whole = folder.path().join("whole");
+        let copied = Command::new("cp").arg("--sparse=never").args([&sample.file, &whole]).status().unwrap();
+        assert!(copied.success());
+        assert_eq!(objections(&whole, whom), [""; 0], "{}", sample.path);
+    }
+}
+
+/// No hole, by the file system's own word; and room for all of it.
+fn is_solid(path: &Path) -> bool {
+    let file = FileStorage::open(path, Access::Read, Lock::None, Cache::default()).unwrap();
+    let room = path.metadata().unwrap().blocks() * 512;
+    hole_at(&file, 0).unwrap().is_none() && room >= path.metadata().unwrap().len()
+}
+
+#[test]
+fn hyperv_gets_no_sparse_files() {
+    let folder = temp();
+    let source = folder.path().join("source.qcow2");
+    qemu_img(["create", "-q", "-f", "qcow2", source.to_str().unwrap(), "20M"]);
+    qemu_io(["-f", "qcow2"], &source, ["write -P 7 3M 100k", "write -P 9 17M 512"]);
+    for (name, options) in [
+        ("dynamic.vhdx", &[][..]),
+        ("small.vhdx", &[("block_size", "1M"), ("block_state_zero", "off")]),
+        ("fixed.vhdx", &[("subformat", "fixed")]),
+        ("dynamic.vhd", &[]),
+        ("fixed.vhd", &[("subformat", "fixed")]),
+    ] {
+        let target = folder.path().join(name);
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let made = fitted("hyperv", None, &target, options).unwrap();
+        assert!(made.solid);
+        let format = made.format.names()[0];
+        let job = Convert {
+            format: Some(format.to_owned()),
+            options: made.options.clone(),
+            solid: made.solid,
+            verify: true,
+            ..Convert::new([&source], &target)
+        };
+        convert(&job, &Quiet).unwrap();
+        assert!(is_solid(&target), "{name}");
+        assert_eq!(objections(&target, "hyperv"), [""; 0], "{name}");
+        qemu_img(["compare", "-F", format, source.to_str().unwrap(), target.to_str().unwrap()]);
+
+        // Made without, it is refused.
+        convert(&Convert { solid: false, ..job }, &Quiet).unwrap();
+        if !is_solid(&target) {
+            let found = objections(&target, "hyperv");
+            assert!(found.iter().any(|what| what.contains("refuses a file that is sparse")), "{found:?}");
+        }
+        let create_it = Create { options: made.options, solid: true, ..Create::new(format, 30 << 20) };
+        create(&target, &create_it).unwrap();
+        assert!(is_solid(&target), "{name}, empty");
+    }
+}
+
+#[test]
+fn holes_are_filled_where_that_is_asked_for() {
+    let folder = temp();
+    let path = folder.path().join("x.vhd");
+    create(
+        &path,
+        &Create {
+            options: vec![("subformat".to_owned(), "fixed".to_owned())],
+            ..Create::new("vpc", 9 << 20)
+        },
+    )
+    .unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(!is_solid(&path));
+    compact(&path, &Compact { open: Open { solid: true, ..Open::default() }, ..Compact::default() }, &Quiet)
+        .unwrap();
+    assert!(is_solid(&path));
+    assert_eq!(objections(&path, "hyperv"), [""; 0]);
+    assert!(std::fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn what_a_vhdx_must_not_be() {
+    let folder = temp();
+    let path = folder.path().join("x.vhdx");
+    let refused = |whom: &str, part: &str| {
+        let found = objections(&path, whom);
+        assert!(found.iter().any(|what| what.contains(part)), "{whom}: {found:?}");
+    };
+    let made = fitted("virtualbox", None, &path, Vec::new()).unwrap();
+    create(&path, &Create { options: made.options, ..Create::new("vhdx", 5 << 20) }).unwrap();
+    assert_eq!(objections(&path, "virtualbox"), [""; 0]);
+    refused("azure", "Azure takes vpc, and this is vhdx");
+    refused("virtualpc", "Virtual PC takes vpc, and this is vhdx");
+    let error = fitted("azure", Some("vhdx"), &path, Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("Azure takes vpc, and this is vhdx"), "{error}");
+    // The BAT region stands at 3 MiB in our files: a zero block that names a place.
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3 << 20..(3 << 20) + 8].copy_from_slice(&(4u64 << 20 | 2).to_le_bytes());
+    bytes[(3 << 20) + 8] = 5;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(objections(&path, "hyperv").len(), 1);
+    refused("hyperv", "2 entries of the BAT");
+    bytes[192 << 10] = 0;
+    std::fs::write(&path, &bytes).unwrap();
+    refused("virtualbox", "the first region table (at 196608) is damaged");
+    qemu_img(["create", "-q", "-f", "vhdx", path.to_str().unwrap(), "5M"]);
+    refused("virtualbox", "does not say that its regions are required");
+    for sample in samples() {
+        match sample.path.rsplit('/').next().unwrap_or_default() {
+            "iotest-dirtylog-10G-4M.vhdx" => {
+                let found = objections(&sample.file, "virtualbox");
+                assert!(found.iter().any(|what| what.contains("its log holds changes")), "{found:?}");
+            }
+            "fat-differential.vhdx" => {
+                let found = objections(&sample.file, "virtualbox");
+                assert!(found.iter().any(|what| what.contains("the disk is differencing")), "{found:?}");
+            }
+            _ => {}
+        }
     }
 }

@@ -6,6 +6,7 @@ use clap::Args;
 use cowhand::{Fitted, Printable, Result, fitted, format, format_for_target};
 
 use crate::output::Output;
+use crate::sources::Holes;
 
 /// Whom an image is made for.
 #[derive(Args, Clone, Debug, Default)]
@@ -13,6 +14,9 @@ pub(crate) struct For {
     /// Make it as this program or service wants it: azure, hyperv, virtualbox, virtualpc or xenserver
     #[arg(long = "for", value_name = "WHOM")]
     whom: Option<String>,
+
+    #[command(flatten)]
+    holes: Holes,
 }
 
 impl For {
@@ -23,7 +27,14 @@ impl For {
         target: &Path,
         options: &[(String, String)],
     ) -> Result<Option<Fitted>> {
-        self.whom.as_ref().map(|whom| fitted(whom, chosen, target, options.to_vec())).transpose()
+        let Some(whom) = &self.whom else { return Ok(None) };
+        let fitted = fitted(whom, chosen, target, options.to_vec())?;
+        Ok(Some(Fitted { solid: fitted.solid || self.holes.non_sparse, ..fitted }))
+    }
+
+    /// No holes are wanted, whoever it is for.
+    pub(crate) fn non_sparse(&self) -> bool {
+        self.holes.non_sparse
     }
 
     /// The target's format and options, given those on the command line.
@@ -33,10 +44,11 @@ impl For {
         target: &Path,
         options: Vec<(String, String)>,
     ) -> Result<Fitted> {
+        let solid = self.holes.non_sparse;
         match (self.whom(chosen, target, &options)?, chosen) {
             (Some(fitted), _) => Ok(fitted),
-            (None, Some(name)) => Ok(Fitted { format: format(name)?, options, title: "" }),
-            (None, None) => Ok(Fitted { format: format_for_target(target)?, options, title: "" }),
+            (None, Some(name)) => Ok(Fitted { format: format(name)?, options, solid, title: "" }),
+            (None, None) => Ok(Fitted { format: format_for_target(target)?, options, solid, title: "" }),
         }
     }
 

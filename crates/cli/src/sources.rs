@@ -61,6 +61,21 @@ pub(crate) struct Parents {
     pub(crate) any_parent: bool,
 }
 
+/// Whether what is written may have holes.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct Holes {
+    /// Leave no holes in the file, and fill those it has: Windows takes no sparse VHD or VHDX
+    #[arg(long)]
+    pub(crate) non_sparse: bool,
+}
+
+impl Holes {
+    /// `open`, and this beside.
+    pub(crate) fn with(self, open: Open) -> Open {
+        Open { solid: self.non_sparse, ..open }
+    }
+}
+
 /// One image on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Source {

@@ -11,6 +11,8 @@ pub struct Consumer {
     pub title: &'static str,
     /// The options with which an image for it is made, as far as the caller gives no others of these names.
     pub options: &'static [(&'static str, &'static str)],
+    /// It refuses files with holes.
+    pub solid: bool,
     /// What it would refuse in the image in that file, or take for something else. Empty: nothing is known that it
     /// would. Errors: the image cannot be read here either.
     pub judge: fn(&dyn Storage) -> Result<Vec<Objection>>,

@@ -43,6 +43,6 @@ pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_si
 pub use progress::{Progress, Quiet};
 pub use secret::Secrets;
 pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};
-pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Storage};
+pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Solid, Storage, hole_at};
 pub use stream::{Body, Chunk, Contents, DiskInfo, Encoded, Head, Made, Pieces, Source, Streams, read_up_to};
 pub use zero::{is_zero, zero_prefix};

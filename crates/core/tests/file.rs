@@ -13,7 +13,7 @@ use cowhand_core::raw::{Raw, RawLayer};
 use cowhand_core::testing::{ModelTest, RaceTest, Shape};
 use cowhand_core::{
     Access, Cache, CreateOptions, DirFolder, ErrorKind, FileStorage, Folder, Format, Layer, Lock, NoFiles,
-    Options, Result, Storage,
+    Options, Result, Solid, Storage, hole_at,
 };
 use tempfile::TempDir;
 
@@ -380,6 +380,29 @@ fn a_raw_file_is_a_flat_vector() {
         let again = || raw(FileStorage::open(&path, Access::Write, Lock::Default, cache)?);
         let shape = Shape { resize: true, ..Shape::new(LEN.next_multiple_of(512), 4096) };
         ModelTest::in_folder(|_| fresh(), |_| again()).shape(shape).seed(seed as u64).run().unwrap();
+    }
+}
+
+#[test]
+fn a_file_without_holes_is_a_flat_vector_and_has_none() {
+    let folder = folder();
+    const LEN: u64 = 200 * 4096;
+    let path = folder.path().join("raw");
+    let solid = |access| -> Result<Arc<dyn Storage>> {
+        let file = FileStorage::open(&path, access, Lock::Default, Cache::Writeback)?;
+        Ok(Arc::new(Solid::over(Arc::new(file)).unwrap()))
+    };
+    let fresh = || {
+        let _ = std::fs::remove_file(&path);
+        let file = solid(Access::CreateNew)?;
+        file.set_len(LEN).unwrap();
+        Ok(Arc::new(RawLayer::over(file, true)?) as Arc<dyn Layer>)
+    };
+    let again = || Ok(Arc::new(RawLayer::over(solid(Access::Write)?, true)?) as Arc<dyn Layer>);
+    let shape = Shape { resize: true, ..Shape::new(LEN, 4096) };
+    for seed in 0..2 {
+        ModelTest::in_folder(|_| fresh(), |_| again()).shape(shape).seed(seed).run().unwrap();
+        assert_eq!(hole_at(&open(&path, Access::Read).unwrap(), 0).unwrap(), None);
     }
 }
 

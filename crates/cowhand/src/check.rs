@@ -35,7 +35,7 @@ pub struct Checked {
 /// means that the check could not be done.
 pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checked> {
     let open = &how.open;
-    let files = Files::beside(path, open.policy.clone(), open.lock, open.cache);
+    let files = Files::beside(path, open);
     let access = if how.repair == Repair::Nothing { Access::Read } else { Access::Write };
     let storage = files.trusted(path, access)?;
     let named = |error: Error| error.image(path.display());

@@ -101,6 +101,7 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
             search: how.open.search.clone(),
             cache: how.open.cache,
             secrets: how.open.secrets.clone(),
+            solid: how.open.solid,
         },
     )?;
     Ok(ChildMade {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cowhand_core::{Access, Consumer, Error, Format, Objection, Result};
+use cowhand_core::{Access, Consumer, Error, Format, Objection, Result, Storage, hole_at};
 
 use crate::open::Open;
 use crate::registry;
@@ -26,6 +26,8 @@ pub struct Fitted {
     pub format: &'static dyn Format,
     /// The options: what the caller gave, and what the consumer asks for beside it.
     pub options: Vec<(String, String)>,
+    /// Its file must have no holes.
+    pub solid: bool,
     /// What people call the consumer.
     pub title: &'static str,
 }
@@ -54,7 +56,7 @@ pub fn fitted(
             options.push(((*name).to_owned(), (*value).to_owned()));
         }
     }
-    Ok(Fitted { format: *format, options, title: consumer.title })
+    Ok(Fitted { format: *format, options, solid: consumer.solid, title: consumer.title })
 }
 
 /// What a consumer says of an image.
@@ -75,7 +77,7 @@ pub struct Verdict {
 /// What `consumer` says of the image `path`. Nothing in it changes, and no parent is looked at.
 pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
     let takes = taken_by(consumer)?;
-    let files = Files::beside(path, open.policy.clone(), open.lock, open.cache);
+    let files = Files::beside(path, open);
     let storage = files.trusted(path, Access::Read)?;
     let named = |error: Error| error.image(path.display());
     let format = match &open.format {
@@ -85,7 +87,13 @@ pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
     let name = format.names()[0]; // never empty: every format has a name
     let found = takes.iter().find(|(taken, _)| taken.names() == format.names());
     let objections = match found {
-        Some((_, consumer)) => (consumer.judge)(storage.as_ref()).map_err(named)?,
+        Some((_, consumer)) => {
+            let mut objections = (consumer.judge)(storage.as_ref()).map_err(named)?;
+            if consumer.solid {
+                objections.extend(holes(storage.as_ref(), consumer.title).map_err(named)?);
+            }
+            objections
+        }
         None => vec![Objection::new(refusal(name, &takes))],
     };
     let (taken, consumer) = found.unwrap_or(&takes[0]); // never empty: see taken_by
@@ -96,6 +104,18 @@ pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
         file_len: storage.len().map_err(|error| named(Error::io("cannot find the size", error)))?,
         extension: taken.extensions().first().copied().unwrap_or_default(),
     })
+}
+
+/// What a consumer says that refuses sparse files.
+fn holes(file: &dyn Storage, title: &str) -> Result<Option<Objection>> {
+    let hole = hole_at(file, 0).map_err(|error| Error::io("cannot find its holes", error))?;
+    Ok(hole.map(|hole| {
+        Objection::new(format!(
+            "the file has holes (the first at {}), and {title} refuses a file that is sparse where it lies",
+            hole.start
+        ))
+        .remedy("cowhand compact --non-sparse FILE")
+    }))
 }
 
 fn all() -> impl Iterator<Item = (&'static dyn Format, &'static Consumer)> {

@@ -44,6 +44,8 @@ pub struct Convert {
     pub backing_format: Option<String>,
     /// What writes and syncs of the target promise.
     pub cache: Cache,
+    /// The target's file is to have no holes: every byte of it is written.
+    pub solid: bool,
     /// Write into an image that is there (`-n`). What it has past the sources' end stays as it is.
     pub no_create: bool,
     /// The target reads zero everywhere already.
@@ -211,7 +213,7 @@ fn into_new(
         true => Some(Sidecar::beside(&target, key(how, format, size, &read))?),
         false => None,
     };
-    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read);
+    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read).solid(how.solid);
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let shared = shared_below(how, sources, backing.as_ref());
     let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
@@ -254,7 +256,8 @@ fn into_new(
     job.sidecar = sidecar.as_ref();
     job.run(&source, progress)?;
     bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(named)?;
-    written.close()?;
+    // What the file is to have beside what was written may take long too.
+    files.gate().during(&Before { progress, total: content }, content, || written.close())?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
     done.in_place = on_device;
     done.resumed = resumed;
@@ -296,6 +299,7 @@ fn into_existing(
         format: how.format.clone(),
         writable: true,
         cache: how.cache,
+        solid: how.solid,
         policy: how.open.policy.clone(),
         secrets: how.open.secrets.clone(),
         ..Open::default()

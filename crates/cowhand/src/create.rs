@@ -38,6 +38,8 @@ pub struct Create {
     pub cache: Cache,
     /// What options of encryption name.
     pub secrets: Secrets,
+    /// The file is to have no holes: every byte of it is written.
+    pub solid: bool,
 }
 
 /// What was made.
@@ -82,12 +84,13 @@ pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result
             .image(path.display()));
     };
     let target = Target::begin(path, how.cache, false)?;
-    let files = TargetFiles::beside(path, how.cache, false, read);
+    let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid);
     let layer = base
         .make(format, &target, &files, size, &how.secrets, progress)
         .map_err(|error| error.image(path.display()))?;
     let size = layer.size();
-    layer.close().map_err(|error| error.image(path.display()))?;
+    let closed = files.gate().during(progress, size, || layer.close());
+    closed.map_err(|error| error.image(path.display()))?;
     drop(layer);
     files.finish()?;
     let file_len = target.storage().len().unwrap_or(0);
@@ -204,8 +207,7 @@ impl Base {
         progress: &dyn Progress,
     ) -> Result<Arc<dyn Layer>> {
         let options = self.create_options(format, size, secrets)?;
-        let gate = files.gate();
-        gate.during(progress, size, || format.create(gate.over(target.storage().clone()), files, &options))
+        files.gate().during(progress, size, || format.create(files.over(target)?, files, &options))
     }
 
     /// What the format is told.

@@ -70,6 +70,7 @@ pub fn flatten(path: &Path, how: &Flatten, progress: &dyn Progress) -> Result<Op
             options,
             bitmaps,
             cache: how.open.cache,
+            solid: how.open.solid,
             verify: how.verify,
             workers: how.workers,
             ..Convert::default()

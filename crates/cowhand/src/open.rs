@@ -40,6 +40,8 @@ pub struct Open {
     pub lock: Lock,
     /// What reads, writes and syncs promise.
     pub cache: Cache,
+    /// Files that are opened for writing are to have no holes: those that are there are filled, and none come.
+    pub solid: bool,
     /// Which files the images may make us open.
     pub policy: Policy,
     /// What the top stands on.
@@ -135,7 +137,7 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
 
 /// Opens the disk whose top is `path`, down to the last layer that can be opened. The error is that of the next.
 pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Error>)> {
-    let files = Files::beside(path, how.policy.clone(), how.lock, how.cache);
+    let files = Files::beside(path, how);
     let storage = files.trusted(path, access(how.writable))?;
     let format = match &how.format {
         Some(name) => registry::format(name)?,

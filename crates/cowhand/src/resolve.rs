@@ -5,8 +5,12 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use cowhand_core::{Access, Cache, Error, ErrorKind, FileStorage, Identity, Lock, Resolver, Result, Storage};
+use cowhand_core::{
+    Access, Cache, Error, ErrorKind, FileStorage, Identity, Lock, Resolver, Result, Solid, Storage,
+};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::open::Open;
 
 /// Which files may be opened because an image names them (a backing file, a data file, a parent locator). Names given
 /// by the caller are trusted.
@@ -64,6 +68,8 @@ pub(crate) struct Files {
     pub(crate) policy: Policy,
     pub(crate) lock: Lock,
     pub(crate) cache: Cache,
+    /// What is opened for writing is to have no holes.
+    pub(crate) solid: bool,
     /// All files opened so far, so that their changing can be noticed.
     pub(crate) opened: Arc<Mutex<Vec<Watched>>>,
 }
@@ -77,8 +83,15 @@ pub(crate) struct Watched {
 }
 
 impl Files {
-    pub(crate) fn beside(image: &Path, policy: Policy, lock: Lock, cache: Cache) -> Files {
-        Files { folder: folder_of(image), policy, lock, cache, opened: Arc::default() }
+    pub(crate) fn beside(image: &Path, how: &Open) -> Files {
+        Files {
+            folder: folder_of(image),
+            policy: how.policy.clone(),
+            lock: how.lock,
+            cache: how.cache,
+            solid: how.solid,
+            opened: Arc::default(),
+        }
     }
 
     /// For the files that another image of the same chain names.
@@ -89,7 +102,7 @@ impl Files {
     /// Opens a name that the caller gave.
     pub(crate) fn trusted(&self, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
         let storage = FileStorage::open(path, access, self.lock, self.cache)?;
-        self.watch(path, Arc::new(storage))
+        self.watch(path, storage, access)
     }
 
     /// Opens a name that an image gave, if the policy allows it. The answer holds the path as it was found.
@@ -120,7 +133,7 @@ impl Files {
                 .map_err(|error| Error::io("cannot open", error).image(path.display()))?;
             let storage = FileStorage::from_file(file, access, self.lock, self.cache)
                 .map_err(|error| error.image(path.display()))?;
-            let storage = self.watch(&path, Arc::new(storage))?;
+            let storage = self.watch(&path, storage, access)?;
             return Ok((path, storage));
         }
         Err(refused("which does not lie beneath the image's own folder"))
@@ -148,7 +161,11 @@ impl Files {
         self.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn watch(&self, path: &Path, storage: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    fn watch(&self, path: &Path, storage: FileStorage, access: Access) -> Result<Arc<dyn Storage>> {
+        let mut storage: Arc<dyn Storage> = Arc::new(storage);
+        if self.solid && access != Access::Read {
+            storage = without_holes(storage).map_err(|error| error.image(path.display()))?;
+        }
         let identity =
             storage.identity().map_err(|error| Error::io("cannot look at", error).image(path.display()))?;
         let watched = Watched { name: path.display().to_string(), storage: storage.clone(), identity };
@@ -238,6 +255,12 @@ pub fn folder_to_allow(child: &Path, parent: &Path) -> Option<PathBuf> {
     let own = std::fs::canonicalize(folder_of(child)).ok()?;
     let real = std::fs::canonicalize(in_folder(&folder_of(child), parent)).ok()?;
     real.parent().filter(|_| !real.starts_with(&own)).map(Path::to_owned)
+}
+
+/// The storage, that has no holes and gets none.
+pub(crate) fn without_holes(storage: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    let solid = Solid::over(storage).map_err(|error| Error::io("cannot fill its holes", error))?;
+    Ok(Arc::new(solid))
 }
 
 pub(crate) fn folder_of(path: &Path) -> PathBuf {

@@ -79,7 +79,7 @@ impl Sidecar {
                 secrets: how.open.secrets.clone(),
                 ..CheckOptions::default()
             };
-            match checker.check(target.storage().clone(), files, &leaks, &Quiet) {
+            match checker.check(files.over(target).ok()?, files, &leaks, &Quiet) {
                 Ok(report) if report.corruptions > 0 || report.check_errors > 0 => return None,
                 Err(error) if error.kind() != ErrorKind::Unsupported => return None,
                 // What cannot be given back stays unused.
@@ -88,7 +88,7 @@ impl Sidecar {
         }
         let writable =
             OpenOptions { writable: true, secrets: how.open.secrets.clone(), ..OpenOptions::default() };
-        let layer = format.open(target.storage().clone(), files, &writable).ok()?;
+        let layer = format.open(files.over(target).ok()?, files, &writable).ok()?;
         let image = chain(&how.target, layer.clone(), format, below).ok()?;
         if !same(source, &image, checkpoint.before, checkpoint.done).unwrap_or(false) {
             return None;

@@ -9,7 +9,7 @@ use cowhand_core::{
 };
 
 use crate::gate::Gate;
-use crate::resolve::{Watched, folder_of};
+use crate::resolve::{Watched, folder_of, without_holes};
 use crate::resume::{partial_name, sidecar_name};
 
 /// A file that will be there whole, or not at all.
@@ -239,6 +239,7 @@ pub(crate) struct TargetFiles {
     keep: bool,
     made: Mutex<Vec<Target>>,
     gate: Gate,
+    solid: bool,
 }
 
 impl TargetFiles {
@@ -253,7 +254,19 @@ impl TargetFiles {
             keep,
             made: Mutex::default(),
             gate: Gate::default(),
+            solid: false,
         }
+    }
+
+    /// They and the target are to have no holes, where that is asked for.
+    pub(crate) fn solid(self, solid: bool) -> TargetFiles {
+        TargetFiles { solid, ..self }
+    }
+
+    /// A target's storage as its format gets it.
+    pub(crate) fn over(&self, target: &Target) -> Result<Arc<dyn Storage>> {
+        let storage = self.gate.over(target.storage().clone());
+        if self.solid && !target.is_device() { without_holes(storage) } else { Ok(storage) }
     }
 
     /// What their writes and the target's go through.
@@ -321,7 +334,7 @@ impl Resolver for TargetFiles {
         }
         refuse_one_of(&path, &self.read)?;
         let target = Target::begin(&path, self.cache, self.keep)?;
-        let storage = self.gate.over(target.storage().clone());
+        let storage = self.over(&target)?;
         self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target);
         Ok(storage)
     }

@@ -16,17 +16,31 @@ pub(crate) const ALL: &[Consumer] = &[
         name: "azure",
         title: "Azure",
         options: &[("subformat", "fixed"), ("size_align", "1M"), ("min_size", "20M"), ("creator", "win")],
+        solid: false,
         judge: azure,
     },
     Consumer {
         name: "xenserver",
         title: "XenServer",
         options: &[("size_align", "2M"), ("creator", "tap")],
+        solid: false,
         judge: xenserver,
     },
-    Consumer { name: "hyperv", title: "Hyper-V", options: &[("creator", "win")], judge: hyperv },
-    Consumer { name: "virtualbox", title: "VirtualBox", options: &[("creator", "vbox")], judge: virtualbox },
-    Consumer { name: "virtualpc", title: "Virtual PC", options: &[("creator", "vpc")], judge: virtualpc },
+    Consumer { name: "hyperv", title: "Hyper-V", options: &[("creator", "win")], solid: true, judge: hyperv },
+    Consumer {
+        name: "virtualbox",
+        title: "VirtualBox",
+        options: &[("creator", "vbox")],
+        solid: false,
+        judge: virtualbox,
+    },
+    Consumer {
+        name: "virtualpc",
+        title: "Virtual PC",
+        options: &[("creator", "vpc")],
+        solid: false,
+        judge: virtualpc,
+    },
 ];
 
 /// An image as its consumers see it, and what they say.

@@ -161,6 +161,15 @@ impl Block {
     }
 }
 
+/// A payload block's entry as older versions of QEMU wrote it, and Windows does not read it: zero with a place, or
+/// unmapped as version 0.95 has it.
+pub(crate) fn is_strange(entry: u64) -> bool {
+    match state(entry) {
+        State::Zero => offset(entry) != 0,
+        state => state == State::UnmappedDraft,
+    }
+}
+
 /// Where the sector bitmap block of this entry stands; `Ok(None)` where there is none.
 pub(crate) fn decode_bitmap(entry: u64) -> Result<Option<u64>, String> {
     match (entry & STATE, entry & RESERVED) {

@@ -11,6 +11,7 @@ mod alone;
 mod bat;
 mod bytes;
 mod check;
+mod consumers;
 mod create;
 mod details;
 mod draft;
@@ -37,8 +38,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions, OptionSpec,
-    Probe, Resolver, Result, Storage,
+    Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
+    OptionSpec, Probe, Resolver, Result, Storage,
 };
 
 /// The VHDX format.
@@ -100,6 +101,10 @@ impl Format for Vhdx {
 
     fn measure(&self, content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
         create::measure(content, how)
+    }
+
+    fn consumers(&self) -> &'static [Consumer] {
+        consumers::ALL
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

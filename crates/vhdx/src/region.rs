@@ -202,6 +202,20 @@ fn is_good(table: &[u8]) -> bool {
         .is_ok_and(|(raw, _)| raw.signature == *b"regi" && raw.checksum.get() == bytes::checksum(table))
 }
 
+/// Whether the first table says of the regions that are known here that they are required. `None`: it is damaged.
+pub(crate) fn first_says_required(file: &dyn Storage) -> Result<Option<bool>> {
+    let table = read_table(file, TABLES[0])?;
+    if !is_good(&table) {
+        return Ok(None);
+    }
+    let Ok((raw, rest)) = RawTable::ref_from_prefix(&table) else { return Ok(None) };
+    let entries = <[RawEntry]>::ref_from_prefix_with_elems(rest, raw.entry_count.get() as usize);
+    Ok(entries.ok().map(|(entries, _)| {
+        let mut known = entries.iter().filter(|entry| [BAT, METADATA].contains(&entry.guid));
+        known.all(|entry| entry.required.get() & 1 != 0)
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use cowhand::{Cache, Child, Printable, child, parse_option_string, parse_size};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::sources::note_on_paths;
-use crate::sources::{Parents, Sharing};
+use crate::sources::{Holes, Parents, Sharing};
 
 /// Make a new, empty image over a parent
 ///
@@ -59,13 +59,16 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.parent, args.format.as_deref())?;
     let how = Child {
-        open: args.sharing.open(&source, &Parents::default(), Cache::default())?,
+        open: args.holes.with(args.sharing.open(&source, &Parents::default(), Cache::default())?),
         format: args.target_format.clone(),
         options: args.options.iter().flat_map(|text| parse_option_string(text)).collect(),
         size: args.size,

@@ -8,7 +8,7 @@ use cowhand::{Cache, Commit, commit};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Holes, Parents, Sharing};
 
 /// Move what an image holds down into its parent
 ///
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     report_bytes: bool,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 
     #[command(flatten)]
@@ -62,7 +65,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Commit {
-        open: args.sharing.writing(&source, &args.parents, args.cache)?,
+        open: args.holes.with(args.sharing.writing(&source, &args.parents, args.cache)?),
         base: args.base.clone(),
         keep: args.drop,
         workers: None,

@@ -9,7 +9,7 @@ use crate::exit::{DONE, Outcome};
 use crate::output::{self, Output};
 use crate::progress::Meter;
 use crate::sizes::Size;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Holes, Parents, Sharing};
 use crate::verbs::Form;
 
 /// Give back the space that an image takes and does not need
@@ -56,6 +56,9 @@ pub(crate) struct Args {
     output: Form,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 
     #[command(flatten)]
@@ -65,7 +68,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Compact {
-        open: args.sharing.writing(&source, &args.parents, args.cache)?,
+        open: args.holes.with(args.sharing.writing(&source, &args.parents, args.cache)?),
         same_as_parent: args.same_as_parent,
         workers: args.workers.map(usize::from),
     };

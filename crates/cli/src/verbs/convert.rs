@@ -250,6 +250,7 @@ fn job(args: &Args, sources: &[Source], target: &Path, fitted: Option<&Fitted>) 
     how.backing = args.backing.clone();
     how.backing_format = args.backing_format.clone();
     how.cache = args.cache;
+    how.solid = fitted.map_or(args.consumer.non_sparse(), |fitted| fitted.solid);
     how.no_create = args.no_create;
     how.target_is_zero = args.target_is_zero;
     how.compress = args.compress;

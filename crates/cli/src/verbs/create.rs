@@ -20,6 +20,7 @@ Examples:
   cowhand create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
   cowhand create -f vpc -o subformat=fixed disk.vhd 10G
   cowhand create --for xenserver disk.vhd 100G
+  cowhand create --for hyperv disk.vhdx 100G
   cowhand create --key-file passphrase -o encrypt.format=luks vault.qcow2 20G
   cowhand create -f qcow2 -o help")]
 pub(crate) struct Args {
@@ -82,7 +83,8 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let Some(image) = &args.image else {
         return Err(cowhand::Error::invalid("no image was named").hint("name the file to make").into());
     };
-    let Fitted { format, options, title } = args.consumer.fit(args.format.as_deref(), image, options)?;
+    let Fitted { format, options, solid, title } =
+        args.consumer.fit(args.format.as_deref(), image, options)?;
     let how = Create {
         format: format.names().first().copied().unwrap_or_default().to_owned(), // never empty: every format has a name
         size: args.size,
@@ -93,6 +95,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         policy: args.paths.iter().cloned().reduce(Policy::and).unwrap_or_default(),
         search: args.search_dir.clone(),
         secrets: args.keys.secrets()?,
+        solid,
         ..Create::default()
     };
     let meter = Meter::new(false, args.quiet);

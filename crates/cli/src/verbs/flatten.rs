@@ -9,7 +9,7 @@ use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
 use crate::sizes::Size;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Holes, Parents, Sharing};
 
 /// Make one image of an image and its parents
 ///
@@ -61,6 +61,9 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 
     #[command(flatten)]
@@ -70,10 +73,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Flatten {
-        open: match &args.target {
+        open: args.holes.with(match &args.target {
             Some(_) => args.sharing.open(&source, &args.parents, args.cache)?,
             None => args.sharing.writing(&source, &args.parents, args.cache)?,
-        },
+        }),
         target: args.target.clone(),
         format: args.target_format.clone(),
         options: args.options.iter().flat_map(|text| parse_option_string(text)).collect(),

@@ -8,7 +8,7 @@ use cowhand::{Cache, Merge, merge};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Holes, Parents, Sharing};
 
 /// Merge an image into its parent
 ///
@@ -63,6 +63,9 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 
     #[command(flatten)]
@@ -72,7 +75,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Merge {
-        open: args.sharing.writing(&source, &args.parents, args.cache)?,
+        open: args.holes.with(args.sharing.writing(&source, &args.parents, args.cache)?),
         base: args.into.clone(),
         children: args.child.clone(),
         delete: args.delete,

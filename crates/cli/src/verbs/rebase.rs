@@ -8,7 +8,7 @@ use cowhand::{Cache, Error, Rebase, rebase};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Holes, Parents, Sharing};
 
 /// Give an image another parent, or none
 ///
@@ -61,6 +61,9 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 
     #[command(flatten)]
@@ -73,7 +76,7 @@ pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
     }
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Rebase {
-        open: args.sharing.writing(&source, &args.parents, args.cache)?,
+        open: args.holes.with(args.sharing.writing(&source, &args.parents, args.cache)?),
         backing: args.backing.as_ref().filter(|backing| !backing.is_empty()).map(PathBuf::from),
         backing_format: args.backing_format.clone(),
         backing_cache: args.source_cache,

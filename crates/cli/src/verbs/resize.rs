@@ -6,7 +6,7 @@ use cowhand::{Cache, Error, NewSize, Prealloc, Resize, Result, parse_size, resiz
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::sources::{Parents, Sharing};
+use crate::sources::{Holes, Parents, Sharing};
 
 /// Make a disk longer or shorter
 ///
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    holes: Holes,
+
+    #[command(flatten)]
     sharing: Sharing,
 
     #[command(flatten)]
@@ -63,7 +66,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = Resize {
-        open: args.sharing.writing(&source, &args.parents, Cache::default())?,
+        open: args.holes.with(args.sharing.writing(&source, &args.parents, Cache::default())?),
         size: match (args.size_is_file, args.size) {
             (false, size) => size,
             (true, NewSize::To(len)) => NewSize::ByFile(len),

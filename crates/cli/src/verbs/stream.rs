@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowhand::stream::{Deliver, From, Http, Incoming, Put, Stream, Streamed, To, front, stream};
-use cowhand::{Cache, Error, Printable, Result, parse_option_string, parse_size};
+use cowhand::{Cache, Error, Open, Printable, Result, parse_option_string, parse_size};
 
 use crate::consumer::For;
 use crate::exit::{DONE, Failure, Outcome, stream::CANNOT_KNOW};
@@ -142,12 +142,13 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         args.options.iter().flat_map(|text| parse_option_string(text)).collect();
     let place = target.map(Path::new).unwrap_or(Path::new(""));
     let fitted = args.consumer.whom(args.target_format.as_deref(), place, &options)?;
+    let solid = fitted.as_ref().map_or(args.consumer.non_sparse(), |fitted| fitted.solid);
     let (format, options) = match fitted {
         Some(fitted) => (fitted.format.names().first().map(|name| (*name).to_owned()), fitted.options),
         None => (args.target_format.clone(), options),
     };
     let how = Stream {
-        open: args.sharing.open(&file, &args.parents, Cache::default())?,
+        open: Open { solid, ..args.sharing.open(&file, &args.parents, Cache::default())? },
         format,
         options,
         archive: args.tar,

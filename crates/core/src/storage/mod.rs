@@ -2,9 +2,11 @@
 
 mod file;
 mod memory;
+mod solid;
 
 pub use file::{Access, Cache, FileStorage, Lock};
 pub use memory::MemoryStorage;
+pub use solid::{Solid, hole_at};
 
 use std::fmt::Debug;
 use std::io;

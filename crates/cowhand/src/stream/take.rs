@@ -142,7 +142,7 @@ impl Writing {
             return Err(named(Error::invalid(format!("the target must take {size} bytes, and stand alone"))));
         }
         let target = Target::begin(path, how.cache, false)?;
-        let files = TargetFiles::beside(path, how.cache, false, Vec::new());
+        let files = TargetFiles::beside(path, how.cache, false, Vec::new()).solid(how.open.solid);
         let before = Before { progress, total: wanted };
         let layer: Arc<dyn Layer> =
             base.make(format, &target, &files, wanted, &how.open.secrets, &before).map_err(named)?;

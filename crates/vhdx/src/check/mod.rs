@@ -2,4 +2,4 @@
 
 pub(crate) mod bits;
 pub(crate) mod places;
-mod table;
+pub(crate) mod table;

@@ -12,7 +12,7 @@ const PIECE: u64 = 1 << 20;
 
 /// Shows the whole region, entries behind the disk's last one among them, to `see` in runs of entries that are alike;
 /// `see` may end it. A hole of the file is one run, however long.
-pub(super) fn runs(
+pub(crate) fn runs(
     file: &dyn Storage,
     bat: Region,
     see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>,

@@ -18,7 +18,7 @@ pub(crate) const FIRST_DESCRIPTORS: usize = ((SECTOR - HEADER_LEN) / DESCRIPTOR_
 
 const HEADER_LEN: u64 = 64;
 const DESCRIPTOR_LEN: u64 = 32;
-/// Bytes read at once while looking for entries.
+/// Bytes read at once while looking for entries; what a hole costs of the budget.
 const WINDOW: u64 = 1 << 20;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -252,7 +252,7 @@ impl Ring<'_> {
         let mut entries = Vec::new();
         // An entry may hold sectors that nothing describes, so a hostile log could have every sector begin an entry
         // that reaches around the ring. A log as writers make it is looked at twice at most.
-        let mut budget = self.place.length.saturating_mul(4);
+        let mut budget = self.place.length.saturating_mul(3);
         let mut window = Vec::new();
         let mut at = 0;
         while at < self.place.length {
@@ -298,12 +298,10 @@ impl Ring<'_> {
             return Ok(None);
         }
         let mut crc = 0;
-        let (mut left, mut data_sectors) = (descriptors, 0);
-        for n in 0..length / SECTOR {
-            *budget = budget.checked_sub(SECTOR).ok_or_else(|| {
-                wrong("has entries that overlap again and again", self.offset(at))
-                    .hint("this file was made to keep a reader busy")
-            })?;
+        let (mut left, mut data_sectors, mut n) = (descriptors, 0, 0);
+        // All that is described; then what is not, if there is any.
+        while n < head_sectors + data_sectors {
+            spend(budget, SECTOR).ok_or_else(|| self.overlaps(at))?;
             let sector = self.read_sector(at + n * SECTOR)?;
             if n < head_sectors {
                 for descriptor in descriptors_of(&sector, n == 0, left)? {
@@ -319,16 +317,19 @@ impl Ring<'_> {
                 if n + 1 == head_sectors && (head_sectors + data_sectors) * SECTOR > length {
                     return Ok(None);
                 }
-            } else if n < head_sectors + data_sectors && !is_data_of(&sector, sequence_number) {
+            } else if !is_data_of(&sector, sequence_number) {
                 return Ok(None);
             }
-            crc = if n == 0 {
-                let (head, rest) = sector.split_at(4);
-                let crc = crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]);
-                crc32c::crc32c_append(crc, rest.get(4..).unwrap_or_default())
-            } else {
-                crc32c::crc32c_append(crc, &sector)
-            };
+            crc = if n == 0 { bytes::checksum(&sector) } else { crc32c::crc32c_append(crc, &sector) };
+            n += 1;
+        }
+        let (from, end) = (at + n * SECTOR, at + length);
+        for range in [from..end.min(self.place.length), from.max(self.place.length)..end] {
+            if !range.is_empty() {
+                let start = self.offset(self.wrap(range.start));
+                let within = start..start + (range.end - range.start);
+                crc = self.sum(crc, within, budget)?.ok_or_else(|| self.overlaps(at))?;
+            }
         }
         let whole = crc == raw.checksum.get();
         Ok(whole.then_some(Entry {
@@ -340,6 +341,41 @@ impl Ring<'_> {
             flushed_file_offset: raw.flushed_file_offset.get(),
             last_file_offset: raw.last_file_offset.get(),
         }))
+    }
+
+    fn overlaps(&self, at: u64) -> Error {
+        wrong("has entries that overlap again and again", self.offset(at))
+            .hint("this file was made to keep a reader busy")
+    }
+
+    /// The checksum of what came before, and then this range of the file. Holes are not read: a log of 4 GiB may be one.
+    /// `None`: the budget is spent.
+    fn sum(&self, mut crc: u32, range: Range<u64>, budget: &mut u64) -> Result<Option<u32>> {
+        let mut buf = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let failed = |error| Error::io("cannot find the log's holes", error).at(at);
+            let data = self.file.data_at(at).map_err(failed)?.unwrap_or(range.end..range.end);
+            let start = data.start.clamp(at, range.end);
+            if start > at {
+                if spend(budget, WINDOW).is_none() {
+                    return Ok(None);
+                }
+                crc = crc32c::crc32c_combine(crc, sum_of_zeros(start - at), (start - at) as usize);
+            }
+            at = start;
+            let end = data.end.min(range.end);
+            while at < end {
+                buf.resize(WINDOW.min(end - at) as usize, 0);
+                if spend(budget, buf.len() as u64).is_none() {
+                    return Ok(None);
+                }
+                bytes::read(self.file, "log", at, &mut buf)?;
+                crc = crc32c::crc32c_append(crc, &buf);
+                at += buf.len() as u64;
+            }
+        }
+        Ok(Some(crc))
     }
 
     /// Puts a whole entry's changes over those of the entries before.
@@ -378,6 +414,26 @@ impl Ring<'_> {
         }
         Ok(())
     }
+}
+
+/// Takes so much from the budget, if it is there.
+fn spend(budget: &mut u64, amount: u64) -> Option<()> {
+    *budget = budget.checked_sub(amount)?;
+    Some(())
+}
+
+/// The checksum of so many zeros.
+fn sum_of_zeros(len: u64) -> u32 {
+    let (mut sum, mut unit, mut bytes, mut left) = (0, crc32c::crc32c(&[0]), 1, len);
+    while left > 0 {
+        if left & 1 == 1 {
+            sum = crc32c::crc32c_combine(sum, unit, bytes);
+        }
+        unit = crc32c::crc32c_combine(unit, unit, bytes);
+        bytes *= 2;
+        left >>= 1;
+    }
+    sum
 }
 
 fn whole_sectors(start: u64, length: u64) -> Option<Range<u64>> {

@@ -579,3 +579,63 @@ proptest! {
         prop_assert!(all == model);
     }
 }
+
+#[test]
+fn a_long_entry_of_nothing_is_not_read() {
+    const RING: u64 = 64 * MIB;
+    for (at, length) in [(0, RING), (5 * MIB + 8192, RING), (RING - 8192, 7 * MIB + 4096)] {
+        let mut log = Logger::new(RING / MIB, at);
+        log.file.set_len(0).unwrap();
+        log.file.set_len(RING + LEN).unwrap();
+        let mut sectors = log.sectors(&[Do::Sector(DATA + RING, Box::new(sector(1)))]);
+        sectors[0][8..12].copy_from_slice(&(length as u32).to_le_bytes());
+        // In the midst of the zeros, something that no descriptor speaks of.
+        let odd = 3 * MIB + 100 * 4096;
+        sectors[0][4..8].fill(0);
+        let mut whole = sectors.concat();
+        whole.resize(length as usize, 0);
+        whole[odd as usize] = 7;
+        log.file.write_at(LOG + (at + odd) % RING, &[7]).unwrap();
+        sectors[0][4..8].copy_from_slice(&crc32c::crc32c(&whole).to_le_bytes());
+        log.put(&sectors);
+        let data = Arc::new(Counted(log.file.clone(), 0.into()));
+        let place = LogPlace { guid: OURS, offset: LOG, length: RING };
+        let file = replay(data.clone(), place).unwrap();
+        let mut found = [0; 4096];
+        assert!(data.1.load(std::sync::atomic::Ordering::Relaxed) < 4 * MIB as usize);
+        file.read_at(DATA + RING, &mut found).unwrap();
+        assert_eq!(found, sector(1));
+        // One byte more, and it is no entry.
+        log.file.write_at(LOG + (at + 2 * MIB) % RING, &[1]).unwrap();
+        assert!(replay(log.file.clone(), place).is_err());
+    }
+}
+
+/// Counts the bytes that are read.
+#[derive(Debug)]
+struct Counted(Arc<MemoryStorage>, std::sync::atomic::AtomicUsize);
+
+impl Storage for Counted {
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.1.fetch_add(buf.len(), std::sync::atomic::Ordering::Relaxed);
+        self.0.read_at(at, buf)
+    }
+    fn write_at(&self, at: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(at, buf)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        self.0.sync()
+    }
+    fn data_at(&self, at: u64) -> std::io::Result<Option<Range<u64>>> {
+        self.0.data_at(at)
+    }
+    fn identity(&self) -> std::io::Result<cowhand_core::Identity> {
+        self.0.identity()
+    }
+}

@@ -126,6 +126,11 @@ pub(crate) fn state(entry: u64) -> State {
     }
 }
 
+/// The entry in the same state, with no place.
+pub(crate) fn without_place(entry: u64) -> u64 {
+    entry & STATE
+}
+
 /// The file offset that an entry has, which says something in some states only.
 pub(crate) fn offset(entry: u64) -> u64 {
     entry & !(MIB - 1)

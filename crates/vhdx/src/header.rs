@@ -68,10 +68,7 @@ impl Header {
         for (slot, at) in HEADERS.into_iter().enumerate() {
             let mut bytes = vec![0; HEADER_LEN];
             bytes::read(file, "header", at, &mut bytes)?;
-            let good = RawHeader::ref_from_prefix(&bytes).is_ok_and(|(raw, _)| {
-                raw.signature == *b"head" && raw.checksum.get() == bytes::checksum(&bytes)
-            });
-            if good {
+            if is_good(&bytes) {
                 found.push((slot, bytes));
             }
         }
@@ -100,6 +97,13 @@ impl Header {
         // Never out of bounds: the slots were counted.
         let header = Header::check(&raw).map_err(|error| error.at(HEADERS[slot]))?;
         Ok((header, slot))
+    }
+
+    /// What a header says, whatever its signature and checksum. Errors: what it says cannot be.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Header> {
+        let cut = |_| Error::corrupt("header", "is cut short");
+        let (raw, _) = RawHeader::ref_from_prefix(bytes).map_err(cut)?;
+        Header::check(raw)
     }
 
     fn check(raw: &RawHeader) -> Result<Header> {
@@ -158,6 +162,12 @@ impl Header {
         bytes[..raw.as_bytes().len()].copy_from_slice(raw.as_bytes());
         bytes
     }
+}
+
+/// Signature and checksum of a header are right.
+pub(crate) fn is_good(header: &[u8]) -> bool {
+    RawHeader::ref_from_prefix(header)
+        .is_ok_and(|(raw, _)| raw.signature == *b"head" && raw.checksum.get() == bytes::checksum(header))
 }
 
 /// Checks the file type identifier and answers who made the file.

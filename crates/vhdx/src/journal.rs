@@ -13,12 +13,15 @@ use cowhand_core::{Error, ErrorKind, Result, Storage};
 use crate::bytes::{self, MIB};
 use crate::draft::Sector;
 use crate::guid::Guid;
-use crate::header::{HEADERS, Header};
+use crate::header::{HEADERS, Header, LogPlace};
 use crate::log::{self, Label, Pending};
+use crate::overlay::Changes;
 use crate::region::{Regions, TABLES};
 
 /// Sectors that one commit changes at most.
 pub(crate) const MOST: usize = log::FIRST_DESCRIPTORS;
+/// Headers whose sequence number is higher cannot be written any more.
+pub(crate) const LAST_SEQUENCE: u64 = u64::MAX - 2;
 /// The ring's first places for entries begin this many bytes apart: room for the longest, and never one right behind
 /// the other, which would make two entries a sequence.
 const TURN: u32 = 512 << 10;
@@ -82,15 +85,7 @@ impl Journal {
         let mut state = self.lock()?;
         let place = state.header.log;
         let Pending { changes, len } = log::pending(self.file.as_ref(), place)?;
-        let log = place.offset..place.offset.saturating_add(place.length);
-        // Replaying must be possible again, whatever a power cut leaves of this one.
-        for (range, name) in [(0..TABLES[0], "the headers"), (log, "itself")] {
-            if changes.meet(&range) {
-                return Err(Error::corrupt("log", format!("would change {name}"))
-                    .at(place.offset)
-                    .hint("it can be read: convert it into a new file"));
-            }
-        }
+        unfit(&changes, &place).map_or(Ok(()), Err)?;
         self.write_headers(&mut state, |header| header.file_write_guid = Guid::random())?;
         let failed = |error| Error::io("cannot put in place what the log holds", error);
         if len > self.file.len().map_err(failed)? {
@@ -247,7 +242,7 @@ impl Journal {
     fn write_headers(&self, state: &mut State, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut header = state.header;
         change(&mut header);
-        if header.sequence_number > u64::MAX - 2 {
+        if header.sequence_number > LAST_SEQUENCE {
             return Err(Error::corrupt("header", "has the last sequence number that there is")
                 .at(HEADERS[state.slot])
                 .hint("let a repair begin to count anew"));
@@ -264,6 +259,16 @@ impl Journal {
         state.header = header;
         Ok(())
     }
+}
+
+/// Why these changes cannot be put in place: replaying must be possible again, whatever a power cut leaves of it.
+pub(crate) fn unfit(changes: &Changes, place: &LogPlace) -> Option<Error> {
+    let log = place.offset..place.offset.saturating_add(place.length);
+    let (_, name) = [(0..TABLES[0], "the headers"), (log, "itself")]
+        .into_iter()
+        .find(|(range, _)| changes.meet(range))?;
+    let error = Error::corrupt("log", format!("would change {name}")).at(place.offset);
+    Some(error.hint("it can be read: convert it into a new file"))
 }
 
 #[cfg(test)]

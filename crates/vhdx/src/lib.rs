@@ -38,8 +38,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
-    OptionSpec, Probe, Resolver, Result, Storage,
+    Checker, Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured,
+    OpenOptions, OptionSpec, Probe, Resolver, Result, Storage,
 };
 
 /// The VHDX format.
@@ -105,6 +105,10 @@ impl Format for Vhdx {
 
     fn consumers(&self) -> &'static [Consumer] {
         consumers::ALL
+    }
+
+    fn checker(&self) -> Option<&dyn Checker> {
+        Some(self)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

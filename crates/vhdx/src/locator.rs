@@ -185,6 +185,16 @@ impl Locator {
         self.linkage == id || self.linkage2 == Some(id)
     }
 
+    /// The DataWriteGuid by which the disk knows its parent.
+    pub(crate) fn linkage(&self) -> Guid {
+        self.linkage
+    }
+
+    /// The one that its parent gets, where a merge into it has begun.
+    pub(crate) fn linkage2(&self) -> Option<Guid> {
+        self.linkage2
+    }
+
     /// The parent as the chain looks for it.
     pub(crate) fn parent(&self) -> ParentRef {
         let mut candidates = Vec::new();

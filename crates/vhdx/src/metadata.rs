@@ -284,6 +284,56 @@ impl Items {
     }
 }
 
+/// An entry of the metadata table, for who judges more than opening does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    /// Where it stands in the file.
+    pub(crate) at: u64,
+    pub(crate) id: Guid,
+    pub(crate) is_user: bool,
+    /// The item's place in the region, within it.
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    /// IsVirtualDisk and IsRequired.
+    pub(crate) marks: u32,
+    /// What the format wants these to be.
+    pub(crate) expected: Option<u32>,
+}
+
+impl Entry {
+    pub(crate) fn is_locator(&self) -> bool {
+        self.id == PARENT_LOCATOR && !self.is_user
+    }
+}
+
+/// All entries of a table that could be read.
+pub(crate) fn entries(file: &dyn Storage, region: Region) -> Result<Vec<Entry>> {
+    let mut table = vec![0; TABLE_LEN];
+    bytes::read(file, "metadata table", region.offset, &mut table)?;
+    Items::parse(&table, region)?;
+    let (head, rest) =
+        RawTable::ref_from_prefix(&table).map_err(|_| Error::corrupt("metadata table", "is cut"))?;
+    let (raw, _) = <[RawEntry]>::ref_from_prefix_with_elems(rest, head.entry_count.get().into())
+        .map_err(|_| Error::corrupt("metadata table", "is cut"))?;
+    let first = region.offset + size_of::<RawTable>() as u64;
+    let entry = |(at, raw): (u64, &RawEntry)| Entry {
+        at,
+        id: raw.item_id,
+        is_user: raw.flags.get() & IS_USER != 0,
+        offset: raw.offset.get().into(),
+        length: raw.length.get().into(),
+        marks: raw.flags.get() & (IS_VIRTUAL_DISK | IS_REQUIRED),
+        expected: match raw.item_id {
+            FILE_PARAMETERS | PARENT_LOCATOR => Some(IS_REQUIRED),
+            VIRTUAL_DISK_SIZE | VIRTUAL_DISK_ID | LOGICAL_SECTOR_SIZE | PHYSICAL_SECTOR_SIZE => {
+                Some(IS_REQUIRED | IS_VIRTUAL_DISK)
+            }
+            _ => None,
+        },
+    };
+    Ok((first..).step_by(size_of::<RawEntry>()).zip(raw).map(entry).collect())
+}
+
 /// Where an entry's item lies in the file; `None` where the entry breaks the rules of section 2.6.1.2.
 fn place(entry: &RawEntry, region: Region) -> Option<Item> {
     let (offset, length) = (entry.offset.get(), entry.length.get());

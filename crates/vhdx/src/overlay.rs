@@ -67,6 +67,14 @@ impl Changes {
         self.0.last_key_value().map_or(0, |(_, (end, _))| *end)
     }
 
+    /// How many sectors are changed, and how many bytes become zero.
+    pub(crate) fn count(&self) -> (u64, u64) {
+        self.0.iter().fold((0, 0), |(sectors, zeros), (at, (end, change))| match change {
+            Change::Sector { .. } => (sectors + 1, zeros),
+            Change::Zero => (sectors, zeros + (end - at)),
+        })
+    }
+
     /// Whether a byte of `range` is changed.
     pub(crate) fn meet(&self, range: &Range<u64>) -> bool {
         self.next(range.start).is_some_and(|(next, _)| next.start < range.end)

@@ -50,6 +50,10 @@ pub(crate) struct Region {
 pub(crate) struct Regions {
     pub(crate) bat: Region,
     pub(crate) metadata: Region,
+    /// Regions that are not known; opening does not need them.
+    pub(crate) others: Vec<(Guid, Region)>,
+    /// One of the two that are known is not marked as required.
+    pub(crate) unmarked: bool,
     /// Ascending and disjoint: the header section, the log, every region.
     taken: Vec<(Range<u64>, String)>,
 }
@@ -59,11 +63,8 @@ impl Regions {
     pub(crate) fn read(file: &dyn Storage, len: u64, log: &LogPlace) -> Result<Regions> {
         for at in TABLES {
             let table = read_table(file, at)?;
-            if is_good(&table)
-                && let Ok((raw, entries)) = RawTable::ref_from_prefix(&table)
-            {
-                return Self::parse(raw, entries, len, log)
-                    .map_err(|error| error.field("region table").at(at));
+            if is_good(&table) {
+                return Self::parse(&table, len, log).map_err(|error| error.at(at));
             }
         }
         Err(Error::corrupt("region table", "neither copy has a right signature and checksum").at(TABLES[0]))
@@ -82,8 +83,11 @@ impl Regions {
         sync()
     }
 
-    fn parse(raw: &RawTable, entries: &[u8], len: u64, log: &LogPlace) -> Result<Regions> {
+    /// What a good table says of a file of `len` bytes.
+    pub(crate) fn parse(table: &[u8], len: u64, log: &LogPlace) -> Result<Regions> {
         let wrong = |message: String| Error::corrupt("region table", message);
+        let (raw, entries) =
+            RawTable::ref_from_prefix(table).map_err(|_| wrong("is cut short".to_owned()))?;
         let count = raw.entry_count.get();
         if count > MAX_ENTRIES {
             return Err(wrong(format!("has {count} entries, more than {MAX_ENTRIES}")));
@@ -96,6 +100,7 @@ impl Regions {
             taken.push((log.offset..log.offset.saturating_add(log.length), "the log".to_owned()));
         }
         let (mut bat, mut metadata) = (None, None);
+        let (mut others, mut unmarked) = (Vec::new(), false);
         for entry in entries {
             let (offset, length) = (entry.file_offset.get(), u64::from(entry.length.get()));
             let (slot, name) = match entry.guid {
@@ -106,8 +111,11 @@ impl Regions {
             if !seen.insert(entry.guid) {
                 return Err(wrong(format!("{name} is there twice")));
             }
-            if slot.is_none() && entry.required.get() & 1 != 0 {
+            let required = entry.required.get() & 1 != 0;
+            unmarked |= slot.is_some() && !required;
+            if slot.is_none() && required {
                 return Err(Error::unsupported(format!("{name} is required and not known"))
+                    .field("region table")
                     .hint("a newer program made this file, and only such a one can read it"));
             }
             let end =
@@ -120,8 +128,10 @@ impl Regions {
             if end > len {
                 return Err(wrong(format!("{name} ends at {end}, past the end of the file ({len} bytes)")));
             }
-            if let Some(slot) = slot {
-                *slot = Some(Region { offset, length });
+            let region = Region { offset, length };
+            match slot {
+                Some(slot) => *slot = Some(region),
+                None => others.push((entry.guid, region)),
             }
             taken.push((offset..end, name));
         }
@@ -142,6 +152,8 @@ impl Regions {
         Ok(Regions {
             bat: bat.ok_or_else(|| wrong("names no BAT region".to_owned()))?,
             metadata: metadata.ok_or_else(|| wrong("names no metadata region".to_owned()))?,
+            others,
+            unmarked,
             taken,
         })
     }
@@ -190,14 +202,14 @@ impl Regions {
     }
 }
 
-fn read_table(file: &dyn Storage, at: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_table(file: &dyn Storage, at: u64) -> Result<Vec<u8>> {
     let mut table = vec![0; TABLE_LEN];
     bytes::read(file, "region table", at, &mut table)?;
     Ok(table)
 }
 
 /// Signature and checksum are right.
-fn is_good(table: &[u8]) -> bool {
+pub(crate) fn is_good(table: &[u8]) -> bool {
     RawTable::ref_from_prefix(table)
         .is_ok_and(|(raw, _)| raw.signature == *b"regi" && raw.checksum.get() == bytes::checksum(table))
 }

@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn says_what_stands_where() {
         let full = |mib: u64| Block::Full(mib * MIB).encode();
-        let made = file(&[(0, full(6)), (1, full(4)), (2, 8 * MIB | 3), (9, 7)]);
+        let made = file(&[(0, full(6)), (1, full(4)), (2, (8 * MIB) | 3), (9, 7)]);
         let places = audit(&disk(&made, SMALL, false)).unwrap();
         assert_eq!((places.stored, places.fragmented, places.stray, places.first_stray), (2, 1, 1, Some(9)));
         assert_eq!(places.gaps().collect::<Vec<_>>(), [5 * MIB..6 * MIB, 7 * MIB..8 * MIB]);
@@ -530,18 +530,18 @@ mod tests {
 
     #[test]
     fn says_what_cannot_be() {
-        let full = |mib: u64| mib * MIB | 6;
+        let full = |mib: u64| (mib * MIB) | 6;
         let bitmap = 4096;
         for (differencing, entries, says) in [
             (false, vec![(0, full(6) | 8)], "reserved bits"),
             (false, vec![(0, 4)], "the state 4"),
             (false, vec![(1, full(6) | 1)], "there is no parent"),
             (false, vec![(1, full(12))], "past the end of the file"),
-            (false, vec![(1, u64::MAX & !0xf_ffff | 6)], "past the end of the file"),
+            (false, vec![(1, !0xf_ffff | 6)], "past the end of the file"),
             (false, vec![(1, full(0))], "over the header section"),
             (false, vec![(1, full(3))], "over the BAT region"),
             (false, vec![(0, full(5)), (1, full(5))], "block 0 (guest bytes 0 to 1048575) and block 1"),
-            (false, vec![(0, full(5)), (1, 5 * MIB | 3)], "share bytes"),
+            (false, vec![(0, full(5)), (1, (5 * MIB) | 3)], "share bytes"),
             (true, vec![(0, full(5) | 1)], "no sector bitmap says"),
             (
                 true,

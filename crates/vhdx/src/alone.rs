@@ -17,6 +17,11 @@ use crate::writer::Alone;
 const PIECE: u64 = 1 << 20;
 
 impl VhdxLayer {
+    /// Says in the headers that what a guest or a child sees of the disk changes, before it does.
+    pub(crate) fn touch_visibly(&self, alone: &Alone<'_>) -> Result<()> {
+        self.touch(alone.writer, true)
+    }
+
     /// Makes these sectors of the file and this state count, durably and in one step. All that is published has been
     /// written back ([`VhdxLayer::write_all_back`]). New room that they refer to is already in the file.
     pub(crate) fn change(&self, alone: &Alone<'_>, sectors: &[Sector], state: State) -> Result<()> {

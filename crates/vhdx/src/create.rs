@@ -12,6 +12,7 @@ use crate::bytes::{self, MIB};
 use crate::check::bits::Bits;
 use crate::guid::Guid;
 use crate::header::{self, HEADERS, Header, LogPlace};
+use crate::journal::Journal;
 use crate::layer::VhdxLayer;
 use crate::metadata::{MAX_SIZE, Metadata};
 use crate::naming;
@@ -303,7 +304,9 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
     let mut used = Bits::default();
     used.take(0..end / MIB);
     let space = Space::new(used, geometry.block_size, end);
-    VhdxLayer::assemble(file, creator, current, Some(Writer::of_new(space, plan.fresh)))
+    // The current header is the second.
+    let journal = (!plan.fresh).then(|| Journal::new(file.clone(), current, 1));
+    VhdxLayer::assemble(file, creator, current, Some(Writer::of_new(space, journal)))
 }
 
 /// Writes what `block` says of every payload block; sector bitmaps have no place.

@@ -10,6 +10,7 @@ use crate::bat::{Block, Geometry};
 use crate::create;
 use crate::details;
 use crate::header::{self, Header};
+use crate::journal::Journal;
 use crate::like;
 use crate::log;
 use crate::pages::{PAGE, Pages};
@@ -42,6 +43,15 @@ impl VhdxLayer {
         let header = Header::read(file.as_ref())?;
         let file = if header.log.is_pending() { log::replay(file, header.log)? } else { file };
         Self::assemble(file, creator, header, None)
+    }
+
+    /// Opens for writing. What the log has pending is put in place first; otherwise nothing in the file changes before
+    /// the first write.
+    pub(crate) fn open_to_write(file: Arc<dyn Storage>) -> Result<VhdxLayer> {
+        let creator = header::read_creator(file.as_ref())?;
+        let journal = Journal::open(file.clone())?;
+        let header = journal.header();
+        Self::assemble(file, creator, header, Some(Writer::new(Some(journal))))
     }
 
     /// The layer of a file without pending log, by what its regions say.
@@ -78,7 +88,8 @@ impl VhdxLayer {
 
     /// The current header.
     pub(crate) fn header(&self) -> Header {
-        self.header
+        let journal = self.writer.as_ref().and_then(|writer| writer.journal.as_ref());
+        journal.map_or(self.header, Journal::header)
     }
 
     pub(crate) fn file_len(&self) -> u64 {
@@ -312,6 +323,11 @@ impl Layer for VhdxLayer {
 
     fn disk_id(&self) -> Option<[u8; 16]> {
         Some(self.state().metadata.disk_id.raw())
+    }
+
+    fn next_identity(&self) -> Result<Option<[u8; 16]>> {
+        let journal = self.writer.as_ref().and_then(|writer| writer.journal.as_ref());
+        Ok(journal.map(|journal| journal.next_identity().raw()))
     }
 
     fn parent(&self) -> Option<ParentRef> {

@@ -1,7 +1,5 @@
-//! The VHDX format, after [MS-VHDX]: Hyper-V's virtual disk. Fixed, dynamic and differencing images are read, with
-//! what their log has pending; fixed and dynamic ones are made.
-//!
-//! Changing an image that exists needs its log, and is refused by name.
+//! The VHDX format, after [MS-VHDX]: Hyper-V's virtual disk. Fixed, dynamic and differencing images are made, read with
+//! what their log has pending, and changed in place through it.
 //!
 //! [MS-VHDX]: https://learn.microsoft.com/openspecs/windows_protocols/ms-vhdx/83e061f8-f6e2-4de1-91bd-5d518a43d477
 
@@ -38,8 +36,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Checker, Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured,
-    OpenOptions, OptionSpec, Probe, Resolver, Result, Storage,
+    Checker, Consumer, Content, CreateOptions, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
+    OptionSpec, Probe, Resolver, Result, Storage,
 };
 
 /// The VHDX format.
@@ -75,8 +73,8 @@ impl Format for Vhdx {
         guid::Guid::from_raw(id).to_string()
     }
 
-    /// Opens for reading. Errors: the rules of the format that are broken, by field and offset; a region or metadata
-    /// item that is required and not known; opening for writing.
+    /// Errors: the rules of the format that are broken, by field and offset; a region or metadata item that is required
+    /// and not known.
     fn open(
         &self,
         file: Arc<dyn Storage>,
@@ -84,8 +82,7 @@ impl Format for Vhdx {
         how: &OpenOptions,
     ) -> Result<Arc<dyn Layer>> {
         if how.writable {
-            return Err(Error::unsupported("writing into an existing VHDX is not possible")
-                .hint("convert it into a new file"));
+            return Ok(Arc::new(layer::VhdxLayer::open_to_write(file)?));
         }
         Ok(Arc::new(layer::VhdxLayer::open(file)?))
     }

@@ -12,6 +12,7 @@ use cowhand_core::{Error, Result, Storage};
 
 use crate::bytes;
 use crate::draft::Sector;
+use crate::journal::MOST;
 
 /// Bytes of a page. What is kept in pages is whole MiB, so a page never reaches past it.
 pub(crate) const PAGE: u64 = 64 << 10;
@@ -19,8 +20,6 @@ pub(crate) const PAGE: u64 = 64 << 10;
 pub(crate) const SECTOR: u64 = 4096;
 /// Pages kept: 16 MiB.
 const KEPT: usize = 256;
-/// Sectors that may wait: one commit takes them all.
-const MOST: usize = 126;
 /// Bits of a sector of a bitmap.
 const SECTOR_BITS: u64 = SECTOR * 8;
 

@@ -16,8 +16,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cowhand_core::{Claim, Claims, Error, ErrorKind, Result};
 
+use crate::bytes;
 use crate::check::places::{self, Disk};
 use crate::draft::Sector;
+use crate::journal::Journal;
 use crate::layer::VhdxLayer;
 use crate::pages::Edit;
 use crate::space::{Place, Space};
@@ -33,8 +35,8 @@ struct Waiting {
 /// What writing needs.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    /// Nobody sees the file before it is whole: no barriers but the last.
-    fresh: bool,
+    /// `None`: nobody sees the file before it is whole, so no order is kept before the end.
+    pub(crate) journal: Option<Journal>,
     /// By block.
     pub(crate) claims: Claims,
     /// Held by who makes a sector bitmap.
@@ -43,8 +45,6 @@ pub(crate) struct Writer {
     order: Mutex<Vec<Waiting>>,
     ready: OnceLock<Ready>,
     closed: AtomicBool,
-    /// A barrier failed: what the file holds is not known.
-    failed: AtomicBool,
     /// The file system was asked to share blocks and cannot.
     pub(crate) cannot_share: AtomicBool,
 }
@@ -71,22 +71,21 @@ pub(crate) struct Alone<'a> {
 
 impl Writer {
     /// Of an image that was there.
-    pub(crate) fn new(fresh: bool) -> Writer {
+    pub(crate) fn new(journal: Option<Journal>) -> Writer {
         Writer {
-            fresh,
+            journal,
             claims: Claims::default(),
             bitmaps: Mutex::default(),
             order: Mutex::default(),
             ready: OnceLock::new(),
             closed: AtomicBool::new(false),
-            failed: AtomicBool::new(false),
             cannot_share: AtomicBool::new(false),
         }
     }
 
     /// Of an image that was just made, in which this space is known.
-    pub(crate) fn of_new(space: Space, fresh: bool) -> Writer {
-        let writer = Writer::new(fresh);
+    pub(crate) fn of_new(space: Space, journal: Option<Journal>) -> Writer {
+        let writer = Writer::new(journal);
         // Never set before: the writer was made here.
         let _ = writer.ready.set(Ready::new(space));
         writer
@@ -96,17 +95,6 @@ impl Writer {
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Denied, "was closed, and is not written any more"));
-        }
-        Ok(())
-    }
-
-    fn check_failed(&self) -> Result<()> {
-        if self.failed.load(Ordering::Acquire) {
-            return Err(Error::new(
-                ErrorKind::Io,
-                "an earlier write could not be made durable, so what was written may be lost",
-            )
-            .hint("close it, and check it before it is written again"));
         }
         Ok(())
     }
@@ -134,7 +122,6 @@ impl VhdxLayer {
         let writer =
             self.writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Denied, "is open read-only"))?;
         writer.check_open()?;
-        writer.check_failed()?;
         let ready = match writer.ready.get() {
             Some(ready) => ready,
             None => {
@@ -163,8 +150,7 @@ impl VhdxLayer {
 
     /// Says in the headers that the file changes, before it does; `visible`: what a guest reads, too.
     pub(crate) fn touch(&self, writer: &Writer, visible: bool) -> Result<()> {
-        let _ = (writer, visible);
-        Ok(())
+        writer.journal.as_ref().map_or(Ok(()), |journal| journal.touch(visible))
     }
 
     /// Waits until nobody writes, and keeps others from beginning. Everything is in the file, durably; readers go on.
@@ -173,6 +159,7 @@ impl VhdxLayer {
         let (writer, ready) = self.begin()?;
         let claim = writer.claims.take(0..=u64::MAX, true);
         writer.check_open()?;
+        self.touch(writer, false)?;
         self.write_back(writer, ready, true)?;
         Ok(Alone { writer, ready, _claim: claim })
     }
@@ -205,7 +192,6 @@ impl VhdxLayer {
     /// Commits what was published. `last`: the caller wants to know all that was written durable.
     pub(crate) fn write_back(&self, writer: &Writer, ready: &Ready, last: bool) -> Result<()> {
         let mut order = lock(&writer.order);
-        writer.check_failed()?;
         // First: what is freed is published before.
         let freed = std::mem::take(&mut *lock(&ready.freed));
         let sectors = self.pages.take();
@@ -220,32 +206,31 @@ impl VhdxLayer {
         if !freed.is_empty() {
             order.push(Waiting { freed, epoch });
         }
-        self.reclaim(ready, &mut order);
+        self.reclaim(ready, &mut order, writer.journal.is_some());
         Ok(())
     }
 
-    /// Makes all these sectors count in one step.
+    /// Makes all these sectors count in one step. `end`: what is in use of the file ends there.
     pub(crate) fn commit(&self, writer: &Writer, sectors: &[Sector], end: u64, last: bool) -> Result<()> {
-        let _ = end;
-        if !writer.fresh && !sectors.is_empty() {
-            self.sync(writer)?;
+        match &writer.journal {
+            Some(_) if sectors.is_empty() && !last => Ok(()),
+            Some(journal) => journal.commit(sectors, end),
+            None => {
+                for sector in sectors {
+                    bytes::write(self.file.as_ref(), "BAT", sector.at, sector.bytes.as_slice())?;
+                }
+                if last { self.sync() } else { Ok(()) }
+            }
         }
-        for sector in sectors {
-            crate::bytes::write(self.file.as_ref(), "BAT", sector.at, sector.bytes.as_slice())?;
-        }
-        if last { self.sync(writer) } else { Ok(()) }
     }
 
     /// All that was written is durable.
-    fn sync(&self, writer: &Writer) -> Result<()> {
-        self.file.sync().map_err(|error| {
-            writer.failed.store(true, Ordering::Release);
-            Error::io("cannot make what was written durable", error)
-        })
+    fn sync(&self) -> Result<()> {
+        self.file.sync().map_err(|error| Error::io("cannot make what was written durable", error))
     }
 
     /// Gives the places of blocks that are no more, durably, to others, once no read uses them.
-    fn reclaim(&self, ready: &Ready, waiting: &mut Vec<Waiting>) {
+    fn reclaim(&self, ready: &Ready, waiting: &mut Vec<Waiting>, journaled: bool) {
         if waiting.is_empty() {
             return;
         }
@@ -255,8 +240,10 @@ impl VhdxLayer {
             std::mem::take(waiting).into_iter().partition(|batch| self.epochs.is_over(batch.epoch));
         *waiting = rest;
         for place in over.into_iter().flat_map(|batch| batch.freed) {
-            // Only a wish.
-            let _ = self.file.punch(place.start, place.end - place.start);
+            if journaled {
+                // Only a wish.
+                let _ = self.file.punch(place.start, place.end - place.start);
+            }
             ready.space().give_back(place);
         }
     }
@@ -282,26 +269,30 @@ impl VhdxLayer {
         if let Some((writer, ready)) = self.at_work() {
             self.write_back(writer, ready, false)?;
             self.tighten(writer, ready)?;
-            self.sync(writer)?;
         }
         writer.closed.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Ends the file where what is in use of it ends. The caller is alone, and all is in the file; a barrier behind it is
-    /// his.
+    /// Ends the file where what is in use of it ends, and empties the log, durably. The caller is alone, and all was
+    /// written back.
     pub(crate) fn tighten(&self, writer: &Writer, ready: &Ready) -> Result<()> {
         let mut order = lock(&writer.order);
         if !order.is_empty() {
             self.epochs.wait();
-            self.reclaim(ready, &mut order);
+            self.reclaim(ready, &mut order, writer.journal.is_some());
+        }
+        if let Some(journal) = &writer.journal {
+            // Nothing in the log may take a longer file for granted.
+            journal.settle()?;
         }
         let mut space = ready.space();
-        if let Some(len) = space.wants_len() {
-            self.file.set_len(len).map_err(|error| Error::io("cannot set the file's length", error))?;
-            space.cut(len);
-            self.cut(len);
-        }
-        Ok(())
+        let Some(len) = space.wants_len() else {
+            return if writer.journal.is_some() { Ok(()) } else { self.sync() };
+        };
+        self.file.set_len(len).map_err(|error| Error::io("cannot set the file's length", error))?;
+        space.cut(len);
+        self.cut(len);
+        self.sync()
     }
 }

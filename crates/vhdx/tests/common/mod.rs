@@ -1,9 +1,12 @@
 //! Builds VHDX files byte by byte from the specification, apart from the code that is tested.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // Each test file uses its own part.
 
+pub mod crash;
+
 use std::sync::Arc;
 
-use cowhand_core::{CreateOptions, Format};
+use cowhand_core::testing::fill;
+use cowhand_core::{CreateOptions, Format, ParentRef, raw::Raw};
 use cowhand_core::{Image, Layer, Link, MemoryStorage, NoFiles, OpenOptions, Options, Result, Storage};
 use cowhand_vhdx::Vhdx;
 
@@ -20,9 +23,29 @@ pub const ZERO: u64 = 2;
 pub const FULL: u64 = 6;
 pub const PARTIAL: u64 = 7;
 
+/// Where the structures stand, in bytes, and which header counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Spots {
+    pub log: (u64, u64),
+    pub metadata: u64,
+    pub bat: u64,
+    /// Where the structures end.
+    pub end: u64,
+    pub second_header: bool,
+}
+
+/// As this program and others lay them out.
+pub const USUAL: Spots =
+    Spots { log: (MIB, MIB), metadata: METADATA_AT, bat: BAT_AT, end: BLOCKS_AT, second_header: false };
+
+/// The BAT behind room for blocks, a log of 3 MiB behind that, the metadata last.
+pub const ELSEWHERE: Spots =
+    Spots { log: (9 * MIB, 3 * MIB), metadata: 13 * MIB, bat: 6 * MIB, end: 14 * MIB, second_header: true };
+
 /// An image being built.
 pub struct Build {
     pub file: Arc<MemoryStorage>,
+    pub bat: u64,
     pub block: u64,
     pub sector: u64,
     pub end: u64,
@@ -65,27 +88,33 @@ fn locator(pairs: &[(&str, &str)]) -> Vec<u8> {
 impl Build {
     /// An image without any block; `parent`: the locator's keys and values.
     pub fn new(size: u64, block: u64, sector: u64, parent: Option<&[(&str, &str)]>) -> Build {
+        Build::at(USUAL, size, block, sector, parent)
+    }
+
+    /// The same with its structures there.
+    pub fn at(spots: Spots, size: u64, block: u64, sector: u64, parent: Option<&[(&str, &str)]>) -> Build {
         let file = Arc::new(MemoryStorage::new());
-        file.set_len(BLOCKS_AT).unwrap();
+        file.set_len(spots.end).unwrap();
         let mut creator = b"vhdxfile".to_vec();
         creator.extend("by hand".encode_utf16().flat_map(u16::to_le_bytes));
         file.write_at(0, &creator).unwrap();
-        for (at, sequence) in [(64 << 10, 4u64), (128 << 10, 3)] {
+        let later = if spots.second_header { 5 } else { 3 };
+        for (at, sequence) in [(64 << 10, 4u64), (128 << 10, later)] {
             let mut header = b"head\0\0\0\0".to_vec();
             header.extend(sequence.to_le_bytes());
             header.extend([6; 16]);
             header.extend(DATA_WRITE);
             header.extend([0; 16]);
             header.extend([0, 0, 1, 0]);
-            header.extend((MIB as u32).to_le_bytes());
-            header.extend(MIB.to_le_bytes());
+            header.extend((spots.log.1 as u32).to_le_bytes());
+            header.extend(spots.log.0.to_le_bytes());
             header.resize(4096, 0);
             file.write_at(at, &sealed(header)).unwrap();
         }
         let mut regions = b"regi\0\0\0\0\x02\0\0\0\0\0\0\0".to_vec();
         for (name, at) in [
-            ("2DC27766-F623-4200-9D64-115E9BFD4A08", BAT_AT),
-            ("8B7CA206-4790-4B9A-B8FE-575F050F886E", METADATA_AT),
+            ("2DC27766-F623-4200-9D64-115E9BFD4A08", spots.bat),
+            ("8B7CA206-4790-4B9A-B8FE-575F050F886E", spots.metadata),
         ] {
             regions.extend(guid(name));
             regions.extend(at.to_le_bytes());
@@ -117,11 +146,11 @@ impl Build {
             table.extend((at as u32).to_le_bytes());
             table.extend((bytes.len() as u32).to_le_bytes());
             table.extend([4, 0, 0, 0, 0, 0, 0, 0]);
-            file.write_at(METADATA_AT + at, &bytes).unwrap();
+            file.write_at(spots.metadata + at, &bytes).unwrap();
             at += bytes.len() as u64;
         }
-        file.write_at(METADATA_AT, &table).unwrap();
-        Build { file, block, sector, end: BLOCKS_AT }
+        file.write_at(spots.metadata, &table).unwrap();
+        Build { file, bat: spots.bat, block, sector, end: spots.end }
     }
 
     pub fn ratio(&self) -> u64 {
@@ -130,7 +159,7 @@ impl Build {
 
     /// The file offset of a block's entry.
     pub fn entry_at(&self, block: u64) -> u64 {
-        BAT_AT + 8 * (block + block / self.ratio())
+        self.bat + 8 * (block + block / self.ratio())
     }
 
     pub fn set(&self, block: u64, entry: u64) {
@@ -140,7 +169,7 @@ impl Build {
     /// The entry of the sector bitmap that belongs to a block.
     pub fn set_bitmap(&self, block: u64, entry: u64) {
         let ratio = self.ratio();
-        let at = BAT_AT + 8 * (block / ratio * (ratio + 1) + ratio);
+        let at = self.bat + 8 * (block / ratio * (ratio + 1) + ratio);
         self.file.write_at(at, &entry.to_le_bytes()).unwrap();
     }
 
@@ -159,6 +188,18 @@ impl Build {
 
 pub fn open(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
     Vhdx.open(file, &NoFiles, &OpenOptions::default())
+}
+
+pub fn reopen(file: Arc<dyn Storage>) -> Result<Arc<dyn Layer>> {
+    Vhdx.open(file, &NoFiles, &OpenOptions { writable: true, ..OpenOptions::default() })
+}
+
+/// A raw disk full of stamps, some of it zero.
+pub fn stamped(size: u64) -> Arc<dyn Layer> {
+    let mut bytes = vec![0; size as usize];
+    fill(&mut bytes, 0, 1 << 40);
+    bytes[size as usize / 3..size as usize / 2].fill(0);
+    Raw.open(Arc::new(MemoryStorage::from_bytes(&bytes)), &NoFiles, &OpenOptions::default()).unwrap()
 }
 
 /// What opening or reading all of it answers.
@@ -188,6 +229,17 @@ pub fn create_options(size: u64, given: &[(&str, &str)]) -> CreateOptions {
 
 pub fn create(file: Arc<dyn Storage>, size: u64, given: &[(&str, &str)]) -> Result<Arc<dyn Layer>> {
     Vhdx.create(file, &NoFiles, &create_options(size, given))
+}
+
+/// A parent as the verbs name one.
+pub fn parent_of(sector: u64) -> ParentRef {
+    ParentRef {
+        candidates: vec!["base.vhdx".into()],
+        format: Some("vhdx".to_owned()),
+        expected: vec![DATA_WRITE],
+        sector: Some(sector as u32),
+        ..ParentRef::default()
+    }
 }
 
 /// Bytes that nothing else looks like.

@@ -180,8 +180,11 @@ impl Journal {
         if state.header.log.guid != ring.guid {
             self.write_headers(&mut state, |header| header.log.guid = ring.guid)?;
         }
-        state.unapplied = sectors.to_vec();
-        self.apply_rest(&mut state)
+        let done = self.put_in_place(sectors);
+        if done.is_err() {
+            state.unapplied = sectors.to_vec();
+        }
+        done
     }
 
     /// All that was committed is in place, durably, and the log is empty: the file may be cut, and written by others.
@@ -213,10 +216,17 @@ impl Journal {
         Ok(state)
     }
 
-    /// Writes the last entry's sectors to their places. The next sync makes them durable; until then the log has them.
+    /// Does what is left to do of an entry that could not be put in place.
     fn apply_rest(&self, state: &mut State) -> Result<()> {
+        self.put_in_place(&state.unapplied)?;
+        state.unapplied = Vec::new();
+        Ok(())
+    }
+
+    /// Writes an entry's sectors to their places. The next sync makes them durable; until then the log has them.
+    fn put_in_place(&self, sectors: &[Sector]) -> Result<()> {
         let mut run = Vec::new();
-        let mut sectors = state.unapplied.iter().peekable();
+        let mut sectors = sectors.iter().peekable();
         while let Some(first) = sectors.next() {
             run.clear();
             run.extend_from_slice(&first.bytes[..]);
@@ -226,7 +236,6 @@ impl Journal {
             }
             bytes::write(self.file.as_ref(), "metadata", first.at, &run)?;
         }
-        state.unapplied.clear();
         Ok(())
     }
 

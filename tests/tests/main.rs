@@ -17,6 +17,7 @@ mod hostile;
 mod hostile_qcow2;
 mod hostile_vhd;
 mod hostile_vhdx;
+mod layers;
 mod listing;
 mod locks;
 mod map_and_info;

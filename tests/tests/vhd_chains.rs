@@ -1,87 +1,16 @@
 //! Chains of VHD files and of mixed formats: read as one disk, found again when they were moved, reconnected, merged.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cowhand::{Child, Create, Erase, ErrorKind, Image, Kind, Merge, Open, Parent, Quiet, Reconnect};
-use cowhand_tests::{Rng, Sample, file_sha256, for_all, guest_sha256, options, samples, temp};
+use cowhand::{Child, ErrorKind, Kind, Merge, Open, Parent, Quiet, Reconnect};
+use cowhand_tests::{Rng, file_sha256, for_all, guest_sha256, samples, temp};
+
+use crate::layers::{assert_same, chain, child, content, copied, create, open, scribble, writable};
 
 const K: usize = 1 << 10;
 const M: usize = 1 << 20;
-
-fn open(path: &Path) -> cowhand::Opened {
-    cowhand::open(path, &Open::default()).unwrap()
-}
-
-fn writable(path: &Path) -> cowhand::Opened {
-    cowhand::open(path, &Open { writable: true, ..Open::default() }).unwrap()
-}
-
-fn content(image: &Image) -> Vec<u8> {
-    let mut bytes = vec![0; image.size() as usize];
-    image.read(0, &mut bytes).unwrap();
-    bytes
-}
-
-fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
-    assert_eq!(found.len(), wanted.len(), "{what}: size");
-    let differs = found.iter().zip(wanted).position(|(found, wanted)| found != wanted);
-    assert_eq!(differs, None, "{what}: differs there");
-}
-
-fn create(path: &Path, format: &str, how: &str, size: usize) {
-    let create = Create { options: options(how), ..Create::new(format, size as u64) };
-    assert_eq!(cowhand::create(path, &create).unwrap().size, size as u64, "{}", path.display());
-}
-
-fn child(parent: &Path, path: &Path, format: &str) {
-    let how = Child { format: Some(format.to_owned()), keep_empty: true, ..Child::default() };
-    cowhand::child(parent, path, &how).unwrap();
-}
-
-/// Writes at random, in sectors, into the top and into the model of the disk.
-fn scribble(path: &Path, model: &mut [u8], rng: &mut Rng, count: u64) {
-    let image = writable(path);
-    for _ in 0..count {
-        let most = if rng.below(4) == 0 { 400 } else { 9 };
-        let len = (1 + rng.below(most)) as usize * 512;
-        let at = rng.below(((model.len() - len) / 512 + 1) as u64) as usize * 512;
-        let there = &mut model[at..at + len];
-        match rng.below(4) {
-            0 => {
-                image.erase(at as u64, len as u64, Erase::Free).unwrap();
-                there.fill(0);
-            }
-            1 => {
-                there.fill(0);
-                image.write(at as u64, there).unwrap();
-            }
-            _ => {
-                there.fill(1 + rng.below(255) as u8);
-                image.write(at as u64, there).unwrap();
-            }
-        }
-    }
-    image.close().unwrap();
-}
-
-/// A base of `format` and children of it, base first, with content in each, in `folder`; and what the top shows.
-fn chain(folder: &Path, formats: &[(&str, &str)], size: usize, seed: u64) -> (Vec<PathBuf>, Vec<u8>) {
-    let mut rng = Rng::new(seed);
-    let mut model = vec![0; size];
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for (index, (format, how)) in formats.iter().enumerate() {
-        let path = folder.join(format!("layer-{index}.{format}"));
-        match paths.last() {
-            None => create(&path, format, how, size),
-            Some(parent) => child(parent, &path, format),
-        }
-        scribble(&path, &mut model, &mut rng, 12);
-        paths.push(path);
-    }
-    (paths, model)
-}
 
 #[test]
 fn thirty_layers_of_mixed_formats_are_one_disk() {
@@ -209,7 +138,7 @@ fn of_several_with_one_identity_the_name_decides() {
     let raw = folder.path().join("disk.raw");
     create(&raw, "raw", "", M);
     let over = folder.path().join("over.vhd");
-    child(&raw, &over, "vpc");
+    child(&raw, &over, "vpc", "");
     std::fs::rename(&raw, away.join("disk.raw")).unwrap();
     assert_eq!(cowhand::open(&over, &Open::default()).unwrap_err().kind(), ErrorKind::NotFound);
     cowhand::open(&over, &search).unwrap();
@@ -258,7 +187,7 @@ fn a_merge_moves_what_the_child_holds_and_nothing_else() {
         let (base, top) = (folder.path().join("base"), folder.path().join("top.vhd"));
         if format == "differencing" {
             create(&folder.path().join("root"), "qcow2", "", 4 * M);
-            child(&folder.path().join("root"), &base, "vpc");
+            child(&folder.path().join("root"), &base, "vpc", "");
         } else {
             create(&base, format, how, 4 * M);
         }
@@ -268,7 +197,7 @@ fn a_merge_moves_what_the_child_holds_and_nothing_else() {
         image.write(M as u64, &model[M..M + 8 * K]).unwrap();
         image.close().unwrap();
         drop(image);
-        child(&base, &top, "vpc");
+        child(&base, &top, "vpc", "");
         let image = writable(&top);
         for (at, value) in [(M + 512, 0), (M + 2048, 9), (3 * M + 1024, 7)] {
             model[at..at + 512].fill(value);
@@ -383,7 +312,7 @@ fn a_merge_refuses_to_change_what_others_stand_on() {
     };
     fails(&Merge { delete: true, ..Merge::default() }, "layer-2.vpc' would be left without a parent");
     let sibling = folder.path().join("sibling.vhd");
-    child(base, &sibling, "vpc");
+    child(base, &sibling, "vpc", "");
     fails(&Merge::default(), "sibling.vhd' would show something else");
     fails(&Merge { children: vec![sibling.clone()], ..Merge::default() }, "does not stand on");
     cowhand::merge(middle, &Merge { force: true, ..Merge::default() }, &Quiet).unwrap();
@@ -409,16 +338,6 @@ fn windows_names_open_nothing_strange() {
     std::os::unix::fs::symlink("/etc/passwd", base).unwrap();
     let error = cowhand::open(top, &Open::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-}
-
-fn copied(sample: &Sample, folder: &Path) -> [PathBuf; 2] {
-    let [child, parent] = [sample.file.file_name().unwrap().to_str().unwrap(), &sample.parent]
-        .map(|name| (sample.file.parent().unwrap().join(name), folder.join(name)))
-        .map(|(from, to)| {
-            std::fs::copy(from, &to).unwrap();
-            to
-        });
-    [child, parent]
 }
 
 /// Real chains: the parent has the chain's hash once its child was merged into it.

@@ -12,6 +12,7 @@ mod signals;
 mod sizes;
 mod sources;
 mod verbs;
+mod work;
 
 use std::process::ExitCode;
 

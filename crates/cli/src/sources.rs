@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cowhand::{
-    Cache, Error, Lock, Open, Parent, Policy, Printable, Result, folder_to_allow, parse_option_string,
+    Cache, Error, Lock, Open, Parent, Policy, Printable, Result, Sectors, folder_to_allow,
+    parse_option_string,
 };
 
 use crate::keys::Keys;
@@ -29,7 +30,8 @@ pub(crate) struct Sharing {
     /// Look in this folder for parents that are not where their children say (repeatable)
     ///
     /// A parent is known by its identity, where its child remembers one (VHD, VHDX), else by its file name. Folders
-    /// within are not gone into. What was found is used and not written down: 'cowhand reconnect-parent' does that.
+    /// within are not gone into. Where a parent was found by its identity is written down when the image itself is
+    /// written to; 'cowhand reconnect-parent' does that always.
     #[arg(long, value_name = "DIR")]
     pub(crate) search_dir: Vec<PathBuf>,
 
@@ -139,6 +141,11 @@ pub(crate) fn note_on_paths(out: &mut Output, image: &Path, parent: &Path) -> Re
          or --paths local.",
         quoted(&folder)
     )
+}
+
+/// Says what a guest will make of data whose disk counted in other sectors.
+pub(crate) fn note_on_sectors(out: &mut Output, sectors: Option<Sectors>) -> Result<()> {
+    sectors.map_or(Ok(()), |sectors| writeln!(out, "Note: {sectors}."))
 }
 
 /// A name as a shell takes it for one word.

@@ -138,6 +138,12 @@ pub trait Format: Send + Sync + Debug {
         &[]
     }
 
+    /// The option that sets [`Layer::sector`], where a disk of this format may have one or another: an image that is made
+    /// of a disk takes that one's. `None`: it is 512 always.
+    fn sector_option(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What a child of this file remembers of it: [`Layer::identity`], read from the few bytes that hold it, so that a
     /// folder full of images is soon gone through. Errors: it is not of this format, or damaged there.
     fn identity(&self, file: &dyn Storage) -> Result<LayerId> {

@@ -117,7 +117,7 @@ fn add(path: &Path, how: &Open, nodes: &mut Vec<Node>, known: &mut HashMap<Key, 
     let links = opened.links();
     for ((depth, link), (device, inode)) in links.iter().enumerate().zip(opened.layer_files()) {
         let look = || {
-            let info = of_link(&opened, link, depth + 1 < links.len())?;
+            let info = of_link(&opened, depth)?;
             let allocated = Image::new(vec![link.clone()]).and_then(|alone| crate::allocated(&alone));
             Ok(Layered { info, allocated })
         };

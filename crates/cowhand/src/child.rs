@@ -8,6 +8,7 @@ use crate::create::{Create, create};
 use crate::open::{Open, open};
 use crate::parent::relative_name;
 use crate::registry;
+use crate::sectors::Sectors;
 
 /// How a child is made.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,8 @@ pub struct ChildMade {
     pub parent_format: &'static str,
     /// Layers of the child's chain, itself included.
     pub depth: usize,
+    /// The child's sectors are not the parent's.
+    pub sectors: Option<Sectors>,
 }
 
 /// Makes `path` over `parent`. Errors: [`ErrorKind::ChainTooLong`] where the chain would have more layers than
@@ -110,6 +113,7 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
         parent: backing,
         parent_format: below.format,
         depth: layers,
+        sectors: made.sectors,
     })
 }
 

@@ -1,20 +1,27 @@
 //! `commit`: what the upper layers of a chain hold goes down into one of its parents.
 //!
 //! The parent is written only where the layers above hide it, so the disk's content is the same at every moment. The
-//! top is emptied once the parent is durable. Stopped anywhere, it can be run again.
+//! top is emptied once the parent is durable. Who knows the parent by an identity that changes with it is told before and
+//! after. Stopped anywhere, it can be run again.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cowhand_core::{Erase, Error, ErrorKind, Image, Kind, Prealloc, Progress, Result, is_zero, zero_prefix};
+use cowhand_core::{
+    Erase, Error, ErrorKind, Image, Kind, LayerId, ParentRef, Prealloc, Progress, Result, is_zero,
+    zero_prefix,
+};
 
 use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
+use crate::kinship::{Kinship, must_be_told};
 use crate::open::{Open, Opened, open};
+use crate::parent::{relative_name, remembered};
 use crate::plan::{Concat, Piece, Plan, What, most_empty};
 use crate::resolve::{folder_of, in_folder};
 use crate::runs::same_prefix;
+use crate::sectors::Sectors;
+use crate::siblings::{File, Known, file, who_stands_on};
 
 /// How an image is committed.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +38,7 @@ pub struct Commit {
 }
 
 /// What was done, in guest bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
     /// Written into the parent, zeros too.
     pub moved: u64,
@@ -39,6 +46,20 @@ pub struct Committed {
     pub held: u64,
     /// The top was emptied.
     pub emptied: bool,
+    /// Other images, in the folders of top and parent and those of [`Open::search`], that stand on one of the two, which
+    /// was written to: they may show something else now, or take it for another file.
+    pub others: Vec<Other>,
+    /// The parent's sectors are not the top's.
+    pub sectors: Option<Sectors>,
+}
+
+/// An image that stands on one that was written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The image.
+    pub image: PathBuf,
+    /// What it stands on.
+    pub parent: PathBuf,
 }
 
 /// Guest bytes that are read and compared at a time.
@@ -50,19 +71,96 @@ const SECTOR: u64 = 512;
 
 /// Commits `path` into its parent. An error, or a kill, leaves the disk's content as it is.
 pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
-    let depth = match &how.base {
-        Some(base) => depth_of(base, &open(path, &how.open)?)?,
-        None => 1,
-    };
-    let empty = !how.keep && how.base.is_none();
-    let chain = open(path, &Open { writable: empty, writable_parent: Some(depth), ..how.open.clone() })?;
-    commit_chain(&chain, depth, empty, workers(how.workers), progress)
+    let job = Job::of(path, how)?;
+    let others = job.others(path, how);
+    let before = job.base_id();
+    let mut done = job.run(how, progress)?;
+    let written = done.moved > 0 || job.base_id() != before;
+    let top = Path::new(job.chain.name());
+    done.others = others;
+    done.others.retain(|other| if other.parent == top { done.emptied } else { written });
+    Ok(done)
+}
+
+/// As [`commit`], for who has looked around.
+pub(crate) fn commit_alone(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
+    Job::of(path, how)?.run(how, progress)
+}
+
+/// A chain that is open as the commit needs it.
+struct Job {
+    chain: Opened,
+    /// Where in it the parent stands that takes the data.
+    depth: usize,
+    empty: bool,
+    /// What the layer above that parent is to call it.
+    names: ParentRef,
+}
+
+impl Job {
+    fn of(path: &Path, how: &Commit) -> Result<Job> {
+        let depth = match &how.base {
+            Some(base) => depth_of(base, &open(path, &how.open)?)?,
+            None => 1,
+        };
+        let empty = !how.keep && how.base.is_none();
+        let writable = Open { writable: empty, writable_parents: vec![depth], ..how.open.clone() };
+        let mut chain = open(path, &writable)?;
+        if must_be_told(&chain, depth)? {
+            drop(chain);
+            let child = depth - 1;
+            let parents = [child, depth].into_iter().filter(|depth| *depth > 0).collect();
+            chain =
+                open(path, &Open { writable: empty || child == 0, writable_parents: parents, ..writable })?;
+        }
+        let names = match chain.links().get(depth - 1..=depth) {
+            Some([child, parent]) => {
+                let (child, format) = (Path::new(&child.name), parent.format.to_owned());
+                let name = relative_name(child, Path::new(&parent.name));
+                remembered(child, &name, Some(format), chain.seen(depth))
+            }
+            _ => ParentRef::default(), // never: the parent at that depth was opened
+        };
+        Ok(Job { chain, depth, empty, names })
+    }
+
+    /// Nothing that goes wrong here is a reason not to commit.
+    fn others(&self, path: &Path, how: &Commit) -> Vec<Other> {
+        let (links, files) = (self.chain.links(), self.chain.layer_files());
+        let Some(((base, base_file), top)) =
+            links.get(self.depth).zip(files.get(self.depth)).zip(links.first())
+        else {
+            return Vec::new();
+        };
+        let mut parents = vec![(base, Known { file: Some(*base_file), id: base.layer.identity() })];
+        // Emptied, it shows the same; but who knows it by what changes then does not know it any more.
+        if self.empty && top.layer.next_identity().is_ok_and(|next| next.is_some()) {
+            parents.push((top, Known { file: None, id: top.layer.identity() }));
+        }
+        let mut folders = vec![folder_of(path), folder_of(Path::new(&base.name))];
+        folders.extend(how.open.search.iter().cloned());
+        let known: Vec<Known> = parents.iter().map(|(_, known)| *known).collect();
+        let found = who_stands_on(&known, &folders, &files).unwrap_or_default();
+        let other = |(image, number): (PathBuf, usize)| {
+            let (parent, _) = parents.get(number)?;
+            Some(Other { image, parent: PathBuf::from(&parent.name) })
+        };
+        found.into_iter().filter_map(other).collect()
+    }
+
+    fn base_id(&self) -> Option<LayerId> {
+        Some(self.chain.links().get(self.depth)?.layer.identity())
+    }
+
+    fn run(&self, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
+        let Job { chain, depth, empty, names } = self;
+        commit_chain(chain, *depth, *empty, names, workers(how.workers), progress)
+    }
 }
 
 /// Where the file `base` stands in the chain, the top excluded.
 pub(crate) fn depth_of(base: &Path, chain: &Opened) -> Result<usize> {
-    let file = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-    let files = chain.layer_files();
+    let files: Vec<File> = chain.layer_files();
     let is_it = |depth: usize| {
         let child = chain.links().get(depth - 1).map(|link| folder_of(Path::new(&link.name)));
         let from_child = child.and_then(|folder| file(&in_folder(&folder, base)));
@@ -77,25 +175,31 @@ pub(crate) fn depth_of(base: &Path, chain: &Opened) -> Result<usize> {
 }
 
 /// Commits the layers above `depth` into the one there, which is open for writing, as is the top where it is to be
-/// emptied.
+/// emptied, and the layer above that one where it [must be told](must_be_told). `names`: what that layer is to call it.
 pub(crate) fn commit_chain(
     chain: &Image,
     depth: usize,
     empty: bool,
+    names: &ParentRef,
     workers: usize,
     progress: &dyn Progress,
 ) -> Result<Committed> {
     let base = Image::new(chain.links().get(depth..).unwrap_or_default().to_vec())?;
+    let kinship = Kinship::of(chain, depth, names)?;
+    kinship.as_ref().map_or(Ok(()), Kinship::tell_before)?;
     let done = move_down(chain, &base, depth, workers, progress);
     let closed = base.flush();
     let mut done = done?;
     closed?;
+    kinship.as_ref().map_or(Ok(()), Kinship::tell_after)?;
     if empty {
-        let top = &chain.links()[0]; // never empty: every image has a layer
+        let top = chain.top();
         top.layer.clear().and_then(|()| top.layer.close()).map_err(|error| error.image(&top.name))?;
         done.emptied = true;
     }
+    kinship.filter(|_| !empty || depth > 1).map_or(Ok(()), |kinship| kinship.close())?;
     base.close()?;
+    done.sectors = Sectors::between([chain], &base);
     Ok(done)
 }
 
@@ -114,7 +218,7 @@ fn move_down(
     // granules are sectors.
     let granule = base.granule().max(SECTOR);
     let unit = granule.max(UNIT as u64);
-    let job = Job { source: &source, base, unit, moved: AtomicU64::new(0), held: AtomicU64::new(0) };
+    let job = Mover { source: &source, base, unit, moved: AtomicU64::new(0), held: AtomicU64::new(0) };
     let plan = Plan::new(&source, granule, PIECE.max(granule), 0).with_empty(most_empty(chain.size()));
     plan.run(workers, |plan| {
         let mut bufs = (Buffer::default(), Buffer::default());
@@ -124,10 +228,10 @@ fn move_down(
         Ok(())
     })?;
     let (moved, held) = (job.moved.into_inner(), job.held.into_inner());
-    Ok(Committed { moved, held, emptied: false })
+    Ok(Committed { moved, held, ..Committed::default() })
 }
 
-struct Job<'a> {
+struct Mover<'a> {
     source: &'a Concat<'a>,
     base: &'a Image,
     unit: u64,
@@ -135,7 +239,7 @@ struct Job<'a> {
     held: AtomicU64,
 }
 
-impl Job<'_> {
+impl Mover<'_> {
     fn piece(
         &self,
         plan: &Plan<'_>,

@@ -20,6 +20,7 @@ use crate::plan::{Concat, Piece, Plan, What};
 use crate::registry;
 use crate::resolve::Watched;
 use crate::resume::{Sidecar, key};
+use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles, refuse_one_of};
 use cowhand_core::Progress;
 
@@ -111,6 +112,8 @@ pub struct Converted {
     pub verified: bool,
     /// The target, or its data file, is a device, and was written in place.
     pub in_place: bool,
+    /// The target's sectors are not the sources'.
+    pub sectors: Option<Sectors>,
     /// What should be known, and was no error because `--force-share` was given.
     pub warnings: Vec<String>,
 }
@@ -261,6 +264,7 @@ fn into_new(
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
     done.in_place = on_device;
     done.resumed = resumed;
+    done.sectors = Sectors::between(sources.iter().map(|source| &**source), &written);
     drop(written);
 
     if how.verify {
@@ -323,6 +327,7 @@ fn into_existing(
     let mut done = job.summary(target.links()[0].format, &target); // never empty: every image has a layer
     done.source_size = content;
     done.in_place = true;
+    done.sectors = Sectors::between(sources.iter().map(|source| &**source), &target);
     if how.verify {
         let again = Open { writable: false, ..target_how };
         drop(target);

@@ -13,6 +13,7 @@ use crate::open::{Open, Opened, open, open_alone};
 use crate::parent::remembered;
 use crate::registry;
 use crate::resolve::{Policy, folder_of, in_folder};
+use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles, refuse_one_of};
 
 /// What is to be made.
@@ -49,6 +50,8 @@ pub struct Created {
     pub size: u64,
     /// The new file's length in bytes.
     pub file_len: u64,
+    /// The image's sectors are not its backing file's.
+    pub sectors: Option<Sectors>,
 }
 
 /// Makes `path`. What bore the name before is replaced only once the new image is whole.
@@ -88,14 +91,14 @@ pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result
     let layer = base
         .make(format, &target, &files, size, &how.secrets, progress)
         .map_err(|error| error.image(path.display()))?;
-    let size = layer.size();
+    let (size, sectors) = (layer.size(), base.sectors_in(layer.as_ref()));
     let closed = files.gate().during(progress, size, || layer.close());
     closed.map_err(|error| error.image(path.display()))?;
     drop(layer);
     files.finish()?;
     let file_len = target.storage().len().unwrap_or(0);
     target.finish()?;
-    Ok(Created { size, file_len })
+    Ok(Created { size, file_len, sectors })
 }
 
 /// What every way of making an image has in common: the options, and the parent.
@@ -245,15 +248,31 @@ impl Base {
     }
 
     /// The new image of `format` takes the disk of `sources`: where that is one of the same format, and no other size was
-    /// asked for, the size stays to the byte.
+    /// asked for, the size stays to the byte. It counts in their sectors.
     pub(crate) fn takes_over<'a>(
         &mut self,
         sources: impl IntoIterator<Item = &'a Opened>,
         format: &dyn Format,
     ) {
-        let mut tops = sources.into_iter().map(|source| source.top().format);
-        let one = tops.next().filter(|_| tops.next().is_none());
-        self.keep_size = self.size.is_none() && one.is_some_and(|top| format.names().contains(&top));
+        let mut tops = sources.into_iter().map(|source| source.top());
+        let Some(first) = tops.next() else { return };
+        let same = tops.next().is_none() && format.names().contains(&first.format);
+        self.keep_size = self.size.is_none() && same;
+        self.counts_in(first.layer.sector(), format);
+    }
+
+    /// The new image of `format` has sectors of so many bytes, where the format can say that and nobody says otherwise;
+    /// a child has its parent's.
+    pub(crate) fn counts_in(&mut self, sector: u32, format: &dyn Format) {
+        let Some(name) = format.sector_option().filter(|_| self.backing.is_none()) else { return };
+        if !self.options.iter().any(|(given, _)| given == name) {
+            self.options.push((name.to_owned(), sector.to_string()));
+        }
+    }
+
+    /// What becomes of the parent's data in `layer`, which was made.
+    pub(crate) fn sectors_in(&self, layer: &dyn Layer) -> Option<Sectors> {
+        Sectors::differing(self.parent.as_ref()?.sector?, layer.sector())
     }
 
     pub(crate) fn has_backing(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::gate::Before;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, report};
 use crate::registry;
+use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles, refuse_one_of};
 
 /// Where the bytes come from.
@@ -94,6 +95,8 @@ impl Default for Dd {
 pub struct Copied {
     /// Guest bytes copied.
     pub bytes: u64,
+    /// The target's sectors are not the source's.
+    pub sectors: Option<Sectors>,
 }
 
 /// Bytes that pass through memory at a time.
@@ -216,7 +219,7 @@ impl<'a> Source<'a> {
     fn put_into(&mut self, job: &Job<'_>, progress: &dyn Progress) -> Result<Copied> {
         if let Bytes::Disk { window, .. } = &self.bytes {
             job.run(&Concat::new([window]), progress)?;
-            return Ok(Copied { bytes: window.size() });
+            return Ok(Copied { bytes: window.size(), sectors: Sectors::between([window], job.target) });
         }
         let size = job.target.size();
         let mut buf = vec![0; CHUNK];
@@ -224,7 +227,7 @@ impl<'a> Source<'a> {
             let at = self.at;
             let n = self.next(&mut buf)?;
             if n == 0 {
-                return Ok(Copied { bytes: at });
+                return Ok(Copied { bytes: at, sectors: None });
             }
             if self.at > size {
                 return Err(too_small(job.target.name(), size, None));
@@ -274,7 +277,7 @@ fn into_stream(
     }
     stream.flush().map_err(failed)?;
     source.check_unchanged()?;
-    Ok(Copied { bytes: source.at })
+    Ok(Copied { bytes: source.at, sectors: None })
 }
 
 fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progress) -> Result<Copied> {
@@ -293,7 +296,10 @@ fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progr
     refuse_one_of(path, &read)?;
     let target = Target::begin(path, how.cache, false)?;
     let files = TargetFiles::beside(path, how.cache, false, read);
-    let base = Base::of(Vec::new(), None, None)?;
+    let mut base = Base::of(Vec::new(), None, None)?;
+    if let Bytes::Disk { disk, .. } = &source.bytes {
+        base.counts_in(disk.top().layer.sector(), format);
+    }
     let before = Before { progress, total: size };
     let layer = base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
     let name = format.names()[0]; // never empty: every format has a name
@@ -348,6 +354,10 @@ impl Layer for Window {
 
     fn granule(&self) -> u64 {
         1
+    }
+
+    fn sector(&self) -> u32 {
+        self.disk.top().layer.sector()
     }
 
     fn host(&self) -> &Arc<dyn Storage> {

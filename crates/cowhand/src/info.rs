@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand_core::{Details, Error, Link, ParentRef, Result, SnapshotInfo};
+use cowhand_core::{Details, Error, ParentRef, Result, SnapshotInfo};
 use serde_json::{Map, Value, json};
 
-use crate::open::{Open, Opened, open, open_alone, shared_if_raw};
+use crate::open::{Open, Opened, Parent, open, open_alone, open_as_far, shared_if_raw};
 use crate::resolve::{folder_of, in_folder};
 
 /// What is known of one image file.
@@ -29,10 +29,47 @@ pub struct Info {
     pub details: Details,
     /// The parent it names.
     pub parent: Option<ParentRef>,
-    /// The parent was opened too: its own `Info` follows in the list.
-    pub parent_looked_up: bool,
+    /// Whether the parent is there, and is the one.
+    pub parent_state: ParentState,
     /// Internal snapshots.
     pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// What is known of a parent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ParentState {
+    /// Nobody looked, or there is none to look for.
+    #[default]
+    NotLookedUp,
+    /// It lies here, and is the one that the image remembers, as far as it does.
+    Found(PathBuf),
+    /// It could not be opened, or is another file: why.
+    Lost(String),
+}
+
+impl ParentState {
+    /// For programs.
+    pub fn to_json(&self) -> Value {
+        match self {
+            ParentState::NotLookedUp => Value::Null,
+            ParentState::Found(path) => json!({ "resolves": true, "filename": path.display().to_string() }),
+            ParentState::Lost(why) => json!({ "resolves": false, "error": why }),
+        }
+    }
+}
+
+/// Looks at `path` alone, and at whether the parent that it names is there. What that stands on is its own business.
+pub fn info_with_parent(path: &Path, how: &Open) -> Result<Info> {
+    let mut found = info(path, how, false)?.swap_remove(0); // never empty: the image itself
+    if found.parent.is_some() || matches!(how.parent, Parent::Given(_)) {
+        let (opened, lost) = open_as_far(path, &Open { metadata_only: true, ..shared_if_raw(path, how)? })?;
+        found.parent_state = match (opened.links().get(1), lost) {
+            (Some(parent), _) => ParentState::Found(PathBuf::from(&parent.name)),
+            (None, Some(error)) => ParentState::Lost(error.to_string()),
+            (None, None) => ParentState::NotLookedUp,
+        };
+    }
+    Ok(found)
 }
 
 /// Looks at `path`, and with `chain` at all its ancestors, top first.
@@ -45,10 +82,14 @@ pub fn info(path: &Path, how: &Open, chain: bool) -> Result<Vec<Info>> {
         open_alone(path, how)?
     };
     let links = opened.links();
-    links.iter().enumerate().map(|(depth, link)| of_link(&opened, link, depth + 1 < links.len())).collect()
+    (0..links.len()).map(|depth| of_link(&opened, depth)).collect()
 }
 
-pub(crate) fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> Result<Info> {
+/// The layer at `depth` of what was opened.
+pub(crate) fn of_link(opened: &Opened, depth: usize) -> Result<Info> {
+    let links = opened.links();
+    let link = links.get(depth).ok_or_else(|| Error::invalid("is not in the chain").image(opened.name()))?;
+    let found = links.get(depth + 1).map(|parent| ParentState::Found(PathBuf::from(&parent.name)));
     let file = opened
         .watched()
         .into_iter()
@@ -66,7 +107,7 @@ pub(crate) fn of_link(opened: &Opened, link: &Link, parent_looked_up: bool) -> R
         actual_size: file.storage.physical_size().map_err(failed)?,
         details: link.layer.details(),
         parent: link.layer.parent(),
-        parent_looked_up,
+        parent_state: found.unwrap_or_default(),
         snapshots: match link.layer.as_snapshots() {
             Some(snapshots) => snapshots.list().map_err(|error| error.image(&link.name))?,
             None => Vec::new(),

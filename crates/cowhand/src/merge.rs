@@ -4,17 +4,20 @@
 //! Nothing is taken away before what replaces it is durable: first the parent has everything, then each child has its
 //! new parent, then the image is removed. Stopped anywhere, it can be run again.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cowhand_core::{DirFolder, Error, Folder, LayerId, Lock, Progress, Result};
+use cowhand_core::{DirFolder, Error, Folder, Image, Link, Progress, Result};
 
-use crate::commit::{Commit, commit, depth_of};
-use crate::open::{Open, Parent, open, open_alone};
+use crate::commit::{Commit, commit_alone, depth_of};
+use crate::compare::compare_sources;
+use crate::convert::workers;
+use crate::open::{Open, Opened, Parent, open};
 use crate::parent::relative_name;
+use crate::plan::Concat;
 use crate::rebase::{Rebase, rebase};
-use crate::resolve::{folder_of, in_folder};
-use crate::shelf::files_of;
+use crate::resolve::folder_of;
+use crate::sectors::Sectors;
+use crate::siblings::{File, Known, who_stands_on};
 
 /// How an image is merged.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +46,8 @@ pub struct Merged {
     pub held: u64,
     /// The image was removed.
     pub deleted: bool,
+    /// The parent's sectors are not the image's.
+    pub sectors: Option<Sectors>,
 }
 
 /// Merges `path` into its parent. An error, or a kill, leaves the disk's content, and that of every child, as it is.
@@ -50,11 +55,11 @@ pub struct Merged {
 /// Errors: [`ErrorKind::Invalid`](crate::ErrorKind) where a child does not stand on the image, and where other images in
 /// the folders of the two, or of [`Open::search`], would show something else afterwards.
 pub fn merge(path: &Path, how: &Merge, progress: &dyn Progress) -> Result<Merged> {
-    let scene = Scene::of(path, how)?;
-    scene.refuse_others(how)?;
+    let scene = Scene::of(path, how, progress)?;
+    scene.refuse_others(how, progress)?;
     let down = Commit { open: how.open.clone(), base: how.base.clone(), keep: true, workers: how.workers };
-    let done = commit(path, &down, progress)?;
-    for child in &how.children {
+    let done = commit_alone(path, &down, progress)?;
+    for child in &scene.children {
         let over = Rebase {
             open: of_child(how),
             backing: Some(relative_name(child, &scene.base)),
@@ -68,19 +73,12 @@ pub fn merge(path: &Path, how: &Merge, progress: &dyn Progress) -> Result<Merged
         let folder = DirFolder::new(folder_of(path), how.open.cache);
         folder.remove(&scene.name).and_then(|()| folder.sync())?;
     }
-    Ok(Merged { moved: done.moved, held: done.held, deleted: how.delete })
+    Ok(Merged { moved: done.moved, held: done.held, deleted: how.delete, sectors: done.sectors })
 }
 
 /// How a child of the image is opened: what was said of the image itself does not hold for it.
 fn of_child(how: &Merge) -> Open {
     Open { format: None, options: Vec::new(), parent: Parent::Named, ..how.open.clone() }
-}
-
-/// A file: device and inode.
-type File = (u64, u64);
-
-fn file(path: &Path) -> Option<File> {
-    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// The image and the files around it, all of them closed again.
@@ -90,15 +88,17 @@ struct Scene {
     name: String,
     base: PathBuf,
     base_format: &'static str,
-    /// Image and base, and what a child remembers of them.
-    ends: [(File, LayerId); 2],
+    /// Image and base.
+    ends: [Known; 2],
     /// The files of the chain down to the base, and the children's.
     known: Vec<File>,
+    /// The children that stand on the image; the others have come over to the base in an earlier run.
+    children: Vec<PathBuf>,
 }
 
 impl Scene {
     /// Looks at all that will be needed, before anything is written.
-    fn of(path: &Path, how: &Merge) -> Result<Scene> {
+    fn of(path: &Path, how: &Merge, progress: &dyn Progress) -> Result<Scene> {
         let named = |error: Error| error.image(path.display());
         let chain = open(path, &how.open)?;
         let depth = match &how.base {
@@ -121,34 +121,62 @@ impl Scene {
                 ));
             }
         }
-        let mut known = files.get(..=depth).unwrap_or_default().to_vec();
-        let ends = [(*file, top.layer.identity()), (*base_file, base.layer.identity())];
+        let known = files.get(..=depth).unwrap_or_default().to_vec();
+        let of = |file: &File, link: &Link| Known { file: Some(*file), id: link.layer.identity() };
+        let ends = [of(file, top), of(base_file, base)];
+        let (file, base_file) = (*file, *base_file);
         let (base, base_format) = (PathBuf::from(&base.name), base.format);
         drop(chain);
+        let mut scene =
+            Scene { image: path.to_owned(), name, base, base_format, ends, known, children: Vec::new() };
+        let mut moved = Vec::new();
         for child in &how.children {
-            known.push(child_file(child, path, ends[0].0, how)?);
+            let (own, below) = child_files(child, how)?;
+            scene.known.push(own);
+            match below {
+                Some(below) if below == file => scene.children.push(child.clone()),
+                Some(below) if below == base_file => moved.push(child),
+                _ => return Err(stands_elsewhere(child, path)),
+            }
         }
-        Ok(Scene { image: path.to_owned(), name, base, base_format, ends, known })
+        match moved.first() {
+            Some(child) if !scene.is_down(how, progress)? => Err(stands_elsewhere(child, path)),
+            _ => Ok(scene),
+        }
+    }
+
+    /// The base shows all that the image does: an earlier run came so far, and nothing is left to be written there.
+    fn is_down(&self, how: &Merge, progress: &dyn Progress) -> Result<bool> {
+        let chain: Opened = open(&self.image, &how.open)?;
+        let files = chain.layer_files();
+        let depth = files.iter().position(|file| Some(*file) == self.ends[1].file).unwrap_or(files.len());
+        let base = match chain.links().get(depth..) {
+            Some(links) if !links.is_empty() => Image::new(links.to_vec())?,
+            _ => return Ok(false),
+        };
+        let (all, below) = (Concat::new([&*chain]), Concat::new([&base]).up_to(chain.size()));
+        let found = compare_sources(&all, &below, false, workers(how.workers), progress);
+        found.map(|found| found.difference.is_none()).map_err(|failed| failed.error)
     }
 
     /// Images whose content would change under them, as far as they lie where one looks first.
-    fn refuse_others(&self, how: &Merge) -> Result<()> {
+    fn refuse_others(&self, how: &Merge, progress: &dyn Progress) -> Result<()> {
+        if how.force {
+            return Ok(());
+        }
         let mut folders = vec![folder_of(&self.image), folder_of(&self.base)];
         folders.extend(how.open.search.iter().cloned());
-        let [image, base] = &self.ends;
         let (mut orphans, mut changed) = (Vec::new(), Vec::new());
-        for (path, file) in files_of(&folders)? {
-            if self.known.contains(&file) {
-                continue;
-            }
-            if how.delete && stands_on(&path, image) {
-                orphans.push(format!("'{}'", path.display()));
-            } else if stands_on(&path, base) {
-                changed.push(format!("'{}'", path.display()));
+        for (path, number) in who_stands_on(&self.ends, &folders, &self.known)? {
+            let name = format!("'{}'", path.display());
+            match number {
+                0 if how.delete => orphans.push(name),
+                0 => {}
+                _ => changed.push(name),
             }
         }
         let refuse = |who: Vec<String>, what: String, hint: &str| {
-            if who.is_empty() || how.force {
+            if who.is_empty() {
                 return Ok(());
             }
             Err(Error::invalid(format!("{} {what}", who.join(", "))).image(self.image.display()).hint(hint))
@@ -158,6 +186,9 @@ impl Scene {
             "would be left without a parent".to_owned(),
             "name each with --child, or leave out --delete",
         )?;
+        if !changed.is_empty() && self.is_down(how, progress)? {
+            return Ok(());
+        }
         refuse(
             changed,
             format!(
@@ -169,24 +200,14 @@ impl Scene {
     }
 }
 
-/// The file of a child, which stands on the image and can be written to.
-fn child_file(child: &Path, image: &Path, image_file: File, how: &Merge) -> Result<File> {
+/// The files of a child, which can be written to, and of its parent.
+fn child_files(child: &Path, how: &Merge) -> Result<(File, Option<File>)> {
     let opened = open(child, &Open { writable: true, ..of_child(how) })?;
     let files = opened.layer_files();
     opened.close()?;
-    match files.as_slice() {
-        [own, below, ..] if *below == image_file => Ok(*own),
-        _ => Err(Error::invalid(format!("does not stand on '{}'", image.display())).image(child.display())),
-    }
+    Ok((files.first().copied().unwrap_or_default(), files.get(1).copied())) // never empty: every image has a layer
 }
 
-/// The image at `path`, if it is one, has this parent: by a name it gives, or by the identity that it remembers.
-fn stands_on(path: &Path, (parent, id): &(File, LayerId)) -> bool {
-    let how = Open { lock: Lock::None, ..Open::default() };
-    let Some(named) = open_alone(path, &how).ok().and_then(|image| image.top().layer.parent()) else {
-        return false;
-    };
-    let folder = folder_of(path);
-    id.0.is_some_and(|id| named.expected.contains(&id))
-        || named.candidates.iter().any(|name| file(&in_folder(&folder, name)) == Some(*parent))
+fn stands_elsewhere(child: &Path, image: &Path) -> Error {
+    Error::invalid(format!("does not stand on '{}'", image.display())).image(child.display())
 }

@@ -3,14 +3,14 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use cowhand_core::{
-    Access, Cache, Error, ErrorKind, FileStorage, Format, Identity, Image, Layer, Link, Lock, OpenOptions,
-    Options, ParentRef, Result, Secrets, Storage,
+    Access, Cache, Error, ErrorKind, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
+    ParentRef, Result, Secrets, Storage,
 };
 
-use crate::parent::{Seeker, Seen};
+use crate::kinship::modified;
+use crate::parent::{Found, Seeker, Seen, relative_name, remembered};
 use crate::registry;
 use crate::resolve::{Files, Policy, Watched};
 use crate::shelf::Shelf;
@@ -23,7 +23,7 @@ pub enum Parent {
     Named,
     /// Nothing: only this file is opened.
     Ignored,
-    /// This file, whatever the image names.
+    /// This file, whatever the image names. One of a format whose files have no identity (raw, qcow2) is taken as it is.
     Given(PathBuf),
 }
 
@@ -32,10 +32,11 @@ pub enum Parent {
 pub struct Open {
     /// The top file's format; `None`: by content.
     pub format: Option<String>,
-    /// The top for writing too. Parents are read-only, but for `writable_parent`.
+    /// The top for writing too. Parents are read-only, but for `writable_parents`. Where the top remembers its parent's
+    /// identity, and that parent is no longer where the top says first, it is told where it was found.
     pub writable: bool,
-    /// The parent at this depth (1: the top's own) for writing too, whether or not the top is.
-    pub writable_parent: Option<usize>,
+    /// The parents at these depths (1: the top's own) for writing too, whether or not the top is.
+    pub writable_parents: Vec<usize>,
     /// [`Lock::None`] is `--force-share`.
     pub lock: Lock,
     /// What reads, writes and syncs promise.
@@ -121,6 +122,18 @@ impl Opened {
         })
     }
 
+    /// Writes into the top, `path`, where its parent was found, which is the one that it remembers.
+    fn tell_the_top(&self, path: &Path) -> Result<()> {
+        let [top, parent, ..] = self.image.links() else { return Ok(()) };
+        let name = relative_name(path, Path::new(&parent.name));
+        let told = remembered(path, &name, Some(parent.format.to_owned()), self.seen(1));
+        match top.layer.set_parent(Some(&told)) {
+            // It was found without.
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            done => done.map_err(|error| error.image(&top.name)),
+        }
+    }
+
     /// Every file that was opened.
     pub(crate) fn watched(&self) -> Vec<Watched> {
         self.files.opened().clone()
@@ -158,17 +171,22 @@ pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Err
     }
     let mut links = vec![top];
     let below = match &how.parent {
-        Parent::Ignored => Ok(()),
+        Parent::Ignored => Ok(Found::AsNamed),
         Parent::Named => follow(&mut links, path, parent, &files, how),
         Parent::Given(given) => follow_given(&mut links, path, given, parent.as_ref(), &files, how),
     };
-    let below = below.and_then(|()| match how.writable_parent {
-        Some(depth) if depth >= links.len() => {
+    let below = below.and_then(|found| match how.writable_parents.iter().max() {
+        Some(depth) if *depth >= links.len() => {
             Err(Error::invalid("Image does not have a backing file").image(path.display()))
         }
+        _ => Ok(found),
+    });
+    let opened = Opened { image: Image::new(links)?, files };
+    let below = below.and_then(|found| match found {
+        Found::Elsewhere if how.writable => opened.tell_the_top(path),
         _ => Ok(()),
     });
-    Ok((Opened { image: Image::new(links)?, files }, below.err()))
+    Ok((opened, below.err()))
 }
 
 /// Opens the parent that the caller named, and what that stands on.
@@ -179,13 +197,14 @@ fn follow_given(
     wanted: Option<&ParentRef>,
     files: &Files,
     how: &Open,
-) -> Result<()> {
+) -> Result<Found> {
     let nothing = ParentRef::default();
     let wanted = wanted.unwrap_or(&nothing);
     let link = Seeker { child, wanted, files: files.clone(), how, depth: 1 }.given(given)?;
     let next = link.layer.parent();
     links.push(link);
-    follow(links, given, next, files, how)
+    follow(links, given, next, files, how)?;
+    Ok(Found::AsNamed)
 }
 
 /// Opens one file to look at what it says of itself, and none that it names: guest data cannot be read where it is
@@ -208,12 +227,6 @@ pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
     Ok(Open { lock, ..how.clone() })
 }
 
-/// When a file was last changed; nothing where that was before 1970.
-fn modified(file: Identity) -> Option<SystemTime> {
-    let since = Duration::from_nanos(u64::try_from(file.mtime_ns).ok()?);
-    SystemTime::UNIX_EPOCH.checked_add(since)
-}
-
 pub(crate) fn access(writable: bool) -> Access {
     if writable { Access::Write } else { Access::Read }
 }
@@ -232,7 +245,7 @@ pub(crate) fn open_layer(
 impl Open {
     /// The parent at that depth is opened for writing.
     pub(crate) fn writes(&self, depth: usize) -> bool {
-        self.writable_parent == Some(depth)
+        self.writable_parents.contains(&depth)
     }
 
     /// How the parent at that depth is opened.
@@ -254,15 +267,16 @@ fn snapshot(top: &Link, which: &str) -> Result<Arc<dyn Layer>> {
     snapshots.open(which).map_err(|error| error.image(&top.name))
 }
 
-/// Opens parent after parent, until one names none.
+/// Opens parent after parent, until one names none. Answers where the first was.
 fn follow(
     links: &mut Vec<Link>,
     child: &Path,
     parent: Option<ParentRef>,
     files: &Files,
     how: &Open,
-) -> Result<()> {
+) -> Result<Found> {
     let shelf = Shelf::new(&how.search);
+    let mut first = None;
     let mut child = child.to_owned();
     let mut parent = parent;
     while let Some(wanted) = parent {
@@ -275,10 +289,11 @@ fn follow(
         }
         let seeker =
             Seeker { child: &child, wanted: &wanted, files: files.of(&child), how, depth: links.len() };
-        let (path, link) = seeker.find(&shelf)?;
+        let (path, link, found) = seeker.find(&shelf)?;
+        first.get_or_insert(found);
         parent = link.layer.parent();
         links.push(link);
         child = path;
     }
-    Ok(())
+    Ok(first.unwrap_or(Found::AsNamed))
 }

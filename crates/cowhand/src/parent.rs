@@ -74,12 +74,22 @@ pub(crate) struct Seeker<'a> {
 }
 
 /// A parent that was found; or why what was looked at is not it.
-type Found = Result<(PathBuf, Link), Error>;
+type Looked = Result<(PathBuf, Link), Error>;
+
+/// Where a parent was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Where its child says; or elsewhere, and the child cannot tell whether it is the one, or what it says is right too.
+    AsNamed,
+    /// It is the one, and no longer there where its child says first.
+    Elsewhere,
+}
 
 impl Seeker<'_> {
     /// The parent by the names that the child gives; where it is not there, on the shelf.
-    pub(crate) fn find(&self, shelf: &Shelf<'_>) -> Result<(PathBuf, Link)> {
-        let missing = match self.named()? {
+    pub(crate) fn find(&self, shelf: &Shelf<'_>) -> Result<(PathBuf, Link, Found)> {
+        let mut stale = true;
+        let missing = match self.named(&mut stale)? {
             Ok(found) => return Ok(found),
             Err(missing) => missing,
         };
@@ -88,7 +98,7 @@ impl Seeker<'_> {
             return Err(missing);
         }
         match self.shelved(shelf)? {
-            Some(found) => Ok(found),
+            Some((path, link)) => Ok((path, link, self.elsewhere(stale))),
             None => {
                 let count = shelf.len()?;
                 Err(missing.hint(format!("none of the {count} files in the folders of --search-dir is it")))
@@ -101,12 +111,20 @@ impl Seeker<'_> {
         let storage = self.files.trusted(path, access(self.how.writes(self.depth)))?;
         self.refuse_loop(path, storage.as_ref())?;
         let format = self.format_of_given(path, storage.as_ref())?;
-        self.open(path, storage, format)?
+        // What has no identity cannot be the wrong one: the caller says that it holds what the parent held.
+        let nameless = format.identity(storage.as_ref()).is_ok_and(|id| id.0.is_none());
+        self.open(path, storage, format, nameless)?
+    }
+
+    fn elsewhere(&self, stale: bool) -> Found {
+        let known = !self.how.any_parent && !self.wanted.expected.is_empty();
+        if stale && known { Found::Elsewhere } else { Found::AsNamed }
     }
 
     /// The first candidate that is there, may be opened, and is the one. Of those that are not it the answer tells
-    /// the one of which most can be said.
-    fn named(&self) -> Result<Found> {
+    /// the one of which most can be said. `stale` stays where nothing of what is named before is the parent: what may not
+    /// be opened might be.
+    fn named(&self, stale: &mut bool) -> Result<Result<(PathBuf, Link, Found), Error>> {
         let mut missing: Option<Error> = None;
         let mut not_it = |error: Error| {
             let says = |error: &Error| match error.kind() {
@@ -118,17 +136,20 @@ impl Seeker<'_> {
                 missing = Some(error);
             }
         };
-        for candidate in &self.wanted.candidates {
+        for (index, candidate) in self.wanted.candidates.iter().enumerate() {
             match self.named_so(candidate)? {
-                Ok(found) => return Ok(Ok(found)),
-                Err(error) => not_it(error),
+                Ok((path, link)) => return Ok(Ok((path, link, self.elsewhere(*stale && index > 0)))),
+                Err(error) => {
+                    *stale &= matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Mismatch);
+                    not_it(error);
+                }
             }
         }
         if self.wanted.any_case && missing.as_ref().is_some_and(|error| error.kind() == ErrorKind::NotFound) {
             for candidate in &self.wanted.candidates {
                 let Some(spelt_otherwise) = self.files.in_any_case(candidate) else { continue };
-                if let Ok(found) = self.named_so(&spelt_otherwise)? {
-                    return Ok(Ok(found));
+                if let Ok((path, link)) = self.named_so(&spelt_otherwise)? {
+                    return Ok(Ok((path, link, Found::AsNamed)));
                 }
             }
         }
@@ -158,7 +179,7 @@ impl Seeker<'_> {
     }
 
     /// The file that the child calls so, if it is the parent. What is not it is not kept open.
-    fn named_so(&self, name: &Path) -> Result<Found> {
+    fn named_so(&self, name: &Path) -> Result<Looked> {
         let before = self.files.opened().len();
         let found = match self.files.named_by_image(name, access(self.how.writes(self.depth))) {
             Err(error) => Err(error),
@@ -170,12 +191,12 @@ impl Seeker<'_> {
         Ok(found)
     }
 
-    fn take(&self, path: PathBuf, storage: Arc<dyn Storage>) -> Result<Found> {
+    fn take(&self, path: PathBuf, storage: Arc<dyn Storage>) -> Result<Looked> {
         if let Err(error) = self.refuse_loop(&path, storage.as_ref()) {
             return Ok(Err(error));
         }
         let format = self.format(&path, storage.as_ref())?;
-        Ok(self.open(&path, storage, format)?.map(|link| (path, link)))
+        Ok(self.open(&path, storage, format, false)?.map(|link| (path, link)))
     }
 
     fn shelved(&self, shelf: &Shelf<'_>) -> Result<Option<(PathBuf, Link)>> {
@@ -192,20 +213,21 @@ impl Seeker<'_> {
             Some(format) => format,
             None => self.format(&found.path, storage.as_ref())?,
         };
-        let link = self.open(&found.path, storage, format)??;
+        let link = self.open(&found.path, storage, format, false)??;
         Ok(Some((found.path.clone(), link)))
     }
 
-    /// Opens what may be the parent. The inner error: it is not.
+    /// Opens what may be the parent, which is taken for it as it is where it is `trusted`. The inner error: it is not.
     fn open(
         &self,
         path: &Path,
         storage: Arc<dyn Storage>,
         format: &'static dyn Format,
+        trusted: bool,
     ) -> Result<Result<Link>> {
         let link = open_layer(path, storage, format, &self.files.of(path), &self.how.layer(self.depth))?;
         let id = link.layer.identity();
-        if self.how.any_parent || self.wanted.expected.is_empty() || self.expects(id) {
+        if trusted || self.how.any_parent || self.wanted.expected.is_empty() || self.expects(id) {
             return Ok(Ok(link));
         }
         let spell = |id: &[u8; 16]| format.spell(*id);

@@ -11,6 +11,7 @@ use cowhand_core::{
 
 use crate::commit::{Committed, commit_chain};
 use crate::compact::compact_chain;
+use crate::kinship::must_be_told;
 use crate::rebase::rebase_chain;
 use crate::registry;
 
@@ -148,8 +149,13 @@ const COMMITS: [(&[File], usize, bool); 8] = [
 ];
 
 fn commit(folder: &dyn Folder, files: &[File], depth: usize, empty: bool) -> Result<Committed> {
-    let writable: &[&str] = if empty { &["top", "base"] } else { &["base"] };
-    commit_chain(&open(folder, files, writable)?, depth, empty, 1, &Quiet)
+    let mut writable = if empty { vec!["top", "base"] } else { vec!["base"] };
+    let (child, ..) = files[depth - 1];
+    if must_be_told(&open(folder, files, &writable)?, depth)? && !writable.contains(&child) {
+        writable.push(child);
+    }
+    let names = remembered(folder, &files[depth..])?.unwrap_or_default();
+    commit_chain(&open(folder, files, &writable)?, depth, empty, &names, 1, &Quiet)
 }
 
 /// The chain reads as before; a commit that is run (again) ends, and then the base reads so too.
@@ -277,7 +283,7 @@ fn rebase(folder: &dyn Folder, case: usize) -> Result<u64> {
     let below = if new.is_empty() { Vec::new() } else { open(folder, new, &[])?.links().to_vec() };
     let parent = remembered(folder, new)?;
     let new = Image::new(old.links()[..1].iter().cloned().chain(below).collect())?;
-    rebase_chain(&old, &new, shared, parent.as_ref(), false, 1, &Quiet).map(|done| done.written)
+    rebase_chain(&old, &new, shared, parent.as_ref(), false, 1, &Quiet)
 }
 
 /// The top stands on what it names, and the disk reads as before; a rebase that is run (again) ends.

@@ -16,6 +16,7 @@ use crate::open::{Open, Opened, Parent, open};
 use crate::plan::{Concat, Piece, Plan, most_empty};
 use crate::registry;
 use crate::runs::same_prefix;
+use crate::sectors::Sectors;
 
 /// Which parent an image gets, and how.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +43,8 @@ pub struct Rebase {
 pub struct Rebased {
     /// Guest bytes written into the image, zeros too.
     pub written: u64,
+    /// The image's sectors are not the new parent's.
+    pub sectors: Option<Sectors>,
 }
 
 /// Guest bytes that are read and compared at a time.
@@ -68,7 +71,8 @@ pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Reba
     if how.unchecked {
         base.glance(path);
         let top = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.open.clone() })?;
-        return name(&top, base.parent().as_ref()).map(|()| Rebased::default());
+        name(&top, base.parent().as_ref())?;
+        return Ok(Rebased { written: 0, sectors: base.sectors_in(top.top().layer.as_ref()) });
     }
     let below = base.open(path, &Open { cache: how.backing_cache, ..how.open.clone() })?;
     refuse_loop(path, below.as_ref())?;
@@ -77,11 +81,14 @@ pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Reba
     let top = chain.links().first().cloned(); // never none: every image has a layer
     let new = Image::new(top.into_iter().chain(below_links.iter().cloned()).collect())?;
     let shared = shared(&chain, below.as_ref());
-    rebase_chain(&chain, &new, shared, base.parent().as_ref(), how.compress, workers(how.workers), progress)
+    let parent = base.parent();
+    let written =
+        rebase_chain(&chain, &new, shared, parent.as_ref(), how.compress, workers(how.workers), progress)?;
+    Ok(Rebased { written, sectors: base.sectors_in(chain.top().layer.as_ref()) })
 }
 
 /// Gives the top, which both chains have in common and which is open for writing, the parent of the new one. The last
-/// `shared` layers of both are the same.
+/// `shared` layers of both are the same. Answers the guest bytes written.
 pub(crate) fn rebase_chain(
     old: &Image,
     new: &Image,
@@ -90,13 +97,13 @@ pub(crate) fn rebase_chain(
     compress: bool,
     workers: usize,
     progress: &dyn Progress,
-) -> Result<Rebased> {
+) -> Result<u64> {
     let done = keep_content(old, new, shared, compress, workers, progress);
     let flushed = old.flush();
     let written = done?;
     flushed?;
     name(old, parent)?;
-    Ok(Rebased { written })
+    Ok(written)
 }
 
 fn name(top: &Image, parent: Option<&ParentRef>) -> Result<()> {

@@ -84,8 +84,18 @@ impl Job {
             return Err(Error::invalid("has no parent that could be opened").image(chain.name()));
         };
         let wanted = image.layer.parent().unwrap_or_default();
+        let named = |error: Error| error.image(&image.name);
         if wanted.expected.is_empty() && !force {
-            refuse_other_name(&wanted, Path::new(&parent.name)).map_err(|error| error.image(&image.name))?;
+            refuse_other_name(&wanted, Path::new(&parent.name)).map_err(named)?;
+        }
+        if !wanted.expected.is_empty() && !force && parent.layer.identity().0.is_none() {
+            return Err(named(
+                Error::new(
+                    ErrorKind::Mismatch,
+                    format!("remembers the identity of its parent, and '{}' has none", parent.name),
+                )
+                .hint("pass --force if you are sure"),
+            ));
         }
         Ok(Job {
             image: PathBuf::from(&image.name),

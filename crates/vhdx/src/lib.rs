@@ -65,6 +65,10 @@ impl Format for Vhdx {
         &["block_size", "physical_sector_size"]
     }
 
+    fn sector_option(&self) -> Option<&'static str> {
+        Some("logical_sector_size")
+    }
+
     fn identity(&self, file: &dyn Storage) -> Result<LayerId> {
         Ok(LayerId(Some(header::Header::read(file)?.data_write_guid.raw())))
     }

@@ -2,14 +2,13 @@
 
 use std::ffi::OsString;
 
-use cowhand::{Amend, Cache, Error, amend, format, open_alone, parse_option_string};
+use cowhand::{Amend, Error, amend, format, open_alone, parse_option_string};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::progress::Meter;
-use crate::sources::{self, Parents, Sharing};
 use crate::verbs::create::asks_for_help;
 use crate::verbs::formats;
+use crate::work::Work;
 
 /// Change options of an image
 ///
@@ -31,42 +30,23 @@ pub(crate) struct Args {
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
 
-    /// The image's format; by its content if not given
-    #[arg(short, long, value_name = "FORMAT")]
-    format: Option<String>,
-
-    /// The cache mode: none, writeback, writethrough, directsync or unsafe
-    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
-    cache: Cache,
-
     /// Also what loses data: overwriting an active keyslot, erasing the last one
     #[arg(long)]
     force: bool,
 
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
-
     #[command(flatten)]
-    sharing: Sharing,
-
-    #[command(flatten)]
-    parents: Parents,
+    work: Work,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let options: Vec<(String, String)> =
         args.options.iter().flat_map(|text| parse_option_string(text)).collect();
     if asks_for_help(&options) {
-        let name = match (&args.format, &args.image) {
+        let name = match (&args.work.format, &args.image) {
             (Some(name), _) => name.clone(),
             (None, Some(image)) => {
-                let source = args.sharing.source(image, None)?;
-                let how = args.sharing.open(&source, &args.parents, Cache::default())?;
+                let source = args.work.sharing.source(image, None)?;
+                let how = args.work.reading(&source)?;
                 open_alone(&source.path, &how)?.links().first().map_or("raw", |top| top.format).to_owned() // never empty: every image has a layer
             }
             (None, None) => return Err(no_image().into()),
@@ -75,10 +55,10 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         return Ok(DONE);
     }
     let image = args.image.as_ref().ok_or_else(no_image)?;
-    let source = args.sharing.source(image, args.format.as_deref())?;
-    let open = args.sharing.writing(&source, &args.parents, args.cache)?;
+    let source = args.work.source(image)?;
+    let open = args.work.writing(&source)?;
     let how = Amend { open, options, force: args.force };
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.work.showing.meter();
     amend(&source.path, &how, &meter)?;
     meter.finish();
     Ok(DONE)

@@ -7,8 +7,7 @@ use cowhand::{Cache, Child, Printable, child, parse_option_string, parse_size};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::sources::note_on_paths;
-use crate::sources::{Holes, Parents, Sharing};
+use crate::sources::{Holes, Parents, Sharing, note_on_paths, note_on_sectors};
 
 /// Make a new, empty image over a parent
 ///
@@ -89,6 +88,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
             made.parent_format
         )?;
         note_on_paths(out, &args.image, &made.parent)?;
+        note_on_sectors(out, made.sectors)?;
     }
     Ok(DONE)
 }

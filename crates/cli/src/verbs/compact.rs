@@ -2,15 +2,14 @@
 
 use std::ffi::OsString;
 
-use cowhand::{Cache, Compact, Compacted, compact};
+use cowhand::{Compact, Compacted, compact};
 use serde_json::json;
 
 use crate::exit::{DONE, Outcome};
 use crate::output::{self, Output};
-use crate::progress::Meter;
 use crate::sizes::Size;
-use crate::sources::{self, Holes, Parents, Sharing};
 use crate::verbs::Form;
+use crate::work::{Threads, Work};
 
 /// Give back the space that an image takes and does not need
 ///
@@ -31,51 +30,28 @@ pub(crate) struct Args {
     #[arg(long)]
     same_as_parent: bool,
 
-    /// The image's format; by its content if not given
-    #[arg(short, long, value_name = "FORMAT")]
-    format: Option<String>,
-
-    /// Threads, 1 to 64; as many as there are processors (at most 8) if not given
-    #[arg(short = 'm', value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
-    workers: Option<u8>,
-
-    /// The cache mode: none, writeback, writethrough, directsync or unsafe
-    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
-    cache: Cache,
-
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    threads: Threads,
 
     /// How to print what was done
     #[arg(long, value_enum, value_name = "FORM", default_value = "human")]
     output: Form,
 
     #[command(flatten)]
-    holes: Holes,
-
-    #[command(flatten)]
-    sharing: Sharing,
-
-    #[command(flatten)]
-    parents: Parents,
+    work: Work,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
-    let source = args.sharing.source(&args.image, args.format.as_deref())?;
+    let source = args.work.source(&args.image)?;
     let how = Compact {
-        open: args.holes.with(args.sharing.writing(&source, &args.parents, args.cache)?),
+        open: args.work.writing(&source)?,
         same_as_parent: args.same_as_parent,
-        workers: args.workers.map(usize::from),
+        workers: args.threads.count(),
     };
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.work.showing.meter();
     let done = compact(&source.path, &how, &meter)?;
     meter.finish();
-    if !args.quiet {
+    if !args.work.showing.quiet {
         print(out, args.output, &done)?;
     }
     Ok(DONE)

@@ -7,8 +7,8 @@ use cowhand::{Cache, Difference, Error, Result, compare, open};
 use crate::exit::compare::{CANNOT_MAP, CANNOT_OPEN, CANNOT_READ, DIFFERENT};
 use crate::exit::{DONE, Failure, Outcome};
 use crate::output::Output;
-use crate::progress::Meter;
 use crate::sources::{self, Parents, Sharing};
+use crate::work::Showing;
 
 /// Say whether two disks have the same content
 ///
@@ -39,13 +39,8 @@ pub(crate) struct Args {
     #[arg(short, long)]
     strict: bool,
 
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    showing: Showing,
 
     /// The images' cache mode: none, writeback, writethrough, directsync or unsafe
     #[arg(short = 'T', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
@@ -68,7 +63,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let open = |image: &OsString, format: &Option<String>| open_one(args, image, format).map_err(cannot_open);
     let first = open(&args.first, &args.format)?;
     let second = open(&args.second, &args.second_format)?;
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.showing.meter();
     let found = compare(&first, &second, args.strict, &meter).map_err(|failed| {
         Failure::with(if failed.reading { CANNOT_READ } else { CANNOT_MAP }, failed.error)
     })?;
@@ -109,5 +104,5 @@ fn open_one(args: &Args, image: &OsString, format: &Option<String>) -> Result<co
 }
 
 fn say(args: &Args, out: &mut Output, text: &str) -> Result<(), Error> {
-    if args.quiet { Ok(()) } else { writeln!(out, "{text}") }
+    if args.showing.quiet { Ok(()) } else { writeln!(out, "{text}") }
 }

@@ -13,11 +13,11 @@ use cowhand::{
 use crate::consumer::For;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::progress::Meter;
 use crate::sizes::Size;
-use crate::sources::{self, Parents, Sharing, Source};
+use crate::sources::{self, Parents, Sharing, Source, note_on_sectors};
 use crate::verbs::create::asks_for_help;
 use crate::verbs::formats;
+use crate::work::{Showing, Threads};
 
 /// Convert images into a new one of any format
 ///
@@ -74,9 +74,8 @@ pub(crate) struct Args {
     #[arg(short = 'S', value_name = "SIZE", value_parser = parse_size)]
     sparse: Option<u64>,
 
-    /// Threads, 1 to 64; as many as there are processors (at most 8) if not given
-    #[arg(short = 'm', value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
-    workers: Option<u8>,
+    #[command(flatten)]
+    threads: Threads,
 
     /// Write in any order; accepted, and done always
     #[arg(short = 'W')]
@@ -130,13 +129,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "no_create")]
     resume: bool,
 
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    showing: Showing,
 
     #[command(flatten)]
     sharing: Sharing,
@@ -199,7 +193,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         false => Some(args.consumer.fit(args.target_format.as_deref(), &target, options)?),
     };
     let how = job(args, &sources, &target, fitted.as_ref())?;
-    if is_device(&target) && !args.quiet {
+    if is_device(&target) && !args.showing.quiet {
         let name = target.display().to_string();
         writeln!(
             out,
@@ -209,14 +203,15 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     }
     out.flush()?;
     let since = Instant::now();
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.showing.meter();
     let done = convert(&how, &meter)?;
     meter.finish();
-    if !args.quiet {
+    if !args.showing.quiet {
         for warning in &done.warnings {
             writeln!(out, "warning: {warning}")?;
         }
         summary(out, &how, &done, since)?;
+        note_on_sectors(out, done.sectors)?;
         let title = fitted.map_or("", |fitted| fitted.title);
         args.consumer.tell(out, title, &target, done.source_size, done.size, done.file_len)?;
     }
@@ -255,7 +250,7 @@ fn job(args: &Args, sources: &[Source], target: &Path, fitted: Option<&Fitted>) 
     how.target_is_zero = args.target_is_zero;
     how.compress = args.compress;
     how.sparse = args.sparse;
-    how.workers = args.workers.map(usize::from);
+    how.workers = args.threads.count();
     how.rate = args.rate;
     how.bitmaps = args.bitmaps;
     how.skip_broken_bitmaps = args.skip_broken_bitmaps;

@@ -9,7 +9,7 @@ use crate::exit::{DONE, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::sources::note_on_paths;
+use crate::sources::{note_on_paths, note_on_sectors};
 use crate::verbs::formats;
 
 /// Make a new image
@@ -106,6 +106,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         if let Some(backing) = &how.backing {
             note_on_paths(out, image, backing)?;
         }
+        note_on_sectors(out, made.sectors)?;
         let asked = args.size.unwrap_or(made.size);
         args.consumer.tell(out, title, image, asked, made.size, made.file_len)?;
     }

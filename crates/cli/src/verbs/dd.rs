@@ -8,7 +8,7 @@ use cowhand::{Cache, Dd, DdInput, DdOutput, Error, Result, dd, parse_size};
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::sources::{Parents, Sharing, Source};
+use crate::sources::{Parents, Sharing, Source, note_on_sectors};
 
 /// Copy blocks of a disk into a new image
 ///
@@ -80,7 +80,7 @@ fn unknown(name: &str) -> Error {
         .hint("known are if=, of=, bs=, count=, skip=, isize= and osize=")
 }
 
-pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
+pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let operands = Operands::of(&args.operands)?;
     let source = match &operands.from {
         Some(word) => args.sharing.source(&word.into(), args.format.as_deref())?,
@@ -107,7 +107,10 @@ pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
         None => DdOutput::Stream(&mut output),
     };
     let meter = Meter::new(false, false);
-    dd(from, to, &how, &meter)?;
+    let done = dd(from, to, &how, &meter)?;
     meter.finish();
+    if operands.to.is_some() {
+        note_on_sectors(out, done.sectors)?;
+    }
     Ok(DONE)
 }

@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use cowhand::{Cache, Flatten, Printable, flatten, parse_option_string};
+use cowhand::{Flatten, Printable, flatten, parse_option_string};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::progress::Meter;
 use crate::sizes::Size;
-use crate::sources::{self, Holes, Parents, Sharing};
+use crate::sources::note_on_sectors;
+use crate::work::{Threads, Work};
 
 /// Make one image of an image and its parents
 ///
@@ -36,57 +36,34 @@ pub(crate) struct Args {
     #[arg(short, value_name = "NAME=VALUE,...")]
     options: Vec<String>,
 
-    /// The image's format; by its content if not given
-    #[arg(short, long, value_name = "FORMAT")]
-    format: Option<String>,
-
     /// Read the new image back and compare it before it gets its name
     #[arg(long)]
     verify: bool,
 
-    /// Threads, 1 to 64; as many as there are processors (at most 8) if not given
-    #[arg(short = 'm', value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
-    workers: Option<u8>,
-
-    /// The cache mode: none, writeback, writethrough, directsync or unsafe
-    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
-    cache: Cache,
-
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    threads: Threads,
 
     #[command(flatten)]
-    holes: Holes,
-
-    #[command(flatten)]
-    sharing: Sharing,
-
-    #[command(flatten)]
-    parents: Parents,
+    work: Work,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
-    let source = args.sharing.source(&args.image, args.format.as_deref())?;
+    let source = args.work.source(&args.image)?;
     let how = Flatten {
-        open: args.holes.with(match &args.target {
-            Some(_) => args.sharing.open(&source, &args.parents, args.cache)?,
-            None => args.sharing.writing(&source, &args.parents, args.cache)?,
-        }),
+        open: match &args.target {
+            Some(_) => args.work.reading(&source)?,
+            None => args.work.writing(&source)?,
+        },
         target: args.target.clone(),
         format: args.target_format.clone(),
         options: args.options.iter().flat_map(|text| parse_option_string(text)).collect(),
         verify: args.verify,
-        workers: args.workers.map(usize::from),
+        workers: args.threads.count(),
     };
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.work.showing.meter();
     let done = flatten(&source.path, &how, &meter)?;
     meter.finish();
-    if args.quiet {
+    if args.work.showing.quiet {
         return Ok(DONE);
     }
     match done {
@@ -101,6 +78,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
                 done.to,
                 Size(done.size)
             )?;
+            note_on_sectors(out, done.sectors)?;
         }
     }
     Ok(DONE)

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use cowhand::{Cache, Info, Printable, Result, info};
+use cowhand::{Cache, Info, ParentState, Printable, Result, info, info_with_parent};
 use serde_json::Value;
 
 use crate::exit::{DONE, Outcome};
@@ -14,12 +14,13 @@ use crate::verbs::{Form, snapshot};
 
 /// Tell what an image is
 ///
-/// Only the image itself is opened; --backing-chain looks at what it stands on too.
+/// Only the image itself is opened; --resolve looks whether its parent is there, --backing-chain at all it stands on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cowhand info vm.qcow2
   cowhand info --output=json --backing-chain overlay.qcow2
+  cowhand info --resolve --search-dir /srv/checkpoints newest.avhdx
   cowhand info -U running.qcow2")]
 pub(crate) struct Args {
     /// The image
@@ -37,6 +38,10 @@ pub(crate) struct Args {
     #[arg(long)]
     backing_chain: bool,
 
+    /// Look whether the image's parent is there, and is the one
+    #[arg(long, conflicts_with = "backing_chain")]
+    resolve: bool,
+
     #[command(flatten)]
     sharing: Sharing,
 
@@ -47,18 +52,26 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = args.sharing.open(&source, &args.parents, Cache::default())?;
-    let found = info(&source.path, &how, args.backing_chain)?;
+    let found = match args.resolve {
+        true => vec![info_with_parent(&source.path, &how)?],
+        false => info(&source.path, &how, args.backing_chain)?,
+    };
     match args.output {
         Form::Human => {
             for (index, image) in found.iter().enumerate() {
                 if index > 0 {
                     writeln!(out)?;
                 }
-                describe(out, image)?;
+                describe(out, image, args.resolve)?;
             }
         }
         Form::Json => {
             let mut all: Vec<Value> = found.iter().map(Info::to_json).collect();
+            if let ([image], [value]) = (found.as_slice(), all.as_mut_slice())
+                && args.resolve
+            {
+                value["parent"] = image.parent_state.to_json();
+            }
             let value = if args.backing_chain { Value::Array(all) } else { all.swap_remove(0) }; // never empty: at least the image itself
             out.write_all(json(&value).as_bytes())?;
         }
@@ -67,7 +80,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 }
 
 /// Line for line what qemu-img prints; a parent that was not looked up is said in a line of its own.
-fn describe(out: &mut Output, info: &Info) -> Result<()> {
+fn describe(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
     let Info { virtual_size, file_size, .. } = *info;
     let (name, actual) = (Printable(&info.filename), Size(info.actual_size));
     writeln!(out, "image: {name}")?;
@@ -83,7 +96,7 @@ fn describe(out: &mut Output, info: &Info) -> Result<()> {
     if info.details.dirty {
         writeln!(out, "cleanly shut down: no")?;
     }
-    parent(out, info)?;
+    parent(out, info, resolve)?;
     snapshot::list(out, &info.snapshots)?;
     if !info.details.specific.is_empty() {
         writeln!(out, "Format specific information:")?;
@@ -98,7 +111,7 @@ fn describe(out: &mut Output, info: &Info) -> Result<()> {
     writeln!(out, "    disk size: {actual}")
 }
 
-fn parent(out: &mut Output, info: &Info) -> Result<()> {
+fn parent(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
     let Some(parent) = &info.parent else { return Ok(()) };
     if let Some(name) = info.backing_filename() {
         write!(out, "backing file: {}", Printable(&name))?;
@@ -110,10 +123,16 @@ fn parent(out: &mut Output, info: &Info) -> Result<()> {
     if let Some(format) = &parent.format {
         writeln!(out, "backing file format: {}", Printable(format))?;
     }
-    if !info.parent_looked_up {
-        writeln!(out, "backing file state: not looked up (--backing-chain looks)")?;
+    match &info.parent_state {
+        ParentState::NotLookedUp => {
+            writeln!(out, "backing file state: not looked up (--resolve and --backing-chain look)")
+        }
+        ParentState::Found(path) if resolve => {
+            writeln!(out, "backing file state: found, {}", Printable(&path.display().to_string()))
+        }
+        ParentState::Found(_) => Ok(()),
+        ParentState::Lost(why) => writeln!(out, "backing file state: not found: {}", Printable(why)),
     }
-    Ok(())
 }
 
 /// `key: value`, and what has parts beneath its key.

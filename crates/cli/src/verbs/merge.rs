@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use cowhand::{Cache, Merge, merge};
+use cowhand::{Merge, merge};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::progress::Meter;
-use crate::sources::{self, Holes, Parents, Sharing};
+use crate::sources::note_on_sectors;
+use crate::work::Work;
 
 /// Merge an image into its parent
 ///
@@ -16,9 +16,9 @@ use crate::sources::{self, Holes, Parents, Sharing};
 /// that stand on this one and are named with --child get that parent in its place, and read as before. With --delete
 /// the image is removed once all of that is durable; otherwise it is left as it is, and still reads the same.
 ///
-/// The parent keeps its identity, so what stood on it still finds it, and would show something else: where other images
-/// in the two folders do, nothing is done without --force. An image that stands on the deleted one and was not named
-/// can be put on the parent later with 'cowhand reconnect-parent --force'.
+/// What else stood on the parent would show something else, or not know it again: where other images in the two folders
+/// do, nothing is done without --force. An image that stands on the deleted one and was not named can be put on the
+/// parent later with 'cowhand reconnect-parent --force'. Stopped anywhere, this can be run again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -46,48 +46,27 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// The image's format; by its content if not given
-    #[arg(short, long, value_name = "FORMAT")]
-    format: Option<String>,
-
-    /// The cache mode: none, writeback, writethrough, directsync or unsafe
-    #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
-    cache: Cache,
-
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
-
     #[command(flatten)]
-    holes: Holes,
-
-    #[command(flatten)]
-    sharing: Sharing,
-
-    #[command(flatten)]
-    parents: Parents,
+    work: Work,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
-    let source = args.sharing.source(&args.image, args.format.as_deref())?;
+    let source = args.work.source(&args.image)?;
     let how = Merge {
-        open: args.holes.with(args.sharing.writing(&source, &args.parents, args.cache)?),
+        open: args.work.writing(&source)?,
         base: args.into.clone(),
         children: args.child.clone(),
         delete: args.delete,
         force: args.force,
         workers: None,
     };
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.work.showing.meter();
     let done = merge(&source.path, &how, &meter)?;
     meter.finish();
-    if !args.quiet {
+    if !args.work.showing.quiet {
         let and = if done.deleted { " and deleted" } else { "" };
         writeln!(out, "Image merged{and}: {} bytes written of {} held.", done.moved, done.held)?;
+        note_on_sectors(out, done.sectors)?;
     }
     Ok(DONE)
 }

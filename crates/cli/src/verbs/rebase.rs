@@ -7,8 +7,8 @@ use cowhand::{Cache, Error, Rebase, rebase};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
-use crate::progress::Meter;
-use crate::sources::{self, Holes, Parents, Sharing};
+use crate::sources::{self, Holes, Parents, Sharing, note_on_sectors};
+use crate::work::Showing;
 
 /// Give an image another parent, or none
 ///
@@ -52,13 +52,8 @@ pub(crate) struct Args {
     #[arg(short = 'T', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
     source_cache: Cache,
 
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    showing: Showing,
 
     #[command(flatten)]
     holes: Holes,
@@ -70,7 +65,7 @@ pub(crate) struct Args {
     parents: Parents,
 }
 
-pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
+pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     if args.backing.is_none() && !args.unchecked {
         return Err(Error::invalid("Must specify backing file (-b) or use unsafe mode (-u)").into());
     }
@@ -84,8 +79,11 @@ pub(crate) fn run(args: &Args, _out: &mut Output) -> Outcome {
         compress: args.compress,
         workers: None,
     };
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
-    rebase(&source.path, &how, &meter)?;
+    let meter = args.showing.meter();
+    let done = rebase(&source.path, &how, &meter)?;
     meter.finish();
+    if !args.showing.quiet {
+        note_on_sectors(out, done.sectors)?;
+    }
     Ok(DONE)
 }

@@ -15,8 +15,9 @@ use crate::exit::{DONE, Failure, Outcome, stream::CANNOT_KNOW};
 use crate::output::{Output, json};
 use crate::progress::Meter;
 use crate::sizes::Size;
-use crate::sources::{self, Parents, Sharing};
+use crate::sources::{self, Parents, Sharing, note_on_sectors};
 use crate::verbs::Form;
+use crate::work::Showing;
 
 /// Send images to pipes, web servers and tar.gz archives, and take them from there
 ///
@@ -117,13 +118,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "FORM", default_value = "human")]
     output: Form,
 
-    /// Show progress as qemu-img does
-    #[arg(short, long)]
-    progress: bool,
-
-    /// Print nothing
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    showing: Showing,
 
     #[command(flatten)]
     sharing: Sharing,
@@ -161,7 +157,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         return look(args, source, &file.path, &how, out);
     };
     let to_stdout = target == "-";
-    if to_stdout && (args.output == Form::Json || args.progress) {
+    if to_stdout && (args.output == Form::Json || args.showing.progress) {
         return Err(Error::invalid("standard output takes the stream, and nothing else")
             .hint("leave out --output and -p")
             .into());
@@ -183,7 +179,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         None => To::File(Path::new(target)),
     };
     let target_name = name(&to);
-    let meter = Meter::new(args.progress && !args.quiet, args.quiet);
+    let meter = args.showing.meter();
     let from = from(args, source, &file.path)?;
     let source_name = match &from {
         From::File(path) => path.display().to_string(),
@@ -193,8 +189,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     meter.finish();
     if args.output == Form::Json {
         out.write_all(json(&done.to_json()).as_bytes())?;
-    } else if !args.quiet && !to_stdout {
+    } else if !args.showing.quiet && !to_stdout {
         summary(out, &source_name, &target_name, &done, since)?;
+        note_on_sectors(out, done.sectors)?;
     }
     Ok(DONE)
 }

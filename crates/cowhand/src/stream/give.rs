@@ -8,11 +8,12 @@ use cowhand_core::{Encoded, Error, Image, ParentRef, Progress, Result};
 use super::gzip::Gzip;
 use super::pipe::{Ahead, Exactly};
 use super::tar::{Archive, MOST, member_name};
-use super::{Deliver, Stream, Streamed, To, able, format_name, is_archive};
+use super::{Deliver, SECTOR, Stream, Streamed, To, able, format_name, is_archive};
 use crate::convert::workers;
 use crate::create::Base;
 use crate::open::{Opened, open};
 use crate::registry;
+use crate::sectors::Sectors;
 use crate::target::{Target, refuse_one_of};
 
 /// Streams the disk whose top is `source`.
@@ -113,6 +114,7 @@ fn summary(disk: &Opened, how: &Stream, layers: usize, bytes: u64) -> Result<Str
         layers,
         written: None,
         bytes: Some(bytes),
+        sectors: Sectors::differing(disk.top().layer.sector(), SECTOR),
     })
 }
 

@@ -27,6 +27,7 @@ pub use self::http::{Http, Put};
 use self::parts::Parts;
 use crate::open::Open;
 use crate::registry;
+use crate::sectors::Sectors;
 
 /// Where a stream comes from.
 #[derive(Debug)]
@@ -109,7 +110,12 @@ pub struct Streamed {
     pub written: Option<u64>,
     /// Bytes of what was sent or unpacked, before it was packed.
     pub bytes: Option<u64>,
+    /// The target's sectors are not the source's.
+    pub sectors: Option<Sectors>,
 }
+
+/// Bytes of the sectors that a streamed disk counts in: the formats that can be streamed know no other.
+const SECTOR: u32 = 512;
 
 impl Streamed {
     /// For programs.
@@ -121,6 +127,7 @@ impl Streamed {
             "layers": self.layers,
             "written": self.written,
             "stream-length": self.bytes,
+            "sector-sizes": self.sectors.map(|sectors| json!({ "source": sectors.from, "target": sectors.to })),
         })
     }
 }

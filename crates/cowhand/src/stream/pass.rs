@@ -43,7 +43,7 @@ pub(super) fn pass(parts: &mut Parts<'_>, to: &mut dyn Deliver, how: &Stream) ->
     if parts.next()?.is_some() {
         return Err(parts.named(Error::corrupt("archive", "another member follows the disk that is alone")));
     }
-    Ok(Streamed { from: format, to: format, size, layers: 1, written: None, bytes: len })
+    Ok(Streamed { from: format, to: format, size, layers: 1, written: None, bytes: len, sectors: None })
 }
 
 /// Sends all of `body`, and sees that it is at its end.

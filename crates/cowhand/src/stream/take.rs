@@ -9,11 +9,12 @@ use cowhand_core::{
 
 use super::parts::Parts;
 use super::present::Present;
-use super::{Stream, Streamed, format_name};
+use super::{SECTOR, Stream, Streamed, format_name};
 use crate::convert::{Convert, Job};
 use crate::create::Base;
 use crate::gate::Before;
 use crate::registry;
+use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles};
 
 /// Runs of zeros of this size are not written.
@@ -194,10 +195,12 @@ impl Writing {
 
     fn finish(self, path: &Path) -> Result<Streamed> {
         let size = self.image.size();
+        let sectors = Sectors::differing(SECTOR, self.image.top().layer.sector());
         self.image.close().map_err(|error| error.image(path.display()))?;
         drop(self.image);
         self.files.finish()?;
         self.target.finish()?;
-        Ok(Streamed { to: self.format, size: Some(size), written: Some(self.written), ..Streamed::default() })
+        let written = Some(self.written);
+        Ok(Streamed { to: self.format, size: Some(size), written, sectors, ..Streamed::default() })
     }
 }

@@ -44,7 +44,15 @@ pub(super) fn unpack(parts: &mut Parts<'_>, path: &Path, how: &Stream) -> Result
     };
     folder.finish(how)?;
     let layers = members.len();
-    Ok(Streamed { from, to: from, size: Some(size), layers, written: None, bytes: Some(bytes) })
+    Ok(Streamed {
+        from,
+        to: from,
+        size: Some(size),
+        layers,
+        written: None,
+        bytes: Some(bytes),
+        sectors: None,
+    })
 }
 
 /// Writes a member's bytes as they come.

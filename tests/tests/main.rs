@@ -39,6 +39,7 @@ mod vhd_resized;
 mod vhd_streams;
 mod vhd_verbs;
 mod vhd_written;
+mod vhdx_labels;
 mod vhdx_log;
 mod vhdx_read;
 mod whole_or_none;

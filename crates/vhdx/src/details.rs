@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 use crate::bat::{Block, ENTRY};
 use crate::layer::VhdxLayer;
 use crate::state::State;
-use crate::table::View;
 
 /// A longer BAT is not gone through for a figure.
 const MOST_BAT: u64 = 16 << 20;
@@ -58,26 +57,14 @@ fn fragmentation(state: &State) -> Result<Option<u64>> {
     }
     let (mut followers, mut apart) = (0u64, 0);
     let mut before: Option<u64> = None;
-    let mut block = 0;
-    while block < geometry.blocks() {
-        match state.table.view(geometry.entry_of(block))? {
-            View::Zero(end) => block = geometry.block_at(end).max(block + 1),
-            View::Entries(entries) => {
-                let end = geometry.block_at(entries.end()).min(geometry.blocks()).max(block + 1);
-                for block in block..end {
-                    let raw = entries.get(geometry.entry_of(block)).unwrap_or(0);
-                    let place = match Block::decode(raw, differencing) {
-                        Ok(Block::Full(place) | Block::Partial(place)) => place,
-                        _ => continue,
-                    };
-                    if let Some(before) = before.replace(place) {
-                        followers += 1;
-                        apart += u64::from(before.saturating_add(geometry.block_size) != place);
-                    }
-                }
-                block = end;
-            }
+    state.payload(&mut |_, raw| {
+        if let Ok(Block::Full(place) | Block::Partial(place)) = Block::decode(raw, differencing)
+            && let Some(before) = before.replace(place)
+        {
+            followers += 1;
+            apart += u64::from(before.saturating_add(geometry.block_size) != place);
         }
-    }
+        Ok(())
+    })?;
     Ok(Some(apart * 100 / followers.max(1)))
 }

@@ -1,6 +1,7 @@
 //! What is to change of a file's metadata, gathered as the whole sectors of one commit.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use cowhand_core::{Result, Storage};
 
@@ -34,20 +35,17 @@ impl<'a> Draft<'a> {
             let within = (at % SECTOR as u64) as usize;
             let (piece, rest) = bytes.split_at(bytes.len().min(SECTOR - within));
             let start = at - within as u64;
-            let known = self.sectors.get(&start).cloned();
-            let is_new = known.is_none();
-            let mut sector = match known {
-                Some(sector) => sector,
+            let range = within..within + piece.len();
+            match self.sectors.get_mut(&start) {
+                Some(sector) => put(sector, range, piece),
                 None => {
                     let mut sector = Box::new([0; SECTOR]);
                     bytes::read(self.file, what, start, sector.as_mut_slice())?;
-                    sector
+                    if sector.get(range.clone()) != Some(piece) {
+                        put(&mut sector, range, piece);
+                        self.sectors.insert(start, sector);
+                    }
                 }
-            };
-            let part = sector.get_mut(within..within + piece.len()).unwrap_or_default(); // never short: it was cut so
-            if part != piece || !is_new {
-                part.copy_from_slice(piece);
-                self.sectors.insert(start, sector);
             }
             at += piece.len() as u64;
             bytes = rest;
@@ -60,10 +58,20 @@ impl<'a> Draft<'a> {
         self.sectors.len()
     }
 
+    /// What the other changes, which has no sector in common with this one, changes too.
+    pub(crate) fn and(&mut self, other: Draft<'_>) {
+        self.sectors.extend(other.sectors);
+    }
+
     /// The sectors that change, ascending.
     pub(crate) fn into_sectors(self) -> Vec<Sector> {
         self.sectors.into_iter().map(|(at, bytes)| Sector { at, bytes }).collect()
     }
+}
+
+fn put(sector: &mut [u8; SECTOR], range: Range<usize>, piece: &[u8]) {
+    // Never short: the piece was cut so.
+    sector.get_mut(range).unwrap_or_default().copy_from_slice(piece);
 }
 
 #[cfg(test)]

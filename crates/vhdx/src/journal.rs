@@ -128,6 +128,15 @@ impl Journal {
         Ok(())
     }
 
+    /// DataWriteGuid becomes `guid`, durably, and no other while this session lasts.
+    pub(crate) fn identify(&self, guid: Guid) -> Result<()> {
+        self.touch(false)?;
+        let mut state = self.lock()?;
+        self.write_headers(&mut state, |header| header.data_write_guid = guid)?;
+        self.touched.store(VISIBLY, Ordering::Release);
+        Ok(())
+    }
+
     /// The DataWriteGuid that the first visible change takes, or took.
     pub(crate) fn next_identity(&self) -> Guid {
         self.next

@@ -4,11 +4,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use cowhand_core::{Details, Epochs, Erase, Error, Extent, Layer, LayerId, ParentRef, Result, Storage};
+use cowhand_core::{
+    Details, Epochs, Erase, Error, Extent, Layer, LayerId, Options, ParentRef, Progress, Result, Secrets,
+    Storage,
+};
 
 use crate::bat::{Block, Geometry};
 use crate::create;
 use crate::details;
+use crate::guid::Guid;
 use crate::header::{self, Header};
 use crate::journal::Journal;
 use crate::like;
@@ -332,6 +336,18 @@ impl Layer for VhdxLayer {
 
     fn parent(&self) -> Option<ParentRef> {
         self.state().metadata.parent.as_ref().map(|locator| locator.parent())
+    }
+
+    fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
+        self.name_parent(parent)
+    }
+
+    fn expect_parent(&self, id: [u8; 16]) -> Result<()> {
+        self.note_identity(Guid::from_raw(id))
+    }
+
+    fn amend(&self, options: &Options, _secrets: &Secrets, _progress: &dyn Progress) -> Result<()> {
+        self.amend_with(options)
     }
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod alone;
+mod amend;
 mod bat;
 mod bytes;
 mod check;
@@ -27,6 +28,7 @@ mod naming;
 mod overlay;
 mod pages;
 mod region;
+mod relabel;
 mod space;
 mod state;
 mod table;
@@ -75,6 +77,10 @@ impl Format for Vhdx {
 
     fn spell(&self, id: [u8; 16]) -> String {
         guid::Guid::from_raw(id).to_string()
+    }
+
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        amend::OPTIONS
     }
 
     /// Errors: the rules of the format that are broken, by field and offset; a region or metadata item that is required

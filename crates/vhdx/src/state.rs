@@ -11,7 +11,7 @@ use crate::header::LogPlace;
 use crate::metadata::Metadata;
 use crate::pages::Pages;
 use crate::region::Regions;
-use crate::table::Table;
+use crate::table::{Table, View};
 
 /// Who has it keeps it for one operation; who changes the layer as a whole puts another in its place.
 #[derive(Clone, Debug)]
@@ -84,6 +84,25 @@ impl State {
         let raw = self.table.entry(entry)?;
         self.decode(block, raw, len)
             .map_err(|what| self.wrong_entry(entry, format!("{what} (block {block})")))
+    }
+
+    /// Calls `see` with each payload block, ascending, and its entry; what stands in a hole of the file is left out.
+    pub(crate) fn payload(&self, see: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        let geometry = &self.geometry;
+        let mut block = 0;
+        while block < geometry.blocks() {
+            match self.table.view(geometry.entry_of(block))? {
+                View::Zero(end) => block = geometry.block_at(end).max(block + 1),
+                View::Entries(entries) => {
+                    let end = geometry.block_at(entries.end()).min(geometry.blocks()).max(block + 1);
+                    while block < end {
+                        see(block, entries.get(geometry.entry_of(block)).unwrap_or(0))?;
+                        block += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Where the sector bitmap stands that has the bits of `block`, if there is one.

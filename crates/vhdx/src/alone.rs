@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use cowhand_core::{Error, Result};
+use cowhand_core::{Error, ErrorKind, Result};
 
 use crate::bat::Block;
 use crate::bytes::MIB;
@@ -23,10 +23,18 @@ impl VhdxLayer {
     }
 
     /// Makes these sectors of the file and this state count, durably and in one step. All that is published has been
-    /// written back ([`VhdxLayer::write_all_back`]). New room that they refer to is already in the file.
+    /// written back ([`VhdxLayer::write_all_back`]). New room that they refer to is already in the file. Errors:
+    /// `Unsupported` where they are too many for one step; after any other nothing more is written, since which state
+    /// counts is not known.
     pub(crate) fn change(&self, alone: &Alone<'_>, sectors: &[Sector], state: State) -> Result<()> {
         let end = alone.ready.space().end();
-        self.commit(alone.writer, sectors, end, true)?;
+        self.commit(alone.writer, sectors, end, true).inspect_err(|error| {
+            if let Some(journal) =
+                alone.writer.journal.as_ref().filter(|_| error.kind() != ErrorKind::Unsupported)
+            {
+                journal.fail();
+            }
+        })?;
         self.pages.replaced(sectors);
         self.set_state(state);
         Ok(())

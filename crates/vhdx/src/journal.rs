@@ -5,7 +5,7 @@
 //! ring are enough, which take turns: an entry is never written over the one before it. Nothing wraps, and no entry has
 //! more descriptors than its first sector holds, so whoever replays logs at all replays these.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cowhand_core::{Error, ErrorKind, Result, Storage};
@@ -39,6 +39,8 @@ pub(crate) struct Journal {
     /// The DataWriteGuid that the first visible change takes.
     next: Guid,
     touched: AtomicU8,
+    /// What the headers or the file hold is not known.
+    failed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -50,8 +52,6 @@ struct State {
     ring: Option<Ring>,
     /// What is in the log, and not in place since writing it there failed.
     unapplied: Vec<Sector>,
-    /// What the headers or the file hold is not known.
-    failed: bool,
 }
 
 /// The log in use.
@@ -65,8 +65,14 @@ struct Ring {
 impl Journal {
     /// The journal of a file whose current header is `header`, in that slot, with nothing pending.
     pub(crate) fn new(file: Arc<dyn Storage>, header: Header, slot: usize) -> Journal {
-        let state = State { header, slot, ring: None, unapplied: Vec::new(), failed: false };
-        Journal { file, next: Guid::random(), touched: AtomicU8::new(UNTOUCHED), state: Mutex::new(state) }
+        let state = State { header, slot, ring: None, unapplied: Vec::new() };
+        Journal {
+            file,
+            next: Guid::random(),
+            touched: AtomicU8::new(UNTOUCHED),
+            failed: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
     }
 
     /// The journal of a file that may have changes pending in its log: these are put in place first, durably. A power cut
@@ -92,7 +98,7 @@ impl Journal {
             self.file.set_len(len).map_err(failed)?;
         }
         changes.apply(self.file.as_ref()).map_err(failed)?;
-        self.sync(&mut state)?;
+        self.sync()?;
         self.write_headers(&mut state, |header| header.log.guid = Guid::ZERO)
     }
 
@@ -122,7 +128,7 @@ impl Journal {
             }
         })?;
         if before == UNTOUCHED {
-            Regions::mend(self.file.as_ref(), || self.sync(&mut state))?;
+            Regions::mend(self.file.as_ref(), || self.sync())?;
         }
         self.touched.store(wanted, Ordering::Release);
         Ok(())
@@ -150,23 +156,23 @@ impl Journal {
     /// Makes all `sectors`, at most [`MOST`] and none twice, change in one step, and durable. All that was written to the
     /// file before is durable first. `end`: where that ends which is in use of the file, in bytes.
     ///
-    /// Errors: reading or writing failed, and then the step is taken or not: nothing that either state of the file names
-    /// may be used for something else before a later commit goes well. After a sync has failed nothing goes well any
-    /// more.
+    /// Errors: `Unsupported` where there are more sectors, and nothing was changed. Otherwise reading or writing failed,
+    /// and the step is taken or not: nothing that either state of the file names may be used for something else before a
+    /// later commit goes well. After a sync has failed nothing goes well any more.
     pub(crate) fn commit(&self, sectors: &[Sector], end: u64) -> Result<()> {
-        let mut state = self.lock()?;
-        self.apply_rest(&mut state)?;
-        // Durable with the next sync, as nobody cuts the file while the log is in use.
-        let len = self.file.len().map_err(|error| Error::io("cannot find the size", error))?;
-        self.sync(&mut state)?;
-        if sectors.is_empty() {
-            return Ok(());
-        }
         if sectors.len() > MOST {
             return Err(Error::unsupported(format!(
                 "a change of {} sectors of metadata at once does not fit into the log",
                 sectors.len()
             )));
+        }
+        let mut state = self.lock()?;
+        self.apply_rest(&mut state)?;
+        // Durable with the next sync, as nobody cuts the file while the log is in use.
+        let len = self.file.len().map_err(|error| Error::io("cannot find the size", error))?;
+        self.sync()?;
+        if sectors.is_empty() {
+            return Ok(());
         }
         let place = state.header.log;
         let ring = match state.ring {
@@ -183,7 +189,7 @@ impl Journal {
         };
         let entry = log::entry(&label, sectors.iter().map(|sector| (sector.at, &*sector.bytes)));
         bytes::write(self.file.as_ref(), "log", place.offset + u64::from(at), &entry)?;
-        self.sync(&mut state)?;
+        self.sync()?;
         // From here on the entry counts, or will with the headers.
         state.ring = Some(ring);
         if state.header.log.guid != ring.guid {
@@ -200,7 +206,7 @@ impl Journal {
     pub(crate) fn settle(&self) -> Result<()> {
         let mut state = self.lock()?;
         self.apply_rest(&mut state)?;
-        self.sync(&mut state)?;
+        self.sync()?;
         if state.header.log.is_pending() {
             self.write_headers(&mut state, |header| header.log.guid = Guid::ZERO)?;
         }
@@ -210,18 +216,24 @@ impl Journal {
 
     /// What the file holds is not known to who writes it: nothing more is written until it is opened again.
     pub(crate) fn fail(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
+        self.failed.store(true, Ordering::Release);
     }
 
-    fn lock(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.failed {
+    /// Errors: something has failed so that what the file holds is not known.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) {
             return Err(Error::new(
                 ErrorKind::Io,
                 "an earlier write could not be made durable, so what was written may be lost",
             )
             .hint("close it, and check it before it is written again"));
         }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
         Ok(state)
     }
 
@@ -249,9 +261,9 @@ impl Journal {
     }
 
     /// All that was written before is durable.
-    fn sync(&self, state: &mut State) -> Result<()> {
+    fn sync(&self) -> Result<()> {
         self.file.sync().map_err(|error| {
-            state.failed = true;
+            self.fail();
             Error::io("cannot make what was written durable", error)
         })
     }
@@ -269,10 +281,10 @@ impl Journal {
             header.sequence_number += 1;
             if let Err(error) = bytes::write(self.file.as_ref(), "header", HEADERS[slot], &header.to_bytes())
             {
-                state.failed = true;
+                self.fail();
                 return Err(error);
             }
-            self.sync(state)?;
+            self.sync()?;
         }
         state.header = header;
         Ok(())

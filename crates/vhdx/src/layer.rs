@@ -53,6 +53,10 @@ impl VhdxLayer {
     /// the first write.
     pub(crate) fn open_to_write(file: Arc<dyn Storage>) -> Result<VhdxLayer> {
         let creator = header::read_creator(file.as_ref())?;
+        if Header::read(file.as_ref())?.log.is_pending() {
+            // What does not open is not changed either.
+            Self::open(file.clone())?;
+        }
         let journal = Journal::open(file.clone())?;
         let header = journal.header();
         Self::assemble(file, creator, header, Some(Writer::new(Some(journal))))

@@ -91,12 +91,13 @@ impl Writer {
         writer
     }
 
-    /// Nobody has closed it. Asked again under a claim, since closing claims all.
+    /// Nobody has closed it, and what it holds is known. Asked again under a claim, since who closes it or changes it as
+    /// a whole claims all.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Denied, "was closed, and is not written any more"));
         }
-        Ok(())
+        self.journal.as_ref().map_or(Ok(()), Journal::check)
     }
 }
 

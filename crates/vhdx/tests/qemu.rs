@@ -10,7 +10,12 @@ use std::sync::Arc;
 use std::thread;
 
 use common::{MIB, chain, noise, sealed};
-use cowhand_core::{Access, Cache, FileStorage, Kind, Lock, Storage, is_zero};
+use cowhand_core::testing::{Journal as Recorder, Plan};
+use cowhand_core::{
+    Access, Cache, Erase, FileStorage, Folder as _, Format, Kind, Lock, MemoryFolder, NoFiles, Storage,
+    is_zero,
+};
+use cowhand_vhdx::Vhdx;
 
 /// A folder that goes away in the end.
 struct Folder(PathBuf);
@@ -228,6 +233,78 @@ fn a_pending_log_is_replayed_as_qemu_does_it() {
     run("qemu-img", &["check", "-r", "all", "-f", "vhdx", &path]);
     assert!(!common::open(storage(&path, Access::Read)).unwrap().details().dirty);
     assert!(content(&path) == whole);
+}
+
+/// The table's sectors as they stand in the file: where the images of [`common::create`] have it.
+fn table(file: &dyn Storage) -> Vec<u8> {
+    let mut table = vec![0; 12 << 10];
+    file.read_at(3 * MIB, &mut table).unwrap();
+    table
+}
+
+#[test]
+fn what_a_power_cut_leaves_in_the_log_is_replayed_by_qemu() {
+    const BLOCKS: [u64; 6] = [0, 1, 511, 512, 1100, 1535];
+    let Some(folder) = Folder::with_qemu("cut") else { return };
+    let mut options = common::create_options(1536 * MIB, &[("block_size", "1M")]);
+    options.fresh = false;
+    let images = MemoryFolder::new();
+    let image = images.create_new("disk").unwrap();
+    Vhdx.create(image, &NoFiles, &options).unwrap().close().unwrap();
+    let recorder = Recorder::over(&images);
+    let layer = common::reopen(recorder.folder().open("disk", true).unwrap()).unwrap();
+    for (turn, at) in (1..).zip([0, 2, 4, 1, 3, 5, 0, 3]) {
+        // Blocks in one, two and three sectors of the table, written, and taken away again.
+        layer.write(BLOCKS[at] * MIB + 4096, &noise(8192, turn)).unwrap();
+        layer.write(BLOCKS[(at + turn as usize) % 6] * MIB, &noise(512, turn)).unwrap();
+        if turn > 3 {
+            layer.erase(BLOCKS[(at + 3) % 6] * MIB, MIB, Erase::Free).unwrap();
+        }
+        layer.flush().unwrap();
+    }
+    let shown = |file: Arc<dyn Storage>| {
+        let image = chain(vec![common::open(file).unwrap()]);
+        let mut all = vec![0; BLOCKS.len() * MIB as usize];
+        for (block, piece) in BLOCKS.iter().zip(all.chunks_mut(MIB as usize)) {
+            image.read(block * MIB, piece).unwrap();
+        }
+        all
+    };
+    let path = folder.path("cut.vhdx");
+    let mut tried = 0;
+    for (number, state) in recorder.states(&Plan { per_epoch: 12, ..Plan::default() }).enumerate() {
+        let file = state.file("disk").unwrap();
+        let dirty = common::open(file.clone()).unwrap().details().dirty;
+        let ours = file.snapshot();
+        let before = table(&ours);
+        let ours: Arc<dyn Storage> = Arc::new(ours);
+        common::reopen(ours.clone()).unwrap();
+        // Those in which something is missing, and some of the others.
+        let missing = table(ours.as_ref()) != before;
+        assert!(dirty || !missing);
+        if number % (if missing { 4 } else { 40 }) > 0 {
+            continue;
+        }
+        tried += usize::from(missing);
+        let expected = shown(file.clone());
+        assert!(shown(ours) == expected, "{state}");
+        let copy = storage(&path, Access::CreateNew);
+        copy.set_len(file.len().unwrap()).unwrap();
+        let mut at = 0;
+        while let Some(data) = file.data_at(at).unwrap() {
+            let mut bytes = vec![0; (data.end - data.start) as usize];
+            file.read_at(data.start, &mut bytes).unwrap();
+            copy.write_at(data.start, &bytes).unwrap();
+            at = data.end;
+        }
+        drop(copy);
+        run("qemu-img", &["check", "-r", "all", "-f", "vhdx", &path]);
+        let theirs = storage(&path, Access::Read);
+        assert!(!common::open(theirs.clone()).unwrap().details().dirty, "{state}");
+        assert!(shown(theirs) == expected, "{state}");
+        std::fs::remove_file(&path).unwrap();
+    }
+    assert!(tried >= 10, "{tried}");
 }
 
 #[test]

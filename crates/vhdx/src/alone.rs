@@ -157,3 +157,6 @@ impl VhdxLayer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

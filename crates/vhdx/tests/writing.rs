@@ -5,13 +5,13 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::crash::{CONFIGURATIONS, Configuration, below, make};
 use common::{
     Build, FULL, LINKAGE, MIB, PARTIAL, ZERO, chain, create_options, noise, open, parent_of, reopen, stamped,
 };
-use cowhand_core::testing::{FaultTest, ModelTest, RaceTest, Shape};
+use cowhand_core::testing::{FaultTest, ModelTest, RaceTest, Rng, Shape};
 use cowhand_core::{CreateOptions, Erase, ErrorKind, Format, Kind, MemoryStorage, NoFiles, Storage};
 use cowhand_vhdx::Vhdx;
 
@@ -34,7 +34,7 @@ fn they_behave_like_a_flat_vector() {
 fn threads_leave_each_other_alone() {
     for how in CONFIGURATIONS {
         let test = RaceTest::new(|file| make(file, how), reopen).unit(how.block);
-        let test = test.time(Duration::from_millis(150));
+        let test = test.time(Duration::from_millis(60));
         let test = if how.sort.is_child() { test.parent(below(how, 0)) } else { test };
         test.run().unwrap_or_else(|failure| panic!("{how:?}: {failure}"));
     }
@@ -351,4 +351,104 @@ fn what_stands_over_something_else_is_read_and_not_written() {
         layer.close().unwrap();
         assert!(build.file.to_vec() == before);
     }
+}
+
+#[test]
+fn the_largest_disk_opens_at_once() {
+    // 64 TiB in blocks of 1 MiB: a BAT of 512 MiB, with some blocks in it.
+    let file = Arc::new(MemoryStorage::new());
+    let layer =
+        common::create(file.clone(), 64 << 40, &[("block_size", "1M"), ("block_state_zero", "off")]).unwrap();
+    let spots: Vec<u64> = (0..40).map(|n| n * (1677 << 30)).collect();
+    for at in &spots {
+        layer.write(*at, &[7; 512]).unwrap();
+    }
+    layer.close().unwrap();
+    assert!(file.len().unwrap() > 515 * MIB);
+    let opened = || {
+        let since = Instant::now();
+        let layer = open(file.clone()).unwrap();
+        let mut found = [0; 512];
+        layer.read(spots[20], &mut found).unwrap();
+        assert_eq!(found, [7; 512]);
+        assert_eq!(layer.extent(MIB, u64::MAX).unwrap().len, spots[1] - MIB);
+        since.elapsed()
+    };
+    // The quickest of some: others may be at work on this machine.
+    let quickest = (0..20).map(|_| opened()).min().unwrap();
+    assert!(quickest < Duration::from_millis(20), "{quickest:?}");
+    // The first write looks at all of the BAT, which is nearly all a hole.
+    let layer = reopen(file.clone()).unwrap();
+    layer.write((64 << 40) - 512, &[8; 512]).unwrap();
+    layer.close().unwrap();
+    let layer = open(file.clone()).unwrap();
+    assert_eq!(layer.extent(spots[39] + MIB, u64::MAX).unwrap().kind, Kind::Hole);
+    assert_eq!(file.len().unwrap(), (3 + 513 + 41) * MIB);
+    assert!(file.physical_size().unwrap() < 8 * MIB);
+}
+
+/// What each block of the disk reads as; `None`: an error.
+fn blocks_of(file: &Arc<MemoryStorage>, child: bool, blocks: u64) -> Option<Vec<Option<Vec<u8>>>> {
+    let layer = open(file.clone()).ok()?;
+    let disk = chain(if child { vec![layer, stamped(blocks * MIB)] } else { vec![layer] });
+    let read = |block| {
+        let mut bytes = vec![0; MIB as usize];
+        disk.read(block * MIB, &mut bytes).ok().map(|()| bytes)
+    };
+    Some((0..blocks).map(read).collect())
+}
+
+#[test]
+fn writing_to_what_is_damaged_harms_nothing_else() {
+    const BLOCKS: u64 = 6;
+    let (mut went_well, mut refused) = (0, 0);
+    for seed in 0..40 {
+        let mut rng = Rng::new(seed);
+        let child = seed % 2 == 1;
+        let linkage = [("parent_linkage", LINKAGE), ("relative_path", "base.vhdx")];
+        let mut build = Build::new(BLOCKS * MIB, MIB, 512, child.then_some(&linkage[..]));
+        for block in [0, 2, 3] {
+            let place = build.room(MIB);
+            build.file.write_at(place, &noise(MIB as usize, block)).unwrap();
+            build.set(block, place | if child && block == 2 { PARTIAL } else { FULL });
+        }
+        if child {
+            let place = build.room(MIB);
+            build.file.write_at(place, &[0x0f; MIB as usize]).unwrap();
+            build.set_bitmap(0, place | FULL);
+        }
+        for _ in 0..1 + rng.below(2) {
+            let value = match rng.below(4) {
+                0 => rng.below(10) * MIB | rng.below(8),
+                1 => rng.any(),
+                2 => rng.below(8),
+                _ => (4 + rng.below(4)) * MIB | FULL,
+            };
+            match rng.below(5) {
+                0 if child => build.set_bitmap(0, value),
+                _ => build.set(rng.below(BLOCKS), value),
+            }
+        }
+        let before = blocks_of(&build.file, child, BLOCKS).unwrap();
+        let mut changed = Vec::new();
+        let layer = reopen(build.file.clone()).unwrap();
+        for _ in 0..4 {
+            let block = rng.below(BLOCKS);
+            let done = match rng.below(4) {
+                0 => layer.erase(block * MIB, MIB, Erase::Free).map(drop),
+                1 => layer.erase(block * MIB + 4096, 8192, Erase::Reveal).map(drop),
+                2 => layer.flush(),
+                _ => layer.write(block * MIB + 512, &[1; 3 * 512]),
+            };
+            changed.push(block);
+            went_well += u64::from(done.is_ok());
+            refused += u64::from(done.is_err());
+        }
+        layer.close().unwrap();
+        let after = blocks_of(&build.file, child, BLOCKS).unwrap();
+        for block in (0..BLOCKS).filter(|block| !changed.contains(block)) {
+            assert!(before[block as usize] == after[block as usize], "seed {seed}, block {block}");
+        }
+    }
+    assert!(went_well > 30 && refused > 30, "{went_well} {refused}");
 }

@@ -134,6 +134,48 @@ fn judge_one(case: &Case) {
     assert!(right, "inspect says {:?}, and not {:?}", seen.ok, case.gate);
 }
 
+/// A check of such an image stays within bounds, changes nothing, and finds something wrong where opening does; a repair
+/// stays within them too, and leaves nothing worse.
+pub(crate) fn check_and_repair(cases: &[Case], format: &str) {
+    let check = |case: &Case| {
+        let before = file_sha256(&case.image);
+        let words = |verb: &str| {
+            let image = case.image.to_str().unwrap().to_owned();
+            [vec![verb.to_owned(), image, format!("format={format}")], case.how.clone()].concat()
+        };
+        let run = |verb: &str| {
+            let probed = probe(words(verb));
+            bounded(verb, &probed);
+            if let Some(report) = &probed.ok {
+                let text = report["messages"].to_string();
+                assert!(!text.contains("\\u00"), "control characters in {text}");
+            }
+            probed
+        };
+        let first = run("check");
+        assert_eq!(file_sha256(&case.image), before, "a check changed the image");
+        let Some(first) = first.ok else {
+            assert_eq!(first.kind, "Unsupported", "{}", first.message);
+            return;
+        };
+        let wrong = |report: &serde_json::Value| {
+            report["corruptions"].as_u64().unwrap() + report["check_errors"].as_u64().unwrap()
+        };
+        let bad = matches!(case.verdict, Verdict::AtOpen(_) | Verdict::OnRead(_) | Verdict::Somewhere);
+        assert!(!bad || wrong(&first) > 0, "it is refused, and nothing is wrong: {first}");
+        let repaired = run("repair");
+        let Some(repaired) = repaired.ok else { panic!("{}: {}", repaired.kind, repaired.message) };
+        assert!(wrong(&repaired) <= wrong(&first), "{first}\n{repaired}");
+        let again = run("check").ok.unwrap();
+        assert_eq!(wrong(&again), wrong(&repaired), "{first}\n{repaired}");
+        if wrong(&again) == 0 {
+            let read = run("read");
+            assert!(read.ok.is_some(), "repaired, and not readable: {} {}", read.kind, read.message);
+        }
+    };
+    for_all(cases, |case| case.name.clone(), check);
+}
+
 /// The error is of the image's making, and names image and part.
 fn is_clear(case: &Case, read: &Probed, part: &str) {
     let text = &read.message;

@@ -5,7 +5,7 @@ use std::path::Path;
 use cowhand_tests::{Content, Patch, qemu_img, temp};
 
 use crate::hostile::Verdict::{AtOpen, Bounded, Fine, OnRead, Somewhere};
-use crate::hostile::{Cases, Gate, judge};
+use crate::hostile::{Cases, Gate, check_and_repair, judge};
 
 const K: usize = 1 << 10;
 const M: usize = 1 << 20;
@@ -227,6 +227,7 @@ fn refused_at_open() {
         case(&format!("cut after {length} bytes"), "", &move |p| p.resize(length));
     }
     judge(&cases.cases);
+    check_and_repair(&cases.cases, "vhdx");
 }
 
 #[test]
@@ -262,6 +263,7 @@ fn one_copy_is_enough() {
         let disk = cowhand::open(&case.image, &cowhand::Open::default()).unwrap();
         cowhand_tests::assert_holds(&disk, &folder.path().join("text.raw"));
     }
+    check_and_repair(&cases.cases, "vhdx");
 }
 
 #[test]
@@ -293,6 +295,7 @@ fn refused_on_read() {
         p.resize(half + 100)
     });
     judge(&cases.cases);
+    check_and_repair(&cases.cases, "vhdx");
 }
 
 /// One entry of a log, in its first sectors, with sums that are right.
@@ -369,6 +372,7 @@ fn logs() {
     assert!(buf.iter().all(|byte| *byte == 0));
     disk.read(3 << 20, &mut buf).unwrap();
     assert!(buf.iter().any(|byte| *byte != 0));
+    check_and_repair(&cases.cases, "vhdx");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod chain_verbs;
 mod chains;
 mod check;
 mod check_vhd;
+mod check_vhdx;
 mod consumers;
 mod devices;
 mod encryption;

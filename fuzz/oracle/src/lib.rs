@@ -29,13 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub type Oracle = fn(&[u8]) -> bool;
 
 /// The targets by name, as the corpus' folders are called.
-pub const TARGETS: [(&str, Oracle); 7] = [
+pub const TARGETS: [(&str, Oracle); 9] = [
     ("qcow2", qcow2),
     ("qcow2-write", qcow2_write),
     ("vhd", vhd),
     ("vhd-stream", vhd_stream),
     ("vhd-check", vhd_check),
     ("vhdx", vhdx),
+    ("vhdx-check", vhdx_check),
+    ("vhdx-write", vhdx_write),
     ("inspect", inspect),
 ];
 
@@ -46,12 +48,7 @@ pub fn qcow2(input: &[u8]) -> bool {
 
 /// The writer of qcow2.
 pub fn qcow2_write(input: &[u8]) -> bool {
-    let began = Instant::now();
-    let storage: Arc<dyn Storage> = Arc::new(sparse::unpack(input, u64::MAX));
-    let format = cowhand::format("qcow2").expect("the format is registered");
-    let changed = writing::change(format, &storage, &mut Random::new(input));
-    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
-    changed
+    written("qcow2", input)
 }
 
 /// The parser of VHD.
@@ -69,17 +66,22 @@ pub fn vhd_stream(input: &[u8]) -> bool {
 
 /// VHD's check and repair.
 pub fn vhd_check(input: &[u8]) -> bool {
-    let began = Instant::now();
-    let storage = || Arc::new(sparse::unpack(input, u64::MAX)) as Arc<dyn Storage>;
-    let format = cowhand::format("vpc").expect("the format is registered");
-    let checked = checking::check(format, &storage(), &storage(), &mut Random::new(input));
-    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
-    checked
+    checked("vpc", input)
 }
 
 /// The parser of VHDX, its log included.
 pub fn vhdx(input: &[u8]) -> bool {
     format("vhdx", input)
+}
+
+/// VHDX's check and repair.
+pub fn vhdx_check(input: &[u8]) -> bool {
+    checked("vhdx", input)
+}
+
+/// The writer of VHDX.
+pub fn vhdx_write(input: &[u8]) -> bool {
+    written("vhdx", input)
 }
 
 /// The safety gate: the report depends on the content alone, not on the pieces it comes in, and little is held.
@@ -128,6 +130,24 @@ fn format(name: &str, input: &[u8]) -> bool {
     assert_eq!(storage.identity().expect("memory has an identity"), before, "reading has written");
     assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
     opened
+}
+
+fn written(name: &str, input: &[u8]) -> bool {
+    let began = Instant::now();
+    let storage: Arc<dyn Storage> = Arc::new(sparse::unpack(input, u64::MAX));
+    let format = cowhand::format(name).expect("the format is registered");
+    let changed = writing::change(format, &storage, &mut Random::new(input));
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    changed
+}
+
+fn checked(name: &str, input: &[u8]) -> bool {
+    let began = Instant::now();
+    let storage = || Arc::new(sparse::unpack(input, u64::MAX)) as Arc<dyn Storage>;
+    let format = cowhand::format(name).expect("the format is registered");
+    let checked = checking::check(format, &storage(), &storage(), &mut Random::new(input));
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    checked
 }
 
 /// What is shown to a person holds nothing that could steer a terminal.

@@ -47,6 +47,16 @@ fn vhdx() {
 }
 
 #[test]
+fn vhdx_check() {
+    replay("vhdx-check", 300);
+}
+
+#[test]
+fn vhdx_write() {
+    replay("vhdx-write", 300);
+}
+
+#[test]
 fn inspect() {
     replay("inspect", 4);
 }
@@ -64,7 +74,8 @@ fn replay(target: &str, mutations: u64) {
         assert!(
             // What is dirty or marked corrupt opens, and is not written; what does not open may be checked.
             // Of a stream little is forgiven.
-            ["inspect", "qcow2-write", "vhd-stream", "vhd-check"].contains(&target)
+            ["inspect", "qcow2-write", "vhd-stream", "vhd-check", "vhdx-check", "vhdx-write"]
+                .contains(&target)
                 || name(seed).starts_with("found-")
                 || opens != refused,
             "opens: {opens}: {}",

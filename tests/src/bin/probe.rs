@@ -1,6 +1,6 @@
 //! One operation of the library in a process of its own, so that a test can limit its time, see its memory, and kill it.
 //!
-//! `probe read|info PATH [name=value ...]`, `probe inspect PATH`, `probe convert|stream|take SOURCE TARGET`: the answer is
+//! `probe read|info|check|repair|write PATH [name=value ...]`, `probe inspect PATH`, `probe convert|stream|take SOURCE TARGET`: the answer is
 //! one line of JSON. `probe serve` runs other programs for a test.
 
 // Part of the tests.
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use cowhand::stream::{self, Deliver, From, Incoming, Stream, To};
 use cowhand::{
-    Access, Cache, Compat, Convert, FileStorage, Kind, Lock, Open, Policy, Progress, Quiet, Result, inspect,
+    Access, Cache, Check, Compat, Convert, FileStorage, Kind, Lock, Open, Policy, Progress, Quiet, Repair,
+    Result, inspect,
 };
 use serde_json::{Value, json};
 
@@ -35,6 +36,9 @@ fn main() {
         "read" => read(path, &how(&args[2..])),
         "info" => cowhand::info(path, &how(&args[2..]), true)
             .map(|infos| json!(infos.iter().map(cowhand::Info::to_json).collect::<Vec<_>>())),
+        "check" => check(path, how(&args[2..]), Repair::Nothing),
+        "repair" => check(path, how(&args[2..]), Repair::All),
+        "write" => write(path, how(&args[2..])),
         "inspect" => inspect(path),
         "convert" => convert(path, Path::new(&args[2])),
         "stream" => stream(path, Path::new(&args[2])),
@@ -91,6 +95,27 @@ fn read(path: &Path, how: &Open) -> Result<Value> {
         at += found.len;
     }
     Ok(json!({ "size": disk.size(), "extents": extents, "read": done }))
+}
+
+fn check(path: &Path, open: Open, repair: Repair) -> Result<Value> {
+    let how = Check { open, repair, workers: 1 };
+    let report = cowhand::check(path, &how, &Quiet)?.report.unwrap();
+    let messages: Vec<_> = report.faults.iter().map(|fault| fault.message.clone()).collect();
+    Ok(json!({
+        "corruptions": report.corruptions,
+        "leaks": report.leaks,
+        "check_errors": report.check_errors,
+        "messages": messages,
+    }))
+}
+
+/// Opens for writing and writes a little.
+fn write(path: &Path, open: Open) -> Result<Value> {
+    let disk = cowhand::open(path, &Open { writable: true, ..open })?;
+    OPENED.store(true, Ordering::Relaxed);
+    disk.write(0, &[7; 4096])?;
+    disk.close()?;
+    Ok(Value::Null)
 }
 
 /// Says `half` when half is done, and then waits to be killed.

@@ -372,6 +372,7 @@ fn logs() {
     assert!(buf.iter().all(|byte| *byte == 0));
     disk.read(3 << 20, &mut buf).unwrap();
     assert!(buf.iter().any(|byte| *byte != 0));
+    drop(disk);
     check_and_repair(&cases.cases, "vhdx");
 }
 

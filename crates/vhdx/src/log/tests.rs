@@ -4,7 +4,7 @@ use super::*;
 use crate::bytes::MIB;
 use crate::header::{self, HEADERS, Header};
 use crate::journal::Journal;
-use cowhand_core::testing::{Journal as Recorder, Plan};
+use cowhand_core::testing::{Fault, Faults, Io, Journal as Recorder, Plan, WRITES};
 use cowhand_core::{ErrorKind, Folder, MemoryFolder, MemoryStorage};
 use proptest::prelude::*;
 
@@ -424,6 +424,32 @@ fn a_log_put_in_place_shows_what_it_showed_at_every_power_cut() {
     recorder.settle();
     Journal::open(disk).unwrap();
     assert!(recorder.is_empty(), "opening again writes");
+}
+
+#[test]
+fn a_replay_that_fails_can_be_begun_again() {
+    let torn = Fault::EIO.only(&[Io::Write]).torn();
+    for fault in [Fault::EIO, torn, Fault::EIO.only(&[Io::Sync]), Fault::ENOSPC.only(WRITES).forever()] {
+        for nth in 1.. {
+            let mut log = Logger::new(1, MIB - 8192);
+            log.entry(&[page(0, 1), page(5, 2), Do::Zero(DATA + 8 * 4096, 8192)]);
+            log.last = LEN + MIB;
+            log.entry(&[page(5, 3), page(1023, 4)]);
+            log.folder();
+            let disk: Arc<dyn Storage> = log.file.clone();
+            let before = shown(&disk);
+            let faults = Faults::at(fault, nth);
+            let opened = Journal::open(faults.storage(disk.clone()));
+            let fired = !faults.fired().is_empty();
+            assert_eq!(opened.is_err(), fired, "{fault:?}, number {nth}");
+            assert!(shown(&disk) == before, "{fault:?}, number {nth}");
+            let journal = Journal::open(disk.clone()).unwrap();
+            assert!(!journal.header().log.is_pending() && shown(&disk) == before);
+            if !fired {
+                break;
+            }
+        }
+    }
 }
 
 #[test]

@@ -75,11 +75,6 @@ impl VhdxLayer {
         alone.ready.freed(place);
     }
 
-    /// Takes a payload block out of the file, and says `instead` of it. Its place is free after the next flush.
-    pub(crate) fn drop_block(&self, alone: &Alone<'_>, block: u64, instead: Block) -> Result<()> {
-        self.replace(alone.writer, alone.ready, &self.state(), block, instead)
-    }
-
     /// Moves a block of the file to the first gap that it fits into, if that is in front of `below`. Answers whether it
     /// did. Its old place is free after the next flush.
     pub(crate) fn move_block(&self, alone: &Alone<'_>, block: u64, below: u64) -> Result<bool> {
@@ -133,7 +128,7 @@ impl VhdxLayer {
     }
 
     /// Copies what stands at `from`; where the file has holes, so has the copy. What is behind it in `to` is zero.
-    fn copy(&self, from: Range<u64>, to: &Place) -> Result<()> {
+    pub(crate) fn copy(&self, from: Range<u64>, to: &Place) -> Result<()> {
         let file = self.file.as_ref();
         make_zero(file, to.range.start..to.clean_from)?;
         let mut buf = vec![0; (from.end - from.start).min(PIECE) as usize];

@@ -334,7 +334,7 @@ fn write_entries(
 }
 
 /// Gives the blocks of a fixed image their space.
-fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<()> {
+pub(crate) fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<()> {
     let failed = |error| Error::io("cannot reserve the space", error);
     if len == 0 || how == Prealloc::Off || how == Prealloc::Metadata {
         return Ok(());

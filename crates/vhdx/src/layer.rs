@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cowhand_core::{
-    Details, Epochs, Erase, Error, Extent, Layer, LayerId, Options, ParentRef, Progress, Result, Secrets,
-    Storage,
+    Details, Epochs, Erase, Error, Extent, Layer, LayerId, Options, ParentRef, Prealloc, Progress, Result,
+    Secrets, Storage,
 };
 
 use crate::bat::{Block, Geometry};
@@ -287,6 +287,22 @@ impl Layer for VhdxLayer {
 
     fn close(&self) -> Result<()> {
         self.close_all()
+    }
+
+    fn resize(&self, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
+        self.resize_to(size, prealloc, below)
+    }
+
+    fn may_shrink(&self, size: u64) -> Result<()> {
+        self.refuse_to_cut(size..self.size())
+    }
+
+    fn compact(&self, progress: &dyn Progress) -> Result<()> {
+        self.compact_file(progress)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.clear_disk()
     }
 
     fn details(&self) -> Details {

@@ -8,6 +8,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bytes::{self, MIB};
+use crate::draft::Draft;
 use crate::guid::Guid;
 use crate::header::LogPlace;
 
@@ -156,6 +157,47 @@ impl Regions {
             unmarked,
             taken,
         })
+    }
+
+    /// Makes both tables say that the two regions stand there, and else what the one says that counts. Answers what they
+    /// say then. Errors: a region would stand where something else does.
+    pub(crate) fn put(
+        draft: &mut Draft<'_>,
+        file: &dyn Storage,
+        len: u64,
+        log: &LogPlace,
+        bat: Region,
+        metadata: Region,
+    ) -> Result<Regions> {
+        let mut good = None;
+        for at in TABLES {
+            let table = read_table(file, at)?;
+            if good.is_none() && is_good(&table) {
+                good = Some(table);
+            }
+        }
+        let wrong = |message: &str| Error::corrupt("region table", message);
+        let mut table = good.ok_or_else(|| wrong("neither copy has a right signature and checksum"))?;
+        let (raw, rest) = RawTable::mut_from_prefix(&mut table).map_err(|_| wrong("is cut short"))?;
+        let count = raw.entry_count.get() as usize;
+        let (entries, _) = <[RawEntry]>::mut_from_prefix_with_elems(rest, count)
+            .map_err(|_| wrong("has no room for its entries"))?;
+        for entry in entries {
+            let region = match entry.guid {
+                BAT => bat,
+                METADATA => metadata,
+                _ => continue,
+            };
+            entry.file_offset = region.offset.into();
+            entry.length =
+                u32::try_from(region.length).map_err(|_| wrong("has no room for such a length"))?.into();
+        }
+        let checksum = bytes::checksum(&table).to_le_bytes();
+        table[4..8].copy_from_slice(&checksum); // never out of bounds: a whole table
+        for at in TABLES {
+            draft.write("region table", at, &table)?;
+        }
+        Self::parse(&table, len, log)
     }
 
     /// All space that belongs to a structure, ascending and disjoint, and whose it is.

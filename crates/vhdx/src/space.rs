@@ -89,20 +89,6 @@ impl Space {
         Some(self.hand_out(start, len / MIB))
     }
 
-    /// Takes what is left of `range` that nobody has, to be given back later: nothing is put there meanwhile.
-    pub(crate) fn withhold(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
-        let range = mib(&range);
-        let mut held = Vec::new();
-        let mut from = range.start;
-        while let Some(gap) = self.used.gap(from).filter(|gap| gap.start < range.end) {
-            from = gap.end;
-            let gap = gap.start..gap.end.min(range.end);
-            self.used.take(gap.clone());
-            held.push(gap.start * MIB..gap.end * MIB);
-        }
-        held
-    }
-
     /// Where the first gap begins that has so many MiB.
     fn gap(&mut self, len: u64) -> Option<u64> {
         let which = usize::from(len >= self.block);
@@ -143,6 +129,22 @@ impl Space {
         self.file_len = len;
         self.loose = true;
         Ok(())
+    }
+
+    /// Makes the file at least `end` bytes long.
+    pub(crate) fn reach(&mut self, file: &dyn Storage, end: u64) -> Result<()> {
+        if end > self.file_len { self.extend(file, end) } else { Ok(()) }
+    }
+
+    /// Nothing is in use but these.
+    pub(crate) fn keep_only<'a>(&mut self, ranges: impl Iterator<Item = &'a Range<u64>>) {
+        self.used = Bits::default();
+        for range in ranges {
+            self.used.take(mib(range));
+        }
+        self.end = self.used.end();
+        self.first_gap = [0; 2];
+        self.loose = true;
     }
 
     /// Takes back a place that nothing in the file refers to any more and nobody uses.
@@ -272,10 +274,8 @@ mod tests {
         let place = space.take(&file, 2 * MIB).unwrap();
         space.give_back_untouched(&place);
         assert_eq!(take(&mut space, &file, 2), (10, 0));
-        let held = space.withhold(0..20 * MIB);
-        assert_eq!(held, [6 * MIB..7 * MIB]);
-        assert_eq!(take(&mut space, &file, 1), (12, 0));
-        space.cut(13 * MIB);
+        assert_eq!(take(&mut space, &file, 1), (6, 1));
+        space.cut(12 * MIB);
         assert_eq!(space.wants_len(), None);
     }
 }

@@ -22,11 +22,11 @@ const SHARED_UNIT: u64 = 4096;
 
 /// Part of a request that lies within one block.
 #[derive(Clone, Copy, Debug)]
-struct Part {
-    block: u64,
+pub(crate) struct Part {
+    pub(crate) block: u64,
     /// From the block's start.
-    within: u64,
-    len: u64,
+    pub(crate) within: u64,
+    pub(crate) len: u64,
 }
 
 impl Part {
@@ -165,7 +165,7 @@ impl VhdxLayer {
     }
 
     /// Gives the block a place, lets `fill` write the part, and publishes it.
-    fn write_new(
+    pub(crate) fn write_new(
         &self,
         writer: &Writer,
         ready: &Ready,
@@ -217,7 +217,7 @@ impl VhdxLayer {
     }
 
     /// Where the sector bitmap stands that has the bits of `block`. Where there is none it is made, with no bit set.
-    fn bitmap(&self, writer: &Writer, ready: &Ready, state: &State, block: u64) -> Result<u64> {
+    pub(crate) fn bitmap(&self, writer: &Writer, ready: &Ready, state: &State, block: u64) -> Result<u64> {
         if let Some(at) = state.bitmap(block, self.file_len())? {
             return Ok(at);
         }

@@ -294,6 +294,8 @@ impl VhdxLayer {
         self.file.set_len(len).map_err(|error| Error::io("cannot set the file's length", error))?;
         space.cut(len);
         self.cut(len);
+        // What comes there again is new.
+        self.pages.forget(len..u64::MAX);
         self.sync()
     }
 }

@@ -33,7 +33,8 @@ pub(crate) struct Args {
     #[arg(long)]
     shrink: bool,
 
-    /// Also where the programs that the format comes from never do that (VHD); data is never cut off there
+    /// Also where the programs that the format comes from never do that: VHD, of which data is never cut off, and VHDX with
+    /// data behind its new end, which is then gone
     #[arg(long, requires = "shrink")]
     force: bool,
 

@@ -116,8 +116,8 @@ fn sectors_and_state_change_in_one_step() {
     assert_eq!(place(&layer, 9), 7);
     // What is given up is free behind the next commit.
     let alone = layer.alone().unwrap();
-    layer.drop_block(&alone, 7, Block::Zero).unwrap();
-    layer.give_up(&alone, 6 * MIB..7 * MIB);
+    layer.edit(&alone, &[state.table.set(7, Block::Zero.encode())]).unwrap();
+    layer.give_up(&alone, 5 * MIB..7 * MIB);
     layer.write_all_back(&alone).unwrap();
     drop(alone);
     for block in [1, 2] {

@@ -178,7 +178,7 @@ pub fn cut(how: &Configuration, seed: u64, per_epoch: usize, sample: u64) -> Res
 }
 
 /// Our own check finds nothing but lost space.
-fn check(state: &State) -> Result<(), Failure> {
+pub fn check(state: &State) -> Result<(), Failure> {
     let Some(checker) = Vhdx.checker() else { return Ok(()) };
     let Some(file) = state.file("disk") else { return Err(Failure::new("the image is gone")) };
     let how = CheckOptions { workers: 1, ..CheckOptions::default() };
@@ -191,7 +191,7 @@ fn check(state: &State) -> Result<(), Failure> {
 }
 
 /// qemu-img replays the log to the same content, and finds nothing wrong.
-fn qemu_agrees(state: &State, layer: &Arc<dyn Layer>) -> Result<(), Failure> {
+pub fn qemu_agrees(state: &State, layer: &Arc<dyn Layer>) -> Result<(), Failure> {
     let Some(file) = state.file("disk") else { return Err(Failure::new("the image is gone")) };
     let path = Scratch::new();
     let copied = File::create(&path.0)?;

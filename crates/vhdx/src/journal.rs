@@ -143,9 +143,12 @@ impl Journal {
         Ok(())
     }
 
-    /// The DataWriteGuid that the first visible change takes, or took.
+    /// The DataWriteGuid that the file bears behind the next visible change: a session's first one takes a new one.
     pub(crate) fn next_identity(&self) -> Guid {
-        self.next
+        match self.touched.load(Ordering::Acquire) {
+            VISIBLY => self.header().data_write_guid,
+            _ => self.next,
+        }
     }
 
     /// The header as it stands in the file.

@@ -230,6 +230,13 @@ fn the_guids_change_once_a_session_and_before_anything_else() {
     journal.touch(false).unwrap();
     assert!(recorder.is_empty() && journal.next_identity() == second.data_write_guid);
 
+    // One that is given stays.
+    let journal = open(&disk);
+    assert!(journal.next_identity() != second.data_write_guid);
+    journal.identify(Guid::of(7)).unwrap();
+    journal.touch(true).unwrap();
+    assert_eq!((journal.header().data_write_guid, journal.next_identity()), (Guid::of(7), Guid::of(7)));
+
     // Both at once, and every power cut leaves the old ones or the new ones.
     let recorder = Recorder::over(&file(1));
     let disk = recorder.folder().open("disk", true).unwrap();

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use cowhand_core::testing::{Fault, Journal, Plan, Rng, fault_test, fill};
+use cowhand_core::testing::{CrashTest, Fault, Journal, Op, Plan, Rng, fault_test, fill};
 use cowhand_core::{
-    CheckOptions, CreateOptions, ErrorKind, Folder, Format, Image, Kind, Layer, Link, MemoryFolder,
+    CheckOptions, CreateOptions, Erase, ErrorKind, Folder, Format, Image, Kind, Layer, Link, MemoryFolder,
     MemoryStorage, NoFiles, OpenOptions, Options, ParentRef, Quiet, Result, Secrets, Storage, raw::Raw,
 };
 use serde_json::{Value, json};
@@ -86,7 +86,7 @@ fn child() -> Arc<MemoryStorage> {
     layer.write(0, &[1; MIB as usize]).unwrap();
     layer.write(MIB + 512, &[2; 1024]).unwrap();
     layer.write(2 * MIB - 512, &[3; 1024]).unwrap();
-    layer.erase(3 * MIB, MIB, cowhand_core::Erase::Zero).unwrap();
+    layer.erase(3 * MIB, MIB, Erase::Zero).unwrap();
     layer.close().unwrap();
     file
 }
@@ -329,6 +329,45 @@ fn a_power_cut_leaves_one_parent_or_the_other() {
             assert!(seen.iter().all(|count| *count > 5), "{what}: {seen:?}");
         }
     }
+}
+
+/// Names that change between writes, longer and shorter, over blocks that are made meanwhile.
+#[test]
+fn a_power_cut_among_writes_leaves_one_name_or_the_other() {
+    let size = 2 * MIB + 4096;
+    let make = |file: Arc<dyn Storage>| {
+        let parent = Some(named("base.vhdx", 1));
+        Vhdx.create(file, &NoFiles, &CreateOptions { size, parent, ..CreateOptions::default() })
+    };
+    let write = |at: u64, len| Op::Write { at, len };
+    let script = vec![
+        write(1024, 1024),
+        Op::Rename { len: 5 },
+        write(MIB - 512, 2048),
+        Op::Flush,
+        Op::Rename { len: 3000 },
+        Op::Reopen,
+        write(0, 512),
+        Op::Rename { len: 40 },
+        Op::Erase { at: MIB, len: MIB, how: Erase::Zero },
+        Op::Rename { len: 5000 },
+        write(2 * MIB, 4096),
+        Op::Reopen,
+        Op::Rename { len: 1 },
+        write(MIB, 512),
+    ];
+    let counts = CrashTest::new(make, open_to_write)
+        .view(open)
+        .parent(below(size))
+        .check(|state, _| {
+            sound(&state.file("disk").unwrap());
+            Ok(())
+        })
+        .script(script)
+        .per_epoch(25)
+        .run()
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(counts.states > 300, "{counts:?}");
 }
 
 #[test]

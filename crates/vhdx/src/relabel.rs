@@ -14,8 +14,10 @@ use crate::guid::Guid;
 use crate::items;
 use crate::journal::MOST;
 use crate::layer::VhdxLayer;
+use crate::locator::Locator;
 use crate::metadata::Metadata;
 use crate::naming;
+use crate::region::{Region, Regions};
 use crate::space::make_zero;
 use crate::state::State;
 use crate::writer::Alone;
@@ -35,13 +37,22 @@ impl VhdxLayer {
             parent: locator,
             ..state.metadata.clone()
         };
-        let next = State::of(metadata, state.regions.clone(), &self.pages)?;
         let mut draft = Draft::of(self.file.as_ref());
-        let freed = match (state.is_differencing(), next.is_differencing()) {
-            (true, false) => self.complete(&alone, &mut draft)?,
-            (false, true) => self.clear_bitmap_entries(&alone, &mut draft).map(|()| Vec::new())?,
-            _ => Vec::new(),
-        };
+        let (mut regions, mut freed) = (state.regions.clone(), Vec::new());
+        match (state.is_differencing(), metadata.parent.is_some()) {
+            (true, false) => freed = self.complete(&alone, &mut draft)?,
+            (false, true) => {
+                self.clear_bitmap_entries(&alone, &mut draft)?;
+                let needed = (state.geometry.entries(true) * ENTRY).next_multiple_of(MIB);
+                if needed > regions.bat.length {
+                    self.spill(&alone, &mut draft, 0)?;
+                    freed.push(regions.bat.offset..regions.bat.offset + regions.bat.length);
+                    regions = self.longer_bat(&alone, &mut draft, needed)?;
+                }
+            }
+            _ => {}
+        }
+        let next = State::of(metadata, regions, &self.pages)?;
         self.relabel(&alone, draft, next)?;
         freed.into_iter().for_each(|place| self.give_up(&alone, place));
         Ok(())
@@ -150,16 +161,30 @@ impl VhdxLayer {
     }
 
     fn clear_entry<'a>(&'a self, alone: &Alone<'_>, draft: &mut Draft<'a>, entry: u64) -> Result<()> {
-        let table = &self.state().table;
-        if table.entry(entry)? != 0 {
+        let State { table, regions, .. } = &*self.state();
+        if entry < regions.bat.length / ENTRY && table.entry(entry)? != 0 {
             draft.write("BAT", table.offset_of(entry), &[0; ENTRY as usize])?;
         }
         self.spill(alone, draft, MOST - 2)
     }
+
+    /// Writes the BAT of a disk without a parent to a place of `needed` bytes, with zeros behind it, and has `draft` take it
+    /// into use.
+    fn longer_bat(&self, alone: &Alone<'_>, draft: &mut Draft<'_>, needed: u64) -> Result<Regions> {
+        let State { regions, geometry, .. } = &*self.state();
+        let place = self.take(alone.ready, needed)?;
+        let old = regions.bat.offset..regions.bat.offset + geometry.entries(false) * ENTRY;
+        if let Err(error) = self.copy(old, &place) {
+            self.untake(alone, place);
+            return Err(error);
+        }
+        let bat = Region { offset: place.at(), length: needed };
+        self.regions_at(draft, bat, regions.metadata)
+    }
 }
 
 /// The locator of `parent` in a disk of this state, if it can have that parent.
-fn fitting(state: &State, parent: &ParentRef) -> Result<crate::locator::Locator> {
+fn fitting(state: &State, parent: &ParentRef) -> Result<Locator> {
     if state.keeps_blocks() {
         return Err(Error::unsupported("is a fixed VHDX, which has no parent")
             .hint("convert it to a dynamic one first"));
@@ -167,15 +192,7 @@ fn fitting(state: &State, parent: &ParentRef) -> Result<crate::locator::Locator>
     if let Some(sector) = parent.sector.filter(|sector| *sector != state.metadata.logical_sector) {
         return Err(same_sectors(sector));
     }
-    let locator = naming::locator(parent, state.metadata.parent.as_ref())?;
-    let entries = state.geometry.entries(true);
-    if entries * ENTRY > state.regions.bat.length {
-        return Err(Error::unsupported(format!(
-            "has no room in its BAT for the {entries} entries of a disk with a parent"
-        ))
-        .hint("convert it into a new image with that parent"));
-    }
-    Ok(locator)
+    naming::locator(parent, state.metadata.parent.as_ref())
 }
 
 #[cfg(test)]

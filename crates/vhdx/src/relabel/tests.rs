@@ -226,27 +226,57 @@ fn parents_that_a_disk_cannot_have() {
     assert!(text.contains("which is raw"), "{text}");
     let (_, text) = says(child(), &ParentRef { expected: Vec::new(), ..named("b", 1) });
     assert!(text.contains("not known"), "{text}");
-    // 123,362 blocks of 256 MiB, and the 7,710 entries between, are a BAT of a MiB exactly.
-    let full = (MIB / 8 / 17 * 16 + 2) * 256 * MIB;
-    let (_, text) =
-        says(made(full, None, &[("block_size", "256M"), ("block_state_zero", "off")]), &named("b", 1));
-    assert!(text.contains("no room in its BAT"), "{text}");
     let read_only = open(child()).unwrap();
     assert_eq!(read_only.set_parent(Some(&named("b", 1))).unwrap_err().kind(), ErrorKind::Denied);
 }
 
+/// 131,041 blocks, and the 31 entries between, are a BAT of a MiB exactly: a child's has 32 entries more.
+fn full_bat() -> Arc<MemoryStorage> {
+    let file = made(131_041 * MIB, None, &[("block_size", "1M"), ("block_state_zero", "off")]);
+    let layer = open_to_write(file.clone()).unwrap();
+    for at in [0, 3 * MIB, 70_000 * MIB, 131_040 * MIB] {
+        layer.write(at, &[6; 5000]).unwrap();
+    }
+    layer.close().unwrap();
+    file
+}
+
+#[test]
+fn a_bat_that_is_too_short_for_a_child_goes_elsewhere() {
+    let file = full_bat();
+    let layer = open_to_write(file.clone()).unwrap();
+    layer.set_parent(Some(&named("base.vhdx", 1))).unwrap();
+    layer.write(70_001 * MIB, &[5; 512]).unwrap();
+    layer.close().unwrap();
+    sound(&file);
+    let layer = open(file).unwrap();
+    let mut bytes = [0; 5001];
+    for at in [0, 3 * MIB, 70_000 * MIB, 131_040 * MIB] {
+        assert_eq!(layer.read(at, &mut bytes).unwrap().kind, Kind::Data);
+        assert!(bytes[..5000] == [6; 5000] && bytes[5000] == 0, "{at}");
+        let rest = layer.extent(at + MIB - 1, 1).unwrap();
+        assert_ne!(rest.kind, Kind::Hole, "blocks that were whole are so still");
+    }
+    assert_eq!(layer.extent(70_001 * MIB, MIB).unwrap().len, 512);
+    assert_eq!(layer.extent(2 * MIB, 512).unwrap().kind, Kind::Hole);
+}
+
 type Change = fn(&Arc<dyn Layer>) -> Result<()>;
 
-/// What is changed of a child; `first`: of a disk without a parent.
-const CHANGES: [(&str, Change); 4] = [
+/// What is changed of a child; `first` and `longer`: of a disk without a parent, whose BAT has room for one or not.
+const CHANGES: [(&str, Change); 5] = [
     ("none", |layer| layer.set_parent(None)),
     ("another", |layer| layer.set_parent(Some(&named(&"long/".repeat(300), 5)))),
     ("noted", |layer| layer.expect_parent([5; 16])),
     ("first", |layer| layer.set_parent(Some(&named("base.vhdx", 5)))),
+    ("longer", |layer| layer.set_parent(Some(&named("base.vhdx", 5)))),
 ];
 
 /// What each of them begins with.
 fn before(what: &str) -> Arc<MemoryStorage> {
+    if what == "longer" {
+        return full_bat();
+    }
     let file = child();
     if what == "first" {
         let layer = open_to_write(file.clone()).unwrap();

@@ -134,17 +134,15 @@ fn judge_one(case: &Case) {
     assert!(right, "inspect says {:?}, and not {:?}", seen.ok, case.gate);
 }
 
-/// A check of such an image stays within bounds, changes nothing, and finds something wrong where opening does; a repair
-/// stays within them too, and leaves nothing worse.
+/// A check of such an image stays within bounds, changes nothing, and finds something wrong where opening does; a write is
+/// refused where there is, or makes it no worse; a repair makes it no worse either.
 pub(crate) fn check_and_repair(cases: &[Case], format: &str) {
     let check = |case: &Case| {
         let before = file_sha256(&case.image);
-        let words = |verb: &str| {
-            let image = case.image.to_str().unwrap().to_owned();
-            [vec![verb.to_owned(), image, format!("format={format}")], case.how.clone()].concat()
-        };
-        let run = |verb: &str| {
-            let probed = probe(words(verb));
+        let run_on = |verb: &str, image: &Path| {
+            let image = image.to_str().unwrap().to_owned();
+            let words = vec![verb.to_owned(), image, format!("format={format}")];
+            let probed = probe([words, case.how.clone()].concat());
             bounded(verb, &probed);
             if let Some(report) = &probed.ok {
                 let text = report["messages"].to_string();
@@ -152,6 +150,7 @@ pub(crate) fn check_and_repair(cases: &[Case], format: &str) {
             }
             probed
         };
+        let run = |verb: &str| run_on(verb, &case.image);
         let first = run("check");
         assert_eq!(file_sha256(&case.image), before, "a check changed the image");
         let Some(first) = first.ok else {
@@ -163,6 +162,13 @@ pub(crate) fn check_and_repair(cases: &[Case], format: &str) {
         };
         let bad = matches!(case.verdict, Verdict::AtOpen(_) | Verdict::OnRead(_) | Verdict::Somewhere);
         assert!(!bad || wrong(&first) > 0, "it is refused, and nothing is wrong: {first}");
+        let copy = case.image.with_extension("written");
+        std::fs::copy(&case.image, &copy).unwrap();
+        let written = run_on("write", &copy);
+        assert!(!bad || written.ok.is_none(), "it is written, and something is wrong: {first}");
+        let after = run_on("check", &copy).ok.unwrap();
+        assert!(wrong(&after) <= wrong(&first), "a write made it worse: {first}\n{after}");
+        std::fs::remove_file(&copy).unwrap();
         let repaired = run("repair");
         let Some(repaired) = repaired.ok else { panic!("{}: {}", repaired.kind, repaired.message) };
         assert!(wrong(&repaired) <= wrong(&first), "{first}\n{repaired}");

@@ -72,6 +72,16 @@ impl Pending<'_> {
         self.places.bat.0 + n * SECTOR
     }
 
+    /// The metadata table.
+    pub fn table(&self) -> u64 {
+        self.places.metadata.0
+    }
+
+    /// The metadata items.
+    pub fn items(&self) -> u64 {
+        self.places.metadata.0 + (64 << 10)
+    }
+
     /// The change that puts right what stands there; in the file it becomes wrong.
     pub fn hide(&mut self, at: u64) -> LogChange {
         let mut right = vec![0; SECTOR as usize];
@@ -107,7 +117,7 @@ impl Pending<'_> {
     fn torn(&mut self, tear: fn(&mut Vec<u8>)) {
         let right = self.hide(self.bat(0));
         let first = self.ring.entry(None, &[right]);
-        let wrong = [self.wrong(self.bat(0)), self.wrong(self.bat(1))];
+        let wrong = [self.wrong(self.bat(0)), self.wrong(self.table())];
         let mut bytes = self.ring.bytes(first, &wrong);
         tear(&mut bytes);
         self.ring.write(self.ring.next, &bytes);
@@ -119,25 +129,23 @@ fn sign(entry: &mut [u8]) {
     set(entry, 4, &crc.to_le_bytes());
 }
 
-/// A disk whose table has three sectors of 4 KiB; its last block is zeros that are there.
+/// A disk whose last block is zeros that are there.
 fn plain() -> VhdxFile {
     let in_block = 2048;
     VhdxFile {
         runs: vec![
             (3 * in_block + 5, 40, true),
-            (600 * in_block, in_block, true),
-            (1090 * in_block + 2000, 48, true),
-            (1099 * in_block, 8, false),
+            (30 * in_block, in_block, true),
+            (66 * in_block + 2000, 48, true),
+            (69 * in_block, 8, false),
         ],
-        ..VhdxFile::new("pending", 1100 * MIB)
+        ..VhdxFile::new("pending", 70 * MIB)
     }
 }
 
-/// The same; the table's second sector is empty.
+/// One whose table has two sectors of 4 KiB, the second of them empty.
 fn hollow() -> VhdxFile {
-    let mut file = plain();
-    file.runs.remove(1);
-    file
+    VhdxFile { runs: vec![(3 * 2048 + 5, 40, true)], ..VhdxFile::new("hollow", 600 * MIB) }
 }
 
 fn large_log() -> VhdxFile {
@@ -162,15 +170,15 @@ pub fn vhdx_log_cases() -> Vec<LogCase> {
             p.ring.entry(None, &[right]);
         }),
         case("several entries", |p| {
-            let right = [p.hide(p.bat(0)), p.hide(p.bat(1)), p.hide(p.bat(2))];
-            let (a, b) = (p.wrong(p.bat(0)), p.wrong(p.bat(1)));
+            let right = [p.hide(p.bat(0)), p.hide(p.table()), p.hide(p.items())];
+            let (a, b) = (p.wrong(p.bat(0)), p.wrong(p.table()));
             let first = p.ring.entry(None, &[a, right[2].clone()]);
             p.ring.entry(Some(first), &[b.clone(), right[0].clone()]);
             p.ring.entry(Some(first), &[b]);
             p.ring.entry(Some(first), &[right[1].clone()]);
         }),
         wrong("a wrapped ring", |p| {
-            let (a, b) = (p.hide(p.bat(0)), p.hide(p.bat(1)));
+            let (a, b) = (p.hide(p.bat(0)), p.hide(p.table()));
             p.ring.next = p.ring.room() - 2 * SECTOR;
             let first = p.ring.entry(None, &[a]);
             p.ring.entry(Some(first), &[b]);
@@ -279,7 +287,7 @@ pub fn vhdx_log_cases() -> Vec<LogCase> {
             p.ring.entry(None, &[]);
         }),
         refused("a file that grows", |p| {
-            let right = p.hide(p.bat(2));
+            let right = p.hide(p.items());
             let len = p.len();
             p.file.set_len(len - MIB).unwrap();
             p.ring.offsets = (len - MIB, len);
@@ -288,8 +296,7 @@ pub fn vhdx_log_cases() -> Vec<LogCase> {
         LogCase {
             base: table_at_the_end,
             ..case("changes behind the file's end", |p| {
-                let mut right = p.hide_all(p.bat(0), 3);
-                right.push(LogChange::Zero(p.bat(3), MIB - 3 * SECTOR));
+                let right = [p.hide(p.bat(0)), LogChange::Zero(p.bat(1), MIB - SECTOR)];
                 p.file.set_len(p.places.bat.0).unwrap();
                 p.ring.offsets = (p.places.bat.0, p.places.bat.0 + MIB);
                 p.ring.entry(None, &right);
@@ -298,7 +305,7 @@ pub fn vhdx_log_cases() -> Vec<LogCase> {
         wrong("a tail behind what was applied", |p| {
             let wrong = p.wrong(p.bat(0));
             p.ring.entry(None, &[wrong]);
-            let right = p.hide(p.bat(1));
+            let right = p.hide(p.table());
             p.ring.entry(None, &[right]);
         }),
         wrong("a higher number without its tail", |p| {
@@ -319,13 +326,13 @@ pub fn vhdx_log_cases() -> Vec<LogCase> {
             p.ring.entry(None, &[right]);
         }),
         case("numbers past 32 bits", |p| {
-            let right = [p.hide(p.bat(0)), p.hide(p.bat(1))];
+            let right = [p.hide(p.bat(0)), p.hide(p.table())];
             p.ring.sequence = u64::from(u32::MAX);
             let first = p.ring.entry(None, &[right[0].clone()]);
             p.ring.entry(Some(first), &[right[1].clone()]);
         }),
         case("the metadata", |p| {
-            let right = [p.hide(p.places.metadata.0), p.hide(p.places.metadata.0 + (64 << 10))];
+            let right = [p.hide(p.table()), p.hide(p.items())];
             p.ring.entry(None, &right);
         }),
         case("both region tables", |p| {
@@ -341,7 +348,7 @@ pub fn vhdx_log_cases() -> Vec<LogCase> {
             }
         }),
         wrong("a ring that is full", |p| {
-            let right = [p.hide(p.bat(0)), p.hide(p.bat(1)), p.hide(p.bat(2))];
+            let right = [p.hide(p.bat(0)), p.hide(p.table()), p.hide(p.items())];
             p.ring.next = p.ring.room() / 2;
             let first = p.ring.next;
             p.ring.entry(None, &right);

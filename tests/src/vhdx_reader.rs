@@ -497,7 +497,7 @@ impl Vhdx {
     }
 
     /// Panics unless this is a file that was written to and closed well: nothing pending, both headers whole and
-    /// alternated, both region tables the same, the file of whole MiB.
+    /// alternated, both region tables the same.
     pub fn assert_closed(&self) {
         let name = self.path.display();
         let [Some(a), Some(b)] = &self.headers else { panic!("{name}: a header is damaged") };
@@ -514,6 +514,11 @@ impl Vhdx {
             assert_eq!(le32(table, 4), vhdx_crc(table), "{name}: a region table's checksum");
         }
         assert!(self.tables[0] == self.tables[1], "{name}: the region tables differ");
+    }
+
+    /// Panics unless the file is whole MiB long.
+    pub fn assert_whole(&self) {
+        let name = self.path.display();
         assert!(self.file.len.is_multiple_of(MIB), "{name}: {} bytes are no whole MiB", self.file.len);
     }
 
@@ -521,6 +526,7 @@ impl Vhdx {
     pub fn assert_ours(&self) {
         let name = self.path.display();
         self.assert_closed();
+        self.assert_whole();
         for (id, _, _, required) in &self.regions {
             assert!(*required, "{name}: region {} is not required", guid_text(id));
         }

@@ -23,7 +23,7 @@ fn writable() -> Open {
 }
 
 /// Somewhere, and not far: half of all steps begin or end at a block's, a sector's or the disk's edge.
-fn range(rng: &mut Rng, size: u64, block: u64) -> (u64, u64) {
+pub(crate) fn range(rng: &mut Rng, size: u64, block: u64) -> (u64, u64) {
     let at = match rng.below(4) {
         0 => rng.below(size),
         1 => rng.below(size / 512) * 512,

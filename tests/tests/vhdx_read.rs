@@ -4,10 +4,12 @@ use std::path::Path;
 
 use cowhand::{ErrorKind, Lock, Open, Parent};
 use cowhand_tests::{
-    BuiltVhdx, Mirror, Sample, Vhdx, VhdxFile, VhdxLayout, file_sha256, for_all, guest_sha256, qemu_img,
+    BuiltVhdx, Mirror, Sample, Vhdx, VhdxHeaders, VhdxLayout, file_sha256, for_all, guest_sha256, qemu_img,
     samples, temp, try_qemu_img, vhdx_chain_layouts, vhdx_content, vhdx_dynamic_layouts, vhdx_fixed_layouts,
     vhdx_pend,
 };
+
+use crate::vhdx_written::assert_clean;
 
 /// Opens for reading; foreign programs and the judge may look at the same time.
 pub(crate) fn readable() -> Open {
@@ -45,6 +47,11 @@ fn everything_built_is_read() {
                 let before = file_sha256_if_short(path);
                 content.assert_disk(&opened(&built, n));
                 assert_eq!(file_sha256_if_short(path), before, "reading changed the file");
+            }
+            let file = layout.top();
+            let damaged = file.bad_table.is_some() || matches!(file.headers, VhdxHeaders::Damaged(_));
+            if layout.has_a_way() && !damaged {
+                assert_clean(built.top().0);
             }
             // The judge reads what the builder wrote: each of the two tests the other.
             let (top, content) = built.top();

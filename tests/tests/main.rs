@@ -41,6 +41,7 @@ mod vhd_streams;
 mod vhd_verbs;
 mod vhd_written;
 mod vhdx_by_7zip;
+mod vhdx_chains;
 mod vhdx_children;
 mod vhdx_labels;
 mod vhdx_log;

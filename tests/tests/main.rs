@@ -46,6 +46,7 @@ mod vhdx_children;
 mod vhdx_labels;
 mod vhdx_log;
 mod vhdx_read;
+mod vhdx_resized;
 mod vhdx_verbs;
 mod vhdx_written;
 mod whole_or_none;

@@ -15,6 +15,8 @@ struct Claimed {
 struct State {
     next: u64,
     claims: Vec<Claimed>,
+    /// How many of them wait: nobody need be woken for none.
+    waiting: usize,
 }
 
 /// The claims of one layer. As many as there are threads at work, so a list does. Who asks first is served first: a
@@ -49,7 +51,9 @@ impl Claims {
         };
         state.claims.push(Claimed { id, units: units.clone(), alone });
         while state.claims.iter().take_while(|other| other.id != id).any(|other| in_the_way(&other)) {
+            state.waiting += 1;
             state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state.waiting -= 1;
         }
         Claim { claims: self, id }
     }
@@ -59,8 +63,10 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut state = self.claims.state();
         state.claims.retain(|claim| claim.id != self.id);
-        drop(state);
-        self.claims.released.notify_all();
+        if state.waiting > 0 {
+            drop(state);
+            self.claims.released.notify_all();
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 mod common;
 
 use common::MIB;
-use common::crash::{CONFIGURATIONS, Configuration, Sort, cut, make};
+use common::crash::{CONFIGURATIONS, Configuration, Sort, below, cut, make};
 use common::reopen;
 use cowhand_core::testing::{CrashTest, Shape};
 use cowhand_core::{MemoryStorage, Storage};
@@ -20,38 +20,44 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
     }
 }
 
-/// Which structure stands at `at`: its place is as this program lays it out.
-fn structure(at: u64) -> &'static str {
+/// Which structure stands at `at`, as this program lays it out; the BAT says where the sector bitmap is.
+fn structure(file: &MemoryStorage, at: u64) -> &'static str {
+    let mut bitmap = [0; 8];
+    file.read_at(3 * MIB + 8 * 4096, &mut bitmap).unwrap();
+    let bitmap = u64::from_le_bytes(bitmap) & !7;
     match at {
         0x10000 | 0x20000 => "header",
-        _ if at < MIB => "other",
-        _ if at < 2 * MIB => "log",
-        _ if at < 3 * MIB => "other",
-        _ if at < 4 * MIB => "table",
-        _ => "payload",
+        _ if (MIB..2 * MIB).contains(&at) => "log",
+        _ if (3 * MIB..4 * MIB).contains(&at) => "table",
+        _ if bitmap > 0 && (bitmap..bitmap + MIB).contains(&at) => "bitmap",
+        _ => "other",
     }
 }
 
 /// Every barrier is needed: where one is left out, the crash test sees it.
 #[test]
 fn the_crash_test_sees_every_barrier_that_is_missing() {
-    type LeftOut = fn(&MemoryStorage, u64) -> bool;
-    for (missing, left_out) in [
-        ("before an entry of the log", (|_, at| structure(at) == "log") as LeftOut),
-        ("before the changes in place", |_, at| structure(at) == "table"),
-        ("before a header", |_, at| structure(at) == "header"),
+    for (missing, sort) in [
+        ("log", Sort::Absent),
+        ("log", Sort::Child),
+        ("table", Sort::Absent),
+        ("bitmap", Sort::Child),
+        ("header", Sort::Absent),
     ] {
-        let how = Configuration { size: 2 * MIB, sort: Sort::Absent, ..CONFIGURATIONS[0] };
+        let how = Configuration { size: 2 * MIB, sort, ..CONFIGURATIONS[0] };
         let test = |seed| {
-            CrashTest::new(move |file| make(file, &how), reopen)
+            let test = CrashTest::new(move |file| make(file, &how), reopen)
                 .shape(Shape { ops: 30, max_len: 4096, spots: 4, ..Shape::new(how.size, how.block) })
                 .seed(seed)
                 .per_epoch(30)
                 .nested(0)
-                .units(&[512])
+                .units(&[512]);
+            if sort.is_child() { test.parent(below(&how, seed)) } else { test }
         };
-        let seen = (0..30).find(|seed| test(*seed).without_barrier(left_out).run().is_err());
-        let seen = seen.unwrap_or_else(|| panic!("not seen: no barrier {missing}"));
+        let seen = (0..30).find(|seed| {
+            test(*seed).without_barrier(move |file, at| structure(file, at) == missing).run().is_err()
+        });
+        let seen = seen.unwrap_or_else(|| panic!("not seen: no barrier before the {missing}, {sort:?}"));
         test(seen).run().unwrap();
     }
 }

@@ -81,6 +81,8 @@ pub struct FileStorage {
     device_len: Option<u64>,
     cache: Cache,
     sync_failed: AtomicBool,
+    /// What a file system keeps of the file beside its bytes, mode and owner, was made durable too.
+    attributes_synced: AtomicBool,
 }
 
 impl FileStorage {
@@ -125,7 +127,13 @@ impl FileStorage {
             )));
         };
         take_locks(&file, access, lock)?;
-        Ok(FileStorage { file, device_len, cache, sync_failed: AtomicBool::new(false) })
+        Ok(FileStorage {
+            file,
+            device_len,
+            cache,
+            sync_failed: AtomicBool::new(false),
+            attributes_synced: AtomicBool::new(false),
+        })
     }
 
     /// The file itself: its mode, owner and attributes.
@@ -200,7 +208,12 @@ impl Storage for FileStorage {
         if self.sync_failed.load(Ordering::Relaxed) {
             return Err(io::Error::other("an earlier sync failed, so what was written before may be lost"));
         }
-        let done = self.file.sync_all();
+        // From the second time on without the time of the last change, which would cost a write of its own each time.
+        let done = if self.attributes_synced.swap(true, Ordering::Relaxed) {
+            self.file.sync_data()
+        } else {
+            self.file.sync_all()
+        };
         match &done {
             Ok(()) => self.forget(0, usize::MAX >> 1),
             Err(_) => self.sync_failed.store(true, Ordering::Relaxed),

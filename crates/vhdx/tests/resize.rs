@@ -80,7 +80,7 @@ fn a_power_cut_leaves_the_old_or_the_new() {
             assert!(counts.states > 5, "{how:?}: {counts:?}");
         }
     }
-    println!("{} states", states.into_inner());
+    assert!(states.into_inner() > 100);
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn new_blocks_of_a_fixed_disk_are_in_the_file() {
         layer.resize(5 * MIB + 512, how, 0).unwrap();
         layer.close().unwrap();
         let entries: Vec<u64> = (0..6).map(|n| word(file.as_ref(), 3 * MIB + 8 * n)).collect();
-        assert_eq!(entries, [4, 5, 6, 7, 8, 9].map(|at| at * MIB | FULL), "{mode}");
+        assert_eq!(entries, [4, 5, 6, 7, 8, 9].map(|at| (at * MIB) | FULL), "{mode}");
         assert_eq!(file.len().unwrap(), 10 * MIB);
         let held = file.physical_size().unwrap() > 3 * MIB;
         assert_eq!(held, how == Prealloc::Full, "{mode}");

@@ -82,7 +82,7 @@ fn guids(build: &Build) -> ([u8; 16], [u8; 16], bool) {
 #[test]
 fn every_state_becomes_a_block_when_it_is_written() {
     // Offsets say nothing in the first three; that of an unmapped one is its own, and is left alone.
-    for state in [0, 9 * MIB, 1, 9 * MIB | 1, ZERO, 9 * MIB | ZERO, 3, 5] {
+    for state in [0, 9 * MIB, 1, (9 * MIB) | 1, ZERO, (9 * MIB) | ZERO, 3, 5] {
         let mut build = image();
         build.set(2, state);
         let kept = build.room(MIB);
@@ -95,7 +95,7 @@ fn every_state_becomes_a_block_when_it_is_written() {
         all[2 * MIB as usize + 700..][..100].fill(7);
         all[3 * MIB as usize..][..MIB as usize].fill(0xee);
         assert!(common::read_all(build.file.clone()).unwrap() == all, "{state:#x}");
-        assert_eq!(entry(&build, 2), 5 * MIB | FULL, "{state:#x}");
+        assert_eq!(entry(&build, 2), (5 * MIB) | FULL, "{state:#x}");
         assert!(guids(&build).2);
     }
     // The place that an unmapped block keeps is nobody else's.
@@ -108,7 +108,7 @@ fn every_state_becomes_a_block_when_it_is_written() {
         layer.write(block * MIB, &[1]).unwrap();
     }
     layer.close().unwrap();
-    assert_eq!([1, 2, 5].map(|block| entry(&build, block)), [5, 6, 7].map(|mib| mib * MIB | FULL));
+    assert_eq!([1, 2, 5].map(|block| entry(&build, block)), [5, 6, 7].map(|mib| (mib * MIB) | FULL));
 }
 
 #[test]
@@ -158,10 +158,10 @@ fn freed_places_are_used_again_when_that_is_durable() {
     // Not before: a power cut would show the one's bytes in the other.
     layer.write(5 * MIB + 600, &[7; 100]).unwrap();
     layer.flush().unwrap();
-    assert_eq!((entry(&build, 1), entry(&build, 5)), (ZERO, 7 * MIB | FULL));
+    assert_eq!((entry(&build, 1), entry(&build, 5)), (ZERO, (7 * MIB) | FULL));
     layer.write(6 * MIB + 600, &[8; 100]).unwrap();
     layer.flush().unwrap();
-    assert_eq!(entry(&build, 6), 5 * MIB | FULL);
+    assert_eq!(entry(&build, 6), (5 * MIB) | FULL);
     all[5 * MIB as usize + 600..][..100].fill(7);
     all[6 * MIB as usize + 600..][..100].fill(8);
     // A file whose end is free ends before.
@@ -180,7 +180,7 @@ fn freed_places_are_used_again_when_that_is_durable() {
     layer.close().unwrap();
     all[..MIB as usize].fill(0);
     all[9 * MIB as usize + 5] = 9;
-    assert_eq!(entry(&build, 9), 4 * MIB | FULL);
+    assert_eq!(entry(&build, 9), (4 * MIB) | FULL);
     assert!(common::read_all(build.file.clone()).unwrap() == all);
 }
 
@@ -326,10 +326,10 @@ fn a_last_block_that_the_file_cuts_is_written() {
 #[test]
 fn what_stands_over_something_else_is_read_and_not_written() {
     for (other, what) in [
-        (4 * MIB | FULL, "share bytes"),
-        (3 * MIB | FULL, "the BAT region"),
-        (400 * MIB | FULL, "past the end of the file"),
-        (4 * MIB | 4, "state 4"),
+        ((4 * MIB) | FULL, "share bytes"),
+        ((3 * MIB) | FULL, "the BAT region"),
+        ((400 * MIB) | FULL, "past the end of the file"),
+        ((4 * MIB) | 4, "state 4"),
     ] {
         let mut build = image();
         let place = build.room(MIB);
@@ -419,10 +419,10 @@ fn writing_to_what_is_damaged_harms_nothing_else() {
         }
         for _ in 0..1 + rng.below(2) {
             let value = match rng.below(4) {
-                0 => rng.below(10) * MIB | rng.below(8),
+                0 => (rng.below(10) * MIB) | rng.below(8),
                 1 => rng.any(),
                 2 => rng.below(8),
-                _ => (4 + rng.below(4)) * MIB | FULL,
+                _ => ((4 + rng.below(4)) * MIB) | FULL,
             };
             match rng.below(5) {
                 0 if child => build.set_bitmap(0, value),

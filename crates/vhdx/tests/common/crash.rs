@@ -159,8 +159,6 @@ pub fn cut(how: &Configuration, seed: u64, per_epoch: usize, sample: u64) -> Res
         .shape(shape)
         .seed(seed)
         .per_epoch(per_epoch)
-        // Who replays a log leaves another FileWriteGuid behind.
-        .same_bytes(true)
         .check(|state, layer| {
             check(state)?;
             let nth = states.fetch_add(1, Ordering::Relaxed) + 1;

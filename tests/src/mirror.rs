@@ -35,6 +35,7 @@ impl Mirror {
     pub fn resize(&mut self, size: u64) {
         if size < self.size {
             self.zero(size, self.size - size);
+            self.pages.retain(|page, _| page * (PAGE as u64) < size);
         }
         self.size = size;
     }

@@ -47,6 +47,7 @@ mod vhdx_labels;
 mod vhdx_log;
 mod vhdx_read;
 mod vhdx_resized;
+mod vhdx_sizes;
 mod vhdx_verbs;
 mod vhdx_written;
 mod whole_or_none;

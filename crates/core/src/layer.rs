@@ -250,6 +250,10 @@ pub trait Layer: Send + Sync + Debug {
         Vec::new()
     }
 
+    /// From now on only such bytes are erased that read the same afterwards, through the chain. A format that says in the
+    /// file whether what is seen has changed need not say so, and the image's children go on knowing it.
+    fn keeps_looks(&self) {}
+
     /// Gives back the space in the file that nothing uses: what stands behind it is moved down, and the file is cut.
     /// What the layer holds stays as it is at every moment, a power cut included; stopped anywhere, it can be run again.
     /// The layer is held by nobody else. Durable when it returns. Formats that leave no such space have nothing to do.

@@ -54,6 +54,7 @@ pub fn compact(path: &Path, how: &Compact, progress: &dyn Progress) -> Result<Co
         None => Ok(Taken::default()), // never: the image's own file was opened
     };
     let before = taken()?;
+    chain.top().layer.keeps_looks();
     let freed = compact_chain(&chain, how.same_as_parent, workers(how.workers), progress)?;
     chain.close()?;
     Ok(Compacted { freed, before, after: taken()? })

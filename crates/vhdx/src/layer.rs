@@ -297,6 +297,12 @@ impl Layer for VhdxLayer {
         self.refuse_to_cut(size..self.size())
     }
 
+    fn keeps_looks(&self) {
+        if let Some(writer) = &self.writer {
+            writer.keeps_looks.store(true, Ordering::Release);
+        }
+    }
+
     fn compact(&self, progress: &dyn Progress) -> Result<()> {
         self.compact_file(progress)
     }

@@ -45,6 +45,8 @@ pub(crate) struct Writer {
     order: Mutex<Vec<Waiting>>,
     ready: OnceLock<Ready>,
     closed: AtomicBool,
+    /// What is changed shows nobody anything new.
+    pub(crate) keeps_looks: AtomicBool,
     /// The file system was asked to share blocks and cannot.
     pub(crate) cannot_share: AtomicBool,
 }
@@ -79,6 +81,7 @@ impl Writer {
             order: Mutex::default(),
             ready: OnceLock::new(),
             closed: AtomicBool::new(false),
+            keeps_looks: AtomicBool::new(false),
             cannot_share: AtomicBool::new(false),
         }
     }
@@ -151,6 +154,7 @@ impl VhdxLayer {
 
     /// Says in the headers that the file changes, before it does; `visible`: what a guest reads, too.
     pub(crate) fn touch(&self, writer: &Writer, visible: bool) -> Result<()> {
+        let visible = visible && !writer.keeps_looks.load(Ordering::Acquire);
         writer.journal.as_ref().map_or(Ok(()), |journal| journal.touch(visible))
     }
 

@@ -317,12 +317,18 @@ impl Layer for VhdxLayer {
 
     /// Whole blocks: that is what the table gives room to.
     fn allocated(&self, see: &mut dyn FnMut(Range<u64>, u64) -> Result<()>) -> Result<()> {
-        let state = self.state();
-        let Geometry { size, block_size, .. } = state.geometry;
         let mut at = 0;
-        while at < size {
+        loop {
+            // Ended before `see` is called, which may take its time, or change the layer.
+            let operation = self.epochs.enter();
+            let state = self.state();
+            let Geometry { size, block_size, .. } = state.geometry;
+            if at >= size {
+                return Ok(());
+            }
             let empty = state.block(at / block_size, self.file_len())?;
             if let Block::Full(_) | Block::Partial(_) = empty {
+                drop(operation);
                 let end = at.saturating_add(block_size);
                 see(at..end.min(size), block_size)?;
                 at = end;
@@ -330,7 +336,6 @@ impl Layer for VhdxLayer {
                 at += self.run(&state, at, size - at, |_, next| next == empty)?;
             }
         }
-        Ok(())
     }
 
     fn made_with(&self, replacing: bool) -> Vec<(&'static str, String)> {

@@ -371,17 +371,22 @@ impl VhdxLayer {
     /// See `Layer::erase`.
     pub(crate) fn erase_at(&self, at: u64, len: u64, how: Erase) -> Result<u64> {
         let (writer, ready) = self.begin()?;
-        let state = self.state();
-        let end = Self::check_range(&state, at, len)?;
+        let end = Self::check_range(&self.state(), at, len)?;
         // What is so already, and need not be said again.
         let done = if how == Erase::Reveal { Block::NotPresent } else { Block::Zero };
         let mut here = at;
         while here < end {
-            let part = Self::part(&state, here, end);
-            if state.block(part.block, self.file_len())? == done {
-                here += self.run(&state, here, end - here, |_, next| next == done)?;
-                continue;
-            }
+            let part = {
+                // As for a read: where the BAT is now, nothing else is meanwhile. Nobody waits for a claim in here.
+                let _operation = self.epochs.enter();
+                let state = self.state();
+                let part = Self::part(&state, here, end);
+                if state.block(part.block, self.file_len())? == done {
+                    here += self.run(&state, here, end - here, |_, next| next == done)?;
+                    continue;
+                }
+                part
+            };
             let done = self.erase_part(writer, ready, here, part, how)?;
             here += done;
             if done < part.len {

@@ -8,7 +8,7 @@ use common::MIB;
 use common::crash::{CONFIGURATIONS, Configuration, Sort, below, cut, make};
 use common::reopen;
 use cowhand_core::testing::{CrashTest, Shape};
-use cowhand_core::{MemoryStorage, Storage};
+use cowhand_core::MemoryStorage;
 
 #[test]
 fn a_power_cut_loses_nothing_that_was_flushed() {

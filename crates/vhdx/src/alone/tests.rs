@@ -1,7 +1,8 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use cowhand_core::{
-    CreateOptions, Erase, Format, Kind, Layer, MemoryStorage, NoFiles, Options, ParentRef, Storage,
+    CreateOptions, Erase, Format, Kind, Layer, MemoryStorage, NoFiles, Options, ParentRef, Prealloc, Storage,
 };
 
 use super::*;
@@ -126,4 +127,52 @@ fn sectors_and_state_change_in_one_step() {
     assert_eq!([1, 2].map(|block| place(&layer, block)), [5, 6]);
     layer.close().unwrap();
     assert_eq!(file.len().unwrap(), 8 * MIB);
+}
+
+/// Moves the BAT, and block 9 to where it was.
+fn put_block_where_the_bat_was(layer: &VhdxLayer, alone: &Alone<'_>) {
+    let old = layer.state().regions.bat.offset;
+    layer.grow(alone, 140_000 * MIB, Prealloc::Off, 0).unwrap();
+    layer.write_all_back(alone).unwrap();
+    assert!(layer.move_block(alone, 9, u64::MAX).unwrap());
+    layer.write_all_back(alone).unwrap();
+    assert_eq!(place(layer, 9) * MIB, old);
+}
+
+#[test]
+fn what_was_a_bat_is_not_taken_for_one() {
+    let file = made(false);
+    let layer = open(&file);
+    // As a BAT, the last one would say that blocks are zero.
+    layer.write(0, &[1; 9 << 20]).unwrap();
+    layer.write(9 * MIB, &2u64.to_le_bytes().repeat(1 << 17)).unwrap();
+    let alone = layer.alone().unwrap();
+    std::thread::scope(|scope| {
+        let erased = scope.spawn(|| layer.erase(0, 9 * MIB, Erase::Free).unwrap());
+        // It waits for the first block then.
+        std::thread::sleep(Duration::from_millis(100));
+        put_block_where_the_bat_was(&layer, &alone);
+        drop(alone);
+        assert_eq!(erased.join().unwrap(), 9 * MIB);
+    });
+    for block in 0..9 {
+        assert_eq!(place(&layer, block), 0, "{block}");
+    }
+}
+
+#[test]
+fn who_asks_what_is_allocated_may_change_it() {
+    let file = made(false);
+    let layer = open(&file);
+    layer.write(0, &[255; 12 << 20]).unwrap();
+    let mut seen = 0;
+    let see = &mut |range: Range<u64>, _| {
+        if seen == 0 {
+            put_block_where_the_bat_was(&layer, &layer.alone().unwrap());
+        }
+        seen += range.end - range.start;
+        Ok(())
+    };
+    layer.allocated(see).unwrap();
+    assert_eq!(seen, 12 * MIB);
 }

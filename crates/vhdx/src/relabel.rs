@@ -96,8 +96,11 @@ impl VhdxLayer {
     fn relabel<'a>(&'a self, alone: &Alone<'_>, mut draft: Draft<'a>, next: State) -> Result<()> {
         let mut metadata = Draft::of(self.file.as_ref());
         items::put(&mut metadata, self.file.as_ref(), next.regions.metadata, &next.metadata)?;
-        if draft.len() + metadata.len() > MOST {
-            self.spill(alone, &mut draft, 0)?;
+        if draft.len() + metadata.len() > MOST && draft.len() > 0 {
+            let sectors = std::mem::replace(&mut draft, Draft::of(self.file.as_ref())).into_sectors();
+            // The draft may have moved the BAT: from here on it counts where it is now, whatever becomes of the rest.
+            let between = State { metadata: self.state().metadata.clone(), ..State::clone(&next) };
+            self.change(alone, &sectors, between)?;
         }
         draft.and(metadata);
         self.change(alone, &draft.into_sectors(), next)

@@ -261,6 +261,37 @@ fn a_bat_that_is_too_short_for_a_child_goes_elsewhere() {
     assert_eq!(layer.extent(2 * MIB, 512).unwrap().kind, Kind::Hole);
 }
 
+#[test]
+fn what_is_written_after_a_refused_name_is_there() {
+    let file = full_bat();
+    // Items of users with gaps between, none of which has room for a locator: all of them would have to move.
+    let (mut table, mut at) = (vec![0; 64 << 10], (64 << 10) + 40);
+    file.read_at(2 * MIB, &mut table).unwrap();
+    for id in 1..=4u8 {
+        let length: u32 = 245_605;
+        let entry = [&[id; 16][..], &u32::to_le_bytes(at), &length.to_le_bytes(), &[1, 0, 0, 0, 0, 0, 0, 0]];
+        let start = 32 + 32 * usize::from(table[10]);
+        table[start..start + 32].copy_from_slice(&entry.concat());
+        table[10] += 1;
+        // Nowhere the same.
+        let bytes: Vec<u8> =
+            (at..at + length).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+        file.write_at(2 * MIB + u64::from(at), &bytes[..length as usize]).unwrap();
+        at += length + 120;
+    }
+    file.write_at(2 * MIB, &table).unwrap();
+    let layer = open_to_write(file.clone()).unwrap();
+    let name = named("base.vhdx", 1);
+    let error = layer.set_parent(Some(&name)).unwrap_err();
+    assert!(error.to_string().contains("does not fit into the log"), "{error}");
+    layer.write(9 * MIB, &[9; 512]).unwrap();
+    layer.close().unwrap();
+    let mut found = [0; 512];
+    open(file.clone()).unwrap().read(9 * MIB, &mut found).unwrap();
+    assert_eq!(found, [9; 512]);
+    sound(&file);
+}
+
 type Change = fn(&Arc<dyn Layer>) -> Result<()>;
 
 /// What is changed of a child; `first` and `longer`: of a disk without a parent, whose BAT has room for one or not.

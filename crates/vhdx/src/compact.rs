@@ -43,6 +43,8 @@ impl VhdxLayer {
         let alone = self.alone()?;
         let used = self.drop_idle(&alone)?;
         self.write_all_back(&alone)?;
+        // What a power cut left behind the last of it goes too.
+        alone.ready.space().loosen();
         self.tighten(alone.writer, alone.ready)?;
         let gaps = alone.ready.space().end().saturating_sub(used);
         let done = self.move_down(&alone, gaps, progress);
@@ -207,7 +209,7 @@ impl VhdxLayer {
         self.place_regions(&alone, bat, state.regions.metadata)?;
         // Nobody reads what the old table named any more; and the new one goes to the front, so that the file can end there.
         drop(state);
-        self.epochs.wait();
+        self.wait_for_reads(alone.writer);
         let state = self.state();
         alone.ready.space().keep_only(state.regions.taken().iter().map(|(range, _)| range));
         let home = alone.ready.space().take_below(bat.length, bat.offset);

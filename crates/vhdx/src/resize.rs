@@ -17,7 +17,7 @@ use crate::layer::VhdxLayer;
 use crate::metadata::{MAX_SIZE, Metadata};
 use crate::pages::Edit;
 use crate::region::{Region, Regions};
-use crate::space::make_zero;
+use crate::space::{Place, make_zero};
 use crate::state::State;
 use crate::write::Part;
 use crate::writer::Alone;
@@ -105,28 +105,38 @@ impl VhdxLayer {
         if size > old { self.grow(&alone, size, prealloc, below) } else { self.shrink(&alone, size) }
     }
 
-    fn grow(&self, alone: &Alone<'_>, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
+    pub(crate) fn grow(&self, alone: &Alone<'_>, size: u64, prealloc: Prealloc, below: u64) -> Result<()> {
         self.clear_tail(alone, below)?;
         self.write_all_back(alone)?;
+        let mut taken = Vec::new();
+        let done = self.take_longer(alone, size, prealloc, below, &mut taken);
+        if done.is_err() {
+            taken.into_iter().for_each(|place| self.untake(alone, place));
+        }
+        done
+    }
+
+    /// `taken`: the room that this took, of which nothing is in use where it fails.
+    fn take_longer(
+        &self,
+        alone: &Alone<'_>,
+        size: u64,
+        prealloc: Prealloc,
+        below: u64,
+        taken: &mut Vec<Place>,
+    ) -> Result<()> {
         let state = self.state();
         let geometry = Geometry { size, ..state.geometry };
         let first = state.geometry.blocks();
         let mut new = New { zero_until: 0, stored: None };
-        let mut room = None;
         if state.keeps_blocks() && geometry.blocks() > first {
             let len = (geometry.blocks() - first) * geometry.block_size;
             let place = self.reserve(alone, len)?;
             new.stored = Some((first, place.at()));
-            room = Some(place);
+            taken.push(place.clone());
+            preallocate(self.file.as_ref(), place.at(), len, prealloc)?;
         } else if state.is_differencing() && below > state.geometry.size {
             new.zero_until = below.div_ceil(geometry.block_size);
-        }
-        if let Some(place) = &room
-            && let Err(error) =
-                preallocate(self.file.as_ref(), place.at(), place.range.end - place.at(), prealloc)
-        {
-            self.untake(alone, place.clone());
-            return Err(error);
         }
         let longer = Longer { old: &state, size: geometry, new };
         let needed = (longer.entries() * ENTRY).next_multiple_of(MIB);
@@ -138,13 +148,10 @@ impl VhdxLayer {
             return self.change_size(alone, metadata, old);
         }
         let place = self.take(alone.ready, needed)?;
+        taken.push(place.clone());
         let bat = Region { offset: place.at(), length: needed };
-        let written = make_zero(self.file.as_ref(), place.range.start..place.clean_from)
-            .and_then(|()| self.write_table(&longer, bat.offset));
-        if let Err(error) = written {
-            self.untake(alone, place);
-            return Err(error);
-        }
+        make_zero(self.file.as_ref(), place.range.start..place.clean_from)?;
+        self.write_table(&longer, bat.offset)?;
         self.change_size(alone, metadata, bat)?;
         self.give_up(alone, old.offset..old.offset + old.length);
         Ok(())

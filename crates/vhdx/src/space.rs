@@ -6,7 +6,7 @@ use std::ops::Range;
 use cowhand_core::{Error, Result, Storage};
 
 use crate::bytes::MIB;
-use crate::check::bits::Bits;
+use crate::check::bits::{Bits, MOST};
 
 /// The file grows by this much at once, so that no write waits for another's growth; closing cuts what is left.
 const GROWTH: u64 = 64 << 20;
@@ -76,6 +76,12 @@ impl Space {
 
     /// Room for `len` bytes behind all that is used.
     pub(crate) fn append(&mut self, file: &dyn Storage, len: u64) -> Result<Place> {
+        if self.end + len / MIB > MOST {
+            return Err(Error::unsupported(format!(
+                "the file would be longer than {} TiB, which is too long to be written",
+                MOST >> 20
+            )));
+        }
         let end = self.end * MIB + len;
         if end > self.file_len {
             self.extend(file, end)?;
@@ -134,6 +140,11 @@ impl Space {
     /// Makes the file at least `end` bytes long.
     pub(crate) fn reach(&mut self, file: &dyn Storage, end: u64) -> Result<()> {
         if end > self.file_len { self.extend(file, end) } else { Ok(()) }
+    }
+
+    /// The file is as long as it needs to be when it is closed, whoever made it longer.
+    pub(crate) fn loosen(&mut self) {
+        self.loose = true;
     }
 
     /// Nothing is in use but these.
@@ -264,6 +275,20 @@ mod tests {
         space.give_back(4 * MIB..5 * MIB);
         assert_eq!(space.take_below(2 * MIB, 5 * MIB).map(|place| place.at()), None);
         assert_eq!(space.take_below(2 * MIB, 6 * MIB).map(|place| place.at()), Some(4 * MIB));
+    }
+
+    #[test]
+    fn what_could_not_be_counted_is_not_given_out() {
+        let mut used = Bits::default();
+        used.take(0..4);
+        used.take(MOST - 2..MOST - 1);
+        let len = (MOST - 1) * MIB;
+        let file = MemoryStorage::new();
+        file.set_len(len).unwrap();
+        let mut space = Space::new(used, 2 * MIB, len);
+        assert_eq!(space.append(&file, MIB).unwrap().at(), len);
+        assert!(space.append(&file, MIB).is_err());
+        assert_eq!(take(&mut space, &file, 2).0, 4);
     }
 
     #[test]

@@ -224,14 +224,17 @@ impl VhdxLayer {
                 for sector in sectors {
                     bytes::write(self.file.as_ref(), "BAT", sector.at, sector.bytes.as_slice())?;
                 }
-                if last { self.sync() } else { Ok(()) }
+                if last { self.sync(writer) } else { Ok(()) }
             }
         }
     }
 
     /// All that was written is durable.
-    fn sync(&self) -> Result<()> {
-        self.file.sync().map_err(|error| Error::io("cannot make what was written durable", error))
+    fn sync(&self, writer: &Writer) -> Result<()> {
+        self.file.sync().map_err(|error| {
+            writer.journal.iter().for_each(Journal::fail);
+            Error::io("cannot make what was written durable", error)
+        })
     }
 
     /// Gives the places of blocks that are no more, durably, to others, once no read uses them.
@@ -251,6 +254,12 @@ impl VhdxLayer {
             }
             ready.space().give_back(place);
         }
+    }
+
+    /// Waits until every read that is under way has ended.
+    pub(crate) fn wait_for_reads(&self, writer: &Writer) {
+        let _order = lock(&writer.order);
+        self.epochs.wait();
     }
 
     /// See `Layer::flush`.
@@ -293,13 +302,13 @@ impl VhdxLayer {
         }
         let mut space = ready.space();
         let Some(len) = space.wants_len() else {
-            return if writer.journal.is_some() { Ok(()) } else { self.sync() };
+            return if writer.journal.is_some() { Ok(()) } else { self.sync(writer) };
         };
         self.file.set_len(len).map_err(|error| Error::io("cannot set the file's length", error))?;
         space.cut(len);
         self.cut(len);
         // What comes there again is new.
         self.pages.forget(len..u64::MAX);
-        self.sync()
+        self.sync(writer)
     }
 }

@@ -13,9 +13,11 @@ use common::{
     parent_of, reopen,
 };
 use cowhand_core::raw::Raw;
-use cowhand_core::testing::{CrashTest, FaultTest, Journal, ModelTest, Op, Plan, Shape};
+use cowhand_core::testing::{
+    CrashTest, Fault, FaultTest, Faults, Io, Journal, ModelTest, Op, Plan, SYNCS, Shape,
+};
 use cowhand_core::{
-    CheckOptions, ErrorKind, Folder, Format, Image, Kind, Layer, MemoryFolder, MemoryStorage, NoFiles,
+    CheckOptions, Erase, ErrorKind, Folder, Format, Image, Kind, Layer, MemoryFolder, MemoryStorage, NoFiles,
     OpenOptions, Prealloc, Quiet, Result, Severity, Storage,
 };
 use cowhand_vhdx::Vhdx;
@@ -354,6 +356,77 @@ fn a_disk_that_was_emptied_by_its_guest_becomes_small() {
     assert_eq!(file.len().unwrap(), (4 + 6) * MIB);
     assert!(common::read_all(file.clone()).unwrap() == content);
     sound(file);
+}
+
+#[test]
+fn what_a_power_cut_left_behind_the_last_block_goes() {
+    let file = Arc::new(MemoryStorage::new());
+    let layer = create(file.clone(), 8 * MIB, &[("block_size", "1M")]).unwrap();
+    layer.write(0, &noise(MIB as usize, 1)).unwrap();
+    layer.close().unwrap();
+    let len = file.len().unwrap();
+    file.set_len(len + 64 * MIB).unwrap();
+    let layer = reopen(file.clone()).unwrap();
+    layer.compact(&Quiet).unwrap();
+    layer.close().unwrap();
+    assert_eq!(file.len().unwrap(), len);
+    sound(file);
+}
+
+#[test]
+fn what_could_not_grow_takes_no_room() {
+    // Of a fixed disk, and of one whose table must go elsewhere.
+    for given in
+        [[("subformat", "fixed"), ("block_size", "1M")], [("subformat", "dynamic"), ("block_size", "1M")]]
+    {
+        let start = Arc::new(MemoryStorage::new());
+        create(start.clone(), 2 * MIB, &given).unwrap().close().unwrap();
+        for nth in 1.. {
+            let file = Arc::new(start.snapshot());
+            let faults = Faults::none();
+            let layer = reopen(faults.storage(file.clone())).unwrap();
+            layer.write(0, &[1; 512]).unwrap();
+            layer.flush().unwrap();
+            let (kept, size) = (bat(file.as_ref()), (MOST + 1) * MIB);
+            faults.arm(Fault::EIO.only(&[Io::Write, Io::Read, Io::SetLen]), nth);
+            let grown = layer.resize(size, Prealloc::Off, 0);
+            faults.disarm();
+            if grown.is_ok() {
+                assert!(nth > 5);
+                break;
+            }
+            // What cannot be told ends all writing.
+            if layer.write(0, &[2; 512]).is_ok() {
+                layer.close().unwrap();
+                assert_eq!(bat(file.as_ref()), kept);
+                let blocks = if given[0].1 == "fixed" { 2 } else { 1 };
+                assert_eq!(file.len().unwrap(), (4 + blocks) * MIB, "{given:?}, {nth}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sync_that_failed_ends_all_writing() {
+    let start = Arc::new(MemoryStorage::new());
+    let layer = create(start.clone(), 8 * MIB, &[("block_size", "1M")]).unwrap();
+    layer.write(0, &[1; 8 << 20]).unwrap();
+    layer.close().unwrap();
+    let layer = reopen(start.clone()).unwrap();
+    layer.erase(MIB, 6 * MIB, Erase::Free).unwrap();
+    layer.close().unwrap();
+    for nth in 1.. {
+        let faults = Faults::none();
+        let layer = reopen(faults.storage(Arc::new(start.snapshot()))).unwrap();
+        layer.write(0, &[2; 512]).unwrap();
+        layer.flush().unwrap();
+        faults.arm(Fault::EIO.only(SYNCS), nth);
+        if layer.compact(&Quiet).is_ok() {
+            assert!(nth > 5);
+            break;
+        }
+        assert_eq!(layer.write(0, &[3; 512]).unwrap_err().kind(), ErrorKind::Io, "{nth}");
+    }
 }
 
 #[test]

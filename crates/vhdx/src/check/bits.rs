@@ -51,6 +51,8 @@ impl Bits {
                 *word &= !mask;
             }
         }
+        // So the end is found at once, however many are freed from there down.
+        while self.0.pop_if(|word| *word == 0).is_some() {}
     }
 
     /// Behind the last bit that is set.

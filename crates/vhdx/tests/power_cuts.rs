@@ -7,8 +7,8 @@ mod common;
 use common::MIB;
 use common::crash::{CONFIGURATIONS, Configuration, Sort, below, cut, make};
 use common::reopen;
-use cowhand_core::MemoryStorage;
 use cowhand_core::testing::{CrashTest, Shape};
+use cowhand_core::{MemoryStorage, Storage};
 
 #[test]
 fn a_power_cut_loses_nothing_that_was_flushed() {

@@ -250,8 +250,8 @@ pub trait Layer: Send + Sync + Debug {
         Vec::new()
     }
 
-    /// From now on only such bytes are erased that read the same afterwards, through the chain. A format that says in the
-    /// file whether what is seen has changed need not say so, and the image's children go on knowing it.
+    /// From now on only such bytes are written and erased that read the same before and after, through the chain. A format
+    /// that says in the file whether what is seen has changed need not say so, and the image's children go on knowing it.
     fn keeps_looks(&self) {}
 
     /// Gives back the space in the file that nothing uses: what stands behind it is moved down, and the file is cut.

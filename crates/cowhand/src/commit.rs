@@ -46,8 +46,8 @@ pub struct Committed {
     pub held: u64,
     /// The top was emptied.
     pub emptied: bool,
-    /// Other images, in the folders of top and parent and those of [`Open::search`], that stand on one of the two, which
-    /// was written to: they may show something else now, or take it for another file.
+    /// Other images, in the folders of top and parent and those of [`Open::search`], that stand on the parent, which was
+    /// written to: they may show something else now, or take it for another file.
     pub others: Vec<Other>,
     /// The parent's sectors are not the top's.
     pub sectors: Option<Sectors>,
@@ -75,10 +75,9 @@ pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Comm
     let others = job.others(path, how);
     let before = job.base_id();
     let mut done = job.run(how, progress)?;
-    let written = done.moved > 0 || job.base_id() != before;
-    let top = Path::new(job.chain.name());
-    done.others = others;
-    done.others.retain(|other| if other.parent == top { done.emptied } else { written });
+    if done.moved > 0 || job.base_id() != before {
+        done.others = others;
+    }
     Ok(done)
 }
 
@@ -126,26 +125,16 @@ impl Job {
 
     /// Nothing that goes wrong here is a reason not to commit.
     fn others(&self, path: &Path, how: &Commit) -> Vec<Other> {
-        let (links, files) = (self.chain.links(), self.chain.layer_files());
-        let Some(((base, base_file), top)) =
-            links.get(self.depth).zip(files.get(self.depth)).zip(links.first())
-        else {
+        let files = self.chain.layer_files();
+        let Some((base, file)) = self.chain.links().get(self.depth).zip(files.get(self.depth)) else {
             return Vec::new();
         };
-        let mut parents = vec![(base, Known { file: Some(*base_file), id: base.layer.identity() })];
-        // Emptied, it shows the same; but who knows it by what changes then does not know it any more.
-        if self.empty && top.layer.next_identity().is_ok_and(|next| next.is_some()) {
-            parents.push((top, Known { file: None, id: top.layer.identity() }));
-        }
         let mut folders = vec![folder_of(path), folder_of(Path::new(&base.name))];
         folders.extend(how.open.search.iter().cloned());
-        let known: Vec<Known> = parents.iter().map(|(_, known)| *known).collect();
-        let found = who_stands_on(&known, &folders, &files).unwrap_or_default();
-        let other = |(image, number): (PathBuf, usize)| {
-            let (parent, _) = parents.get(number)?;
-            Some(Other { image, parent: PathBuf::from(&parent.name) })
-        };
-        found.into_iter().filter_map(other).collect()
+        let known = Known { file: *file, id: base.layer.identity() };
+        let found = who_stands_on(&[known], &folders, &files).unwrap_or_default();
+        let parent = PathBuf::from(&base.name);
+        found.into_iter().map(|(image, _)| Other { image, parent: parent.clone() }).collect()
     }
 
     fn base_id(&self) -> Option<LayerId> {
@@ -194,6 +183,8 @@ pub(crate) fn commit_chain(
     kinship.as_ref().map_or(Ok(()), Kinship::tell_after)?;
     if empty {
         let top = chain.top();
+        // The parent shows all that it held.
+        top.layer.keeps_looks();
         top.layer.clear().and_then(|()| top.layer.close()).map_err(|error| error.image(&top.name))?;
         done.emptied = true;
     }

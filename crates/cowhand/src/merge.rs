@@ -122,7 +122,7 @@ impl Scene {
             }
         }
         let known = files.get(..=depth).unwrap_or_default().to_vec();
-        let of = |file: &File, link: &Link| Known { file: Some(*file), id: link.layer.identity() };
+        let of = |file: &File, link: &Link| Known { file: *file, id: link.layer.identity() };
         let ends = [of(file, top), of(base_file, base)];
         let (file, base_file) = (*file, *base_file);
         let (base, base_format) = (PathBuf::from(&base.name), base.format);
@@ -149,7 +149,7 @@ impl Scene {
     fn is_down(&self, how: &Merge, progress: &dyn Progress) -> Result<bool> {
         let chain: Opened = open(&self.image, &how.open)?;
         let files = chain.layer_files();
-        let depth = files.iter().position(|file| Some(*file) == self.ends[1].file).unwrap_or(files.len());
+        let depth = files.iter().position(|file| *file == self.ends[1].file).unwrap_or(files.len());
         let base = match chain.links().get(depth..) {
             Some(links) if !links.is_empty() => Image::new(links.to_vec())?,
             _ => return Ok(false),

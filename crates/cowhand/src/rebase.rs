@@ -98,6 +98,7 @@ pub(crate) fn rebase_chain(
     workers: usize,
     progress: &dyn Progress,
 ) -> Result<u64> {
+    old.top().layer.keeps_looks();
     let done = keep_content(old, new, shared, compress, workers, progress);
     let flushed = old.flush();
     let written = done?;

@@ -19,8 +19,8 @@ pub(crate) fn file(path: &Path) -> Option<File> {
 /// An image that others may stand on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
-    /// The file, for who knows it by a name; `None`: those do not count.
-    pub(crate) file: Option<File>,
+    /// The file, for who knows it by a name.
+    pub(crate) file: File,
     /// What a child remembers of it.
     pub(crate) id: LayerId,
 }
@@ -43,7 +43,6 @@ fn stands_on(path: &Path, parents: &[Known]) -> Option<usize> {
     let files: Vec<File> =
         named.candidates.iter().filter_map(|name| file(&in_folder(&folder, name))).collect();
     parents.iter().position(|parent| {
-        parent.id.0.is_some_and(|id| named.expected.contains(&id))
-            || parent.file.is_some_and(|file| files.contains(&file))
+        parent.id.0.is_some_and(|id| named.expected.contains(&id)) || files.contains(&parent.file)
     })
 }

@@ -128,8 +128,8 @@ impl Opened {
         let name = relative_name(path, Path::new(&parent.name));
         let told = remembered(path, &name, Some(parent.format.to_owned()), self.seen(1));
         match top.layer.set_parent(Some(&told)) {
-            // It was found without.
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            // It was found without; and the format may have no way to say where.
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Invalid) => Ok(()),
             done => done.map_err(|error| error.image(&top.name)),
         }
     }

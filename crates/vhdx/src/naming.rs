@@ -10,8 +10,8 @@ use crate::locator::{ABSOLUTE, LINKAGE, LINKAGE2, Locator, RELATIVE, braced};
 /// The locator of a child of `parent`. Keys of the `present` one that the format does not know stay; a volume's path,
 /// which only Windows can tell, does not, for it would be the old parent's.
 ///
-/// Errors: a parent that is no VHDX, or of which nothing is known; a name that is no Unicode, that Windows' way to write
-/// paths cannot say, or none at all.
+/// Errors: a parent that is no VHDX, or of which nothing is known; names of which none is Unicode that Windows' way to
+/// write paths can say, or none at all.
 pub(crate) fn locator(parent: &ParentRef, present: Option<&Locator>) -> Result<Locator> {
     let shown = parent.candidates.first().map(|path| path.display().to_string()).unwrap_or_default();
     if let Some(format) = parent.format.as_deref().filter(|format| *format != "vhdx") {
@@ -27,22 +27,22 @@ pub(crate) fn locator(parent: &ParentRef, present: Option<&Locator>) -> Result<L
             "a VHDX knows its parent by the DataWriteGuid alone, so the parent must be there, and be looked at",
         ));
     };
-    let mut paths = Vec::new();
-    for path in &parent.candidates {
-        paths.push((path.as_path(), path.to_str().ok_or_else(|| not_unicode(path))?));
-    }
-    if paths.first().is_none_or(|(path, _)| path.file_name().is_none()) {
-        return Err(Error::invalid("the parent's name is empty, or names no file"));
-    }
+    let paths = &parent.candidates;
+    let named = paths.first().filter(|path| path.file_name().is_some());
+    let named = named.ok_or_else(|| Error::invalid("the parent's name is empty, or names no file"))?;
+    // One way to say it is enough.
     let first = |absolute: bool| {
-        let mut said = paths.iter().filter(|(_, text)| !text.contains('\\'));
-        said.find(|(path, _)| path.is_absolute() == absolute).map(|(_, text)| *text)
+        let mut texts = paths.iter().filter(|path| path.is_absolute() == absolute).map(|path| path.to_str());
+        texts.find_map(|text| text.filter(|text| !text.contains('\\')))
     };
     // A path from this system's root is to Windows one from the root of the current drive: it is looked for there, and
     // what is found has the wrong linkage.
     let absolute = first(true).map(windows);
     let relative = first(false).map(|text| windows(&dotted(text)));
     if absolute.is_none() && relative.is_none() {
+        if paths.iter().all(|path| path.to_str().is_none()) {
+            return Err(not_unicode(named));
+        }
         return Err(Error::invalid(format!("Windows' way to write paths cannot say '{shown}'"))
             .hint("rename it: a '\\' stands between folders there"));
     }
@@ -175,6 +175,11 @@ mod tests {
         let bytes = std::ffi::OsStr::from_bytes(b"b\xff.vhdx");
         let not_text = ParentRef { candidates: vec![bytes.into()], ..parent(&[]) };
         assert!(says(&not_text).to_string().contains("not Unicode"));
+        // The folder has such a name, and its files know each other without it.
+        let bytes = std::ffi::OsStr::from_bytes(b"/d\xff/b.vhdx");
+        let folder = ParentRef { candidates: vec!["b.vhdx".into(), bytes.into()], ..parent(&[]) };
+        let said = back(&locator(&folder, None).unwrap()).parent().candidates;
+        assert_eq!(said, [std::path::PathBuf::from("b.vhdx")]);
         let long = format!("{}/b", "d".repeat(40_000));
         let long = locator(&parent(&[&long]), None).unwrap().to_bytes().unwrap_err();
         assert!(long.to_string().contains("longer than a parent locator can say"), "{long}");

@@ -8,7 +8,7 @@ use crate::layer::VhdxLayer;
 use crate::state::State;
 
 /// A longer BAT is not gone through for a figure.
-const MOST_BAT: u64 = 16 << 20;
+const MOST_BAT: u64 = 4 << 20;
 
 pub(crate) fn of(layer: &VhdxLayer) -> Details {
     let (state, header) = (layer.state(), layer.header());

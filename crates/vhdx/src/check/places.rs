@@ -408,9 +408,13 @@ impl Places {
         let mut found = Vec::new();
         disk.walk(&mut |seen| {
             let Seen::Place(place) = seen else { return Ok(()) };
+            // Looking for each of millions takes long, and is of no use once all room is taken.
+            if found.len() == MAX_SHARED {
+                return Ok(());
+            }
             let mib = place.range.start / MIB..place.range.end.div_ceil(MIB);
             let first = merged.partition_point(|other| other.end <= mib.start);
-            if merged.get(first).is_some_and(|other| other.start < mib.end) && found.len() < MAX_SHARED {
+            if merged.get(first).is_some_and(|other| other.start < mib.end) {
                 found.push(place);
             }
             Ok(())

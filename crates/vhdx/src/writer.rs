@@ -304,7 +304,10 @@ impl VhdxLayer {
         let Some(len) = space.wants_len() else {
             return if writer.journal.is_some() { Ok(()) } else { self.sync(writer) };
         };
-        self.file.set_len(len).map_err(|error| Error::io("cannot set the file's length", error))?;
+        let failed = |error| Error::io("cannot set the file's length", error);
+        self.file.set_len(len).map_err(failed)?;
+        // A device keeps its length, and what it holds there.
+        let len = self.file.len().map_err(failed)?;
         space.cut(len);
         self.cut(len);
         // What comes there again is new.

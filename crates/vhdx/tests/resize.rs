@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,8 +19,8 @@ use cowhand_core::testing::{
     CrashTest, Fault, FaultTest, Faults, Io, Journal, ModelTest, Op, Plan, SYNCS, Shape,
 };
 use cowhand_core::{
-    CheckOptions, Erase, ErrorKind, Folder, Format, Image, Kind, Layer, MemoryFolder, MemoryStorage, NoFiles,
-    OpenOptions, Prealloc, Quiet, Result, Severity, Storage,
+    CheckOptions, Erase, ErrorKind, Folder, Format, Identity, Image, Kind, Layer, MemoryFolder,
+    MemoryStorage, NoFiles, OpenOptions, Prealloc, Quiet, Result, Severity, Storage,
 };
 use cowhand_vhdx::Vhdx;
 
@@ -426,6 +428,78 @@ fn a_sync_that_failed_ends_all_writing() {
             break;
         }
         assert_eq!(layer.write(0, &[3; 512]).unwrap_err().kind(), ErrorKind::Io, "{nth}");
+    }
+}
+
+/// A device: its length is its own, and it gives nothing back.
+#[derive(Debug)]
+struct Device(MemoryStorage);
+
+impl Storage for Device {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(at, buf)
+    }
+
+    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        self.0.write_at(at, buf)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len > self.0.len()? { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn data_at(&self, at: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.0.len()?;
+        Ok((at < len).then_some(at..len))
+    }
+
+    fn physical_size(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        self.0.identity()
+    }
+}
+
+#[test]
+fn what_a_device_held_before_does_not_show() {
+    let image = Arc::new(MemoryStorage::new());
+    let layer = create(image.clone(), 8 * MIB, &[("block_size", "1M")]).unwrap();
+    layer.write(0, &noise(4 << 20, 1)).unwrap();
+    layer.close().unwrap();
+    let mut bytes = vec![0xee; 24 << 20];
+    image.read_at(0, &mut bytes[..8 << 20]).unwrap();
+    let changes: [fn(&dyn Layer) -> Result<()>; 3] = [
+        |layer| layer.compact(&Quiet),
+        |layer| layer.clear(),
+        |layer| {
+            layer.resize(2 * MIB, Prealloc::Off, 0).and_then(|()| layer.resize(8 * MIB, Prealloc::Off, 0))
+        },
+    ];
+    for (nth, change) in changes.into_iter().enumerate() {
+        let device = Arc::new(Device(MemoryStorage::from_bytes(&bytes)));
+        let layer = reopen(device.clone()).unwrap();
+        change(layer.as_ref()).unwrap();
+        for block in 4..8 {
+            layer.write(block * MIB + 4096, &[1; 512]).unwrap();
+        }
+        layer.close().unwrap();
+        let disk = common::read_all(device.clone()).unwrap();
+        for block in disk[4 << 20..].chunks(1 << 20) {
+            assert_eq!(block[4096..4608], [1; 512]);
+            let around = [&block[..4096], &block[4608..]].concat();
+            assert!(around.iter().all(|byte| *byte == 0), "change {nth}");
+        }
+        sound(device);
     }
 }
 

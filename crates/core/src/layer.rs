@@ -94,6 +94,9 @@ pub struct ParentRef {
     pub format: Option<String>,
     /// The names are Windows': where no file has exactly a candidate's name, one that differs in case alone is meant.
     pub any_case: bool,
+    /// The format wants its names brought up to date by who found the parent elsewhere and may write. Otherwise they stay
+    /// until somebody asks for that.
+    pub kept_current: bool,
     /// Identities any one of which the parent must have. Empty: the child does not say.
     pub expected: Vec<[u8; 16]>,
     /// When the parent's file was last changed, where that is known: VHD writes it down. Nobody is refused for it.

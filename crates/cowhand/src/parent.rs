@@ -34,6 +34,7 @@ pub(crate) fn remembered(child: &Path, name: &Path, format: Option<String>, seen
         candidates,
         format,
         any_case: false,
+        kept_current: false,
         expected: seen.and_then(|seen| seen.id.0).into_iter().collect(),
         modified: seen.and_then(|seen| seen.modified),
         sector: seen.map(|seen| seen.sector),
@@ -81,7 +82,7 @@ type Looked = Result<(PathBuf, Link), Error>;
 pub(crate) enum Found {
     /// Where its child says; or elsewhere, and the child cannot tell whether it is the one, or what it says is right too.
     AsNamed,
-    /// It is the one, and no longer there where its child says first.
+    /// It is the one, no longer there where its child says first, and the child is to say where it is.
     Elsewhere,
 }
 
@@ -118,7 +119,7 @@ impl Seeker<'_> {
 
     fn elsewhere(&self, stale: bool) -> Found {
         let known = !self.how.any_parent && !self.wanted.expected.is_empty();
-        if stale && known { Found::Elsewhere } else { Found::AsNamed }
+        if stale && known && self.wanted.kept_current { Found::Elsewhere } else { Found::AsNamed }
     }
 
     /// The first candidate that is there, may be opened, and is the one. Of those that are not it the answer tells

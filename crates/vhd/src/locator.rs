@@ -107,6 +107,7 @@ pub(crate) fn parent_ref(header: &Header, locators: &[Locator]) -> ParentRef {
         candidates,
         format: naming::note(&header.tail).or_else(|| has_id.then(|| "vpc".to_owned())),
         any_case: true,
+        kept_current: false,
         expected: has_id.then_some(header.parent_unique_id).into_iter().collect(),
         modified: Some(header.parent_timestamp).filter(|time| *time != 0).map(moment),
         ..ParentRef::default()

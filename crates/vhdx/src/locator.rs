@@ -207,6 +207,8 @@ impl Locator {
             candidates,
             format: Some("vhdx".to_owned()),
             any_case: true,
+            // The text asks whoever opens for writing to bring stale paths up to date.
+            kept_current: true,
             expected: [Some(self.linkage), self.linkage2].into_iter().flatten().map(Guid::raw).collect(),
             ..ParentRef::default()
         }

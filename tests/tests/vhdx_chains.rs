@@ -327,6 +327,11 @@ fn stale_names_are_written_anew() {
         let disk = cowhand::open(top, &search).unwrap();
         disk.close().unwrap();
         drop(disk);
+        if format == "vpc" {
+            // No rule of that format wants it, so Windows' names stay until they are reconnected.
+            assert_eq!(names(top)[0], base.file_name().unwrap());
+            continue;
+        }
         assert_eq!(names(top)[0], Path::new("away/moved.vhdx"), "{format}");
         assert_same(&content(&open(top)), &model, format);
         // What may not be opened might be the right one: nothing is known to be stale.

@@ -347,6 +347,32 @@ fn stale_names_are_written_anew() {
     }
 }
 
+/// Who writes to a child through a link to it leaves its names as the child's own folder sees them.
+#[test]
+fn a_link_to_a_child_leaves_its_names() {
+    for (format, how) in [("vhdx", ""), ("vpc", "force_size=on")] {
+        let folder = temp();
+        let own = folder.path().join("own");
+        let links = folder.path().join("some/links");
+        std::fs::create_dir(&own).unwrap();
+        std::fs::create_dir_all(&links).unwrap();
+        let (paths, model) = chain(&own, &[(format, how), (format, "")], 2 * M, 14);
+        let [base, top] = paths.as_slice() else { panic!() };
+        let link = links.join("link");
+        std::os::unix::fs::symlink(top, &link).unwrap();
+        let any = Open { policy: cowhand::Policy::Local, ..Open::default() };
+        let disk = cowhand::open(&link, &Open { writable: true, ..any.clone() }).unwrap();
+        disk.close().unwrap();
+        drop(disk);
+        assert_eq!(names(top)[0], Path::new(base.file_name().unwrap()), "{format}");
+        cowhand::commit(&link, &Commit { open: any, ..Commit::default() }, &Quiet).unwrap();
+        assert_eq!(names(top)[0], Path::new(base.file_name().unwrap()), "{format}");
+        let moved = folder.path().join("moved");
+        std::fs::rename(&own, &moved).unwrap();
+        assert_same(&content(&open(&moved.join(top.file_name().unwrap()))), &model, format);
+    }
+}
+
 /// A change of the names is no change of the content: who stands on the image still knows it.
 #[test]
 fn a_new_name_for_the_parent_keeps_the_identity() {

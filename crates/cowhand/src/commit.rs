@@ -16,7 +16,7 @@ use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
 use crate::kinship::{Kinship, must_be_told};
 use crate::open::{Open, Opened, open};
-use crate::parent::{relative_name, remembered};
+use crate::parent::{itself, relative_name, remembered};
 use crate::plan::{Concat, Piece, Plan, What, most_empty};
 use crate::resolve::{folder_of, in_folder};
 use crate::runs::same_prefix;
@@ -114,9 +114,9 @@ impl Job {
         }
         let names = match chain.links().get(depth - 1..=depth) {
             Some([child, parent]) => {
-                let (child, format) = (Path::new(&child.name), parent.format.to_owned());
-                let name = relative_name(child, Path::new(&parent.name));
-                remembered(child, &name, Some(format), chain.seen(depth))
+                let (child, format) = (itself(Path::new(&child.name)), parent.format.to_owned());
+                let name = relative_name(&child, Path::new(&parent.name));
+                remembered(&child, &name, Some(format), chain.seen(depth))
             }
             _ => ParentRef::default(), // never: the parent at that depth was opened
         };

@@ -10,7 +10,7 @@ use cowhand_core::{
 };
 
 use crate::kinship::modified;
-use crate::parent::{Found, Seeker, Seen, relative_name, remembered};
+use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
 use crate::registry;
 use crate::resolve::{Files, Policy, Watched};
 use crate::shelf::Shelf;
@@ -125,8 +125,9 @@ impl Opened {
     /// Writes into the top, `path`, where its parent was found, which is the one that it remembers.
     fn tell_the_top(&self, path: &Path) -> Result<()> {
         let [top, parent, ..] = self.image.links() else { return Ok(()) };
-        let name = relative_name(path, Path::new(&parent.name));
-        let told = remembered(path, &name, Some(parent.format.to_owned()), self.seen(1));
+        let path = itself(path);
+        let name = relative_name(&path, Path::new(&parent.name));
+        let told = remembered(&path, &name, Some(parent.format.to_owned()), self.seen(1));
         match top.layer.set_parent(Some(&told)) {
             // It was found without; and the format may have no way to say where.
             Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Invalid) => Ok(()),

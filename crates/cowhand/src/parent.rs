@@ -54,6 +54,11 @@ pub(crate) fn relative_name(child: &Path, parent: &Path) -> PathBuf {
     up.chain(to.components().skip(same)).collect::<PathBuf>().join(name)
 }
 
+/// The file at `path`, which may be a link: what stands in the file is seen from the file's own folder.
+pub(crate) fn itself(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// The absolute path; the links of its folders are followed, that of the file itself is not.
 fn whole(path: &Path) -> PathBuf {
     match (std::fs::canonicalize(folder_of(path)), path.file_name()) {

@@ -317,7 +317,7 @@ fn cases() -> Vec<Case> {
             headers(b, |header| header[48] = 1)
         }),
         case(plain, (1, 0), "this one has", mended, |b| pending(b, &[], b.end + MIB)),
-        case(plain, (0, 0), "the log is pending: it changes 1 sectors", mended, |b| {
+        case(plain, (0, 0), "the log is pending: it changes 1 sector of metadata", mended, |b| {
             let mut table: [u8; 4096] = get(&b.file, BAT_AT, 4096).try_into().unwrap();
             table[8..16].fill(0);
             pending(b, &[(BAT_AT, table)], b.end);

@@ -42,3 +42,8 @@ impl Findings {
         self.add(Severity::Error, Some(at), message());
     }
 }
+
+/// Words for one thing, or for any other number of them.
+pub(super) fn by_number(number: u64, one: &'static str, more: &'static str) -> &'static str {
+    if number == 1 { one } else { more }
+}

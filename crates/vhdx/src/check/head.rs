@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cowhand_core::{Error, ErrorKind, Result, Storage};
 
-use super::findings::Findings;
+use super::findings::{Findings, by_number};
 use crate::bytes;
 use crate::guid::Guid;
 use crate::header::{self, HEADER_LEN, HEADERS, Header, SIGNATURE};
@@ -135,8 +135,9 @@ pub(super) fn replayed(
                     false => String::new(),
                 };
                 format!(
-                    "the log is pending: it changes {sectors} sectors of metadata and zeroes {zeros} bytes{grown}; \
-                     what follows is what is found when that is done, and who opens the image for writing does it"
+                    "the log is pending: it changes {sectors} {} of metadata and zeroes {zeros} bytes{grown}; \
+                     what follows is what is found when that is done, and who opens the image for writing does it",
+                    by_number(sectors, "sector", "sectors")
                 )
             });
             Ok(Arc::new(Overlay::new(file.clone(), changes, len)))

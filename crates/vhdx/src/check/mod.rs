@@ -27,7 +27,7 @@ use crate::Vhdx;
 use crate::bat::{self, Geometry};
 use crate::bytes::MIB;
 use crate::metadata::Metadata;
-use findings::Findings;
+use findings::{Findings, by_number};
 use head::{Head, Log};
 use places::{Disk, Owner, Place, Places, Why};
 use regions::Found;
@@ -197,19 +197,30 @@ impl Image<'_> {
         })?;
         if let Some(first) = places.first_stray {
             all.note(disk.entry_at(first), || {
-                format!("{} entries of the BAT, which no block of the disk needs, are not zero", places.stray)
+                let of = |one, more| by_number(places.stray, one, more);
+                let (entries, are) = (of("entry", "entries"), of("is", "are"));
+                format!(
+                    "{} {entries} of the BAT, which no block of the disk needs, {are} not zero",
+                    places.stray
+                )
             });
         }
         if table.fixed && places.not_present > 0 {
             all.note(regions.regions.bat.offset, || {
-                format!("{} blocks of a fixed disk are not present; they read zero", places.not_present)
+                let of = |one, more| by_number(places.not_present, one, more);
+                let are = of(
+                    "block of a fixed disk is not present; it reads",
+                    "blocks of a fixed disk are not present; they read",
+                );
+                format!("{} {are} zero", places.not_present)
             });
         }
         if places.drafts > 0 {
             all.note(regions.regions.bat.offset, || {
                 format!(
-                    "{} entries have the state 5, as drafts of the format had it for unmapped blocks",
-                    places.drafts
+                    "{} {} the state 5, as drafts of the format had it for unmapped blocks",
+                    places.drafts,
+                    by_number(places.drafts, "entry has", "entries have")
                 )
             });
         }

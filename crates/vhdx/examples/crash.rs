@@ -12,5 +12,5 @@ use common::crash::{CONFIGURATIONS, cut};
 use cowhand_core::testing::crash_run;
 
 fn main() -> ExitCode {
-    crash_run(CONFIGURATIONS, |one| one.name, |one, seed| cut(one, seed, 400, 500))
+    crash_run(CONFIGURATIONS, |one| one.name, |one, seed| cut(one, seed, 400, 500, 40))
 }

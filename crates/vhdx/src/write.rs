@@ -381,8 +381,11 @@ impl VhdxLayer {
                 let _operation = self.epochs.enter();
                 let state = self.state();
                 let part = Self::part(&state, here, end);
-                if state.block(part.block, self.file_len())? == done {
-                    here += self.run(&state, here, end - here, |_, next| next == done)?;
+                // What is absent reads zero where nothing is below, and has no space to give back.
+                let absent = how == Erase::Free && !state.is_differencing();
+                let is_so = |block| block == done || absent && block == Block::NotPresent;
+                if is_so(state.block(part.block, self.file_len())?) {
+                    here += self.run(&state, here, end - here, |_, next| is_so(next))?;
                     continue;
                 }
                 part

@@ -14,7 +14,7 @@ use cowhand_core::{MemoryStorage, Storage};
 fn a_power_cut_loses_nothing_that_was_flushed() {
     for configuration in CONFIGURATIONS {
         for seed in 0..2 {
-            let counts = cut(configuration, seed, 3, 25).unwrap_or_else(|failure| panic!("{failure}"));
+            let counts = cut(configuration, seed, 3, 25, 8).unwrap_or_else(|failure| panic!("{failure}"));
             assert!(counts.states > 20, "{configuration:?}, seed {seed}: {counts:?}");
         }
     }

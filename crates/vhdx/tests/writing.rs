@@ -452,3 +452,14 @@ fn writing_to_what_is_damaged_harms_nothing_else() {
     }
     assert!(went_well > 30 && refused > 30, "{went_well} {refused}");
 }
+
+/// What is absent where nothing is below reads zero already: giving it back costs nothing.
+#[test]
+fn giving_back_what_is_absent_changes_nothing() {
+    let file = Arc::new(MemoryStorage::new());
+    let options = create_options(64 << 40, &[("block_size", "1M"), ("block_state_zero", "off")]);
+    Vhdx.create(file.clone(), &NoFiles, &options).unwrap().close().unwrap();
+    let layer = reopen(file).unwrap();
+    assert_eq!(layer.erase(0, 64 << 40, Erase::Free).unwrap(), 64 << 40);
+    assert_eq!(layer.extent(0, 64 << 40).unwrap().kind, Kind::Hole);
+}

@@ -150,8 +150,14 @@ pub fn below(how: &Configuration, seed: u64) -> Arc<dyn Layer> {
 }
 
 /// Runs one seed, alone or with several threads, by turns. Each state is checked by our own check, and each
-/// `sample`th by qemu-img's (0: none).
-pub fn cut(how: &Configuration, seed: u64, per_epoch: usize, sample: u64) -> Result<CrashCounts, Failure> {
+/// `sample`th by qemu-img's (0: none); the power fails during the recovery of each `nested`th too.
+pub fn cut(
+    how: &Configuration,
+    seed: u64,
+    per_epoch: usize,
+    sample: u64,
+    nested: usize,
+) -> Result<CrashCounts, Failure> {
     let shape = Shape { ops: 30, max_len: 8192, align: 512, ..Shape::new(how.size, how.block) };
     let states = AtomicU64::new(0);
     let mut test = CrashTest::new(|file| make(file, how), reopen)
@@ -159,6 +165,7 @@ pub fn cut(how: &Configuration, seed: u64, per_epoch: usize, sample: u64) -> Res
         .shape(shape)
         .seed(seed)
         .per_epoch(per_epoch)
+        .nested(nested)
         .check(|state, layer| {
             check(state)?;
             let nth = states.fetch_add(1, Ordering::Relaxed) + 1;

@@ -368,6 +368,19 @@ impl<'a> Thread<'a> {
         Ok(())
     }
 
+    /// A file's bytes may be read while they are written, by halves: that is over soon.
+    fn passes(&self, sector: u64, held: &[u8]) -> Result<bool, Failure> {
+        let mut now = [0; SECTOR as usize];
+        for _ in 0..100 {
+            self.field.disk.read(sector * SECTOR, &mut now)?;
+            if now != *held {
+                return Ok(true);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(false)
+    }
+
     /// Reads sectors and judges those that are this thread's or nobody's.
     fn check(&mut self, range: Range<u64>) -> Result<(), Failure> {
         let mut buf = vec![0; ((range.end - range.start) * SECTOR) as usize];
@@ -378,7 +391,7 @@ impl<'a> Thread<'a> {
             let wanted = match self.own[sector as usize] {
                 _ if self.field.owners[sector as usize] == self.threads + 1 => {
                     let theirs = stamp.is_some_and(|(number, _)| number == sector);
-                    if theirs || held == start || crate::is_zero(held) {
+                    if theirs || held == start || crate::is_zero(held) || self.passes(sector, held)? {
                         continue;
                     }
                     "what one of the threads wrote there, or nothing".to_owned()

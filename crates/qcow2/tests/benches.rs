@@ -101,7 +101,7 @@ fn threads_leave_each_other_alone() {
     }
 }
 
-/// A few states of what `examples/crash.rs` looks at many of.
+/// A few states of what `examples/crash_qcow2.rs` looks at many of.
 #[test]
 fn a_power_cut_loses_nothing_that_was_flushed() {
     let sample = if qemu() { 97 } else { 0 };

@@ -1,4 +1,4 @@
-//! Power cuts: a few states of what `examples/crash.rs` looks at many of, and each barrier left out in turn.
+//! Power cuts: a few states of what `examples/crash_vhd.rs` looks at many of, and each barrier left out in turn.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

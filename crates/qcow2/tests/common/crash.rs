@@ -1,4 +1,4 @@
-//! The power-cut test of qcow2 in its configurations: a few states of each in the tests, many in `examples/crash.rs`.
+//! The power-cut test of qcow2 in its configurations: a few states of each in the tests, many in `examples/crash_qcow2.rs`.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The power-cut test of VHD in its configurations: a few states of each in the tests, many in `examples/crash.rs`.
+//! The power-cut test of VHD in its configurations: a few states of each in the tests, many in `examples/crash_vhd.rs`.
 
 use std::sync::Arc;
 

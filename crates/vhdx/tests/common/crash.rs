@@ -1,4 +1,4 @@
-//! The power-cut test of VHDX in its configurations: a few states of each in the tests, many in `examples/crash.rs`.
+//! The power-cut test of VHDX in its configurations: a few states of each in the tests, many in `examples/crash_vhdx.rs`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

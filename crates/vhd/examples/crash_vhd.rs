@@ -1,4 +1,4 @@
-//! Cuts the power many times: `cargo run -p cowhand-vhdx --example crash -- [STATES [CONFIGURATION [SEED]]]`.
+//! Cuts the power many times: `cargo run -p cowhand-vhd --example crash_vhd -- [STATES [CONFIGURATION [SEED]]]`.
 //! Prints one table; docs/crash.md holds one.
 
 #![allow(clippy::unwrap_used)]
@@ -12,5 +12,5 @@ use common::crash::{CONFIGURATIONS, cut};
 use cowhand_core::testing::crash_run;
 
 fn main() -> ExitCode {
-    crash_run(CONFIGURATIONS, |one| one.name, |one, seed| cut(one, seed, 400, 500, 40))
+    crash_run(CONFIGURATIONS, |one| one.name, |one, seed| cut(one, seed, 400))
 }

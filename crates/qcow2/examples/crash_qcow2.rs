@@ -1,4 +1,4 @@
-//! Cuts the power many times: `cargo run -p cowhand-qcow2 --example crash -- [STATES [CONFIGURATION [SEED]]]`.
+//! Cuts the power many times: `cargo run -p cowhand-qcow2 --example crash_qcow2 -- [STATES [CONFIGURATION [SEED]]]`.
 //! Prints one table; docs/crash.md holds one.
 
 #![allow(clippy::unwrap_used)]

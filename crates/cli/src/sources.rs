@@ -30,8 +30,8 @@ pub(crate) struct Sharing {
     /// Look in this folder for parents that are not where their children say (repeatable)
     ///
     /// A parent is known by its identity, where its child remembers one (VHD, VHDX), else by its file name. Folders
-    /// within are not gone into. Where a parent was found by its identity is written down when the image itself is
-    /// written to; 'cowhand reconnect-parent' does that always.
+    /// within are not gone into. Where a VHDX's parent was found by its identity is written down when the VHDX itself is
+    /// written to; 'cowhand reconnect-parent' does that for every format.
     #[arg(long, value_name = "DIR")]
     pub(crate) search_dir: Vec<PathBuf>,
 

@@ -33,7 +33,8 @@ pub struct Open {
     /// The top file's format; `None`: by content.
     pub format: Option<String>,
     /// The top for writing too. Parents are read-only, but for `writable_parents`. Where the top remembers its parent's
-    /// identity, and that parent is no longer where the top says first, it is told where it was found.
+    /// identity and wants its names kept current ([`ParentRef::kept_current`]), and that parent is no longer where the top
+    /// says first, it is told where it was found.
     pub writable: bool,
     /// The parents at these depths (1: the top's own) for writing too, whether or not the top is.
     pub writable_parents: Vec<usize>,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::{
-    Checker, Consumer, Content, Error, Inspector, Layer, LayerId, Measured, OptionSpec, Options, ParentRef,
-    Prealloc, Result, Secrets, Storage, Streams,
+    Archives, Checker, Consumer, Content, Error, Inspector, Layer, LayerId, Measured, OptionSpec, Options,
+    ParentRef, Prealloc, Result, Secrets, Storage, Streams,
 };
 
 /// How well a content matches a format.
@@ -186,6 +186,21 @@ pub trait Format: Send + Sync + Debug {
     /// Reading and writing this format's files from front to back, where it can.
     fn streams(&self) -> Option<&dyn Streams> {
         None
+    }
+
+    /// Its files hold several disks, and can be read from front to back where one can be read so.
+    fn archives(&self) -> Option<&dyn Archives> {
+        None
+    }
+
+    /// The open option that says which of several disks in a file is meant.
+    fn disk_option(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Its files are kept packed (zstd, gzip, lzo) by the programs it comes from, so they are looked for in what is.
+    fn comes_packed(&self) -> bool {
+        false
     }
 
     /// Opens one image file. Reads what is needed and no more; never opens the parent.

@@ -4,6 +4,7 @@
 //! Nothing here knows a format but [`raw`], which is the absence of one. Everything is synchronous, takes `&self` and
 //! spawns no thread.
 
+mod archive;
 mod bitmap;
 mod check;
 mod claims;
@@ -27,6 +28,10 @@ mod stream;
 pub mod testing;
 mod zero;
 
+pub use archive::{
+    ArchiveFaults, ArchiveIndex, ArchiveSource, ArchivedDisk, Archives, ConfigFile, Forward, Manifest,
+    Reading, Sink, Walk,
+};
 pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};
 pub use check::{CheckOptions, Checker, Fault, MAX_FAULTS, Repair, Report, Severity};
 pub use claims::{Claim, Claims};

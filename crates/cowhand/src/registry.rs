@@ -7,7 +7,14 @@ use cowhand_core::{Error, ErrorKind, Format, Probe, Result, Storage};
 
 /// All formats. Raw is last: it takes what nothing else claims.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&cowhand_qcow2::Qcow2, &cowhand_vhd::Vhd, &cowhand_vhdx::Vhdx, &cowhand_luks::Luks, &Raw]
+    &[
+        &cowhand_qcow2::Qcow2,
+        &cowhand_vhd::Vhd,
+        &cowhand_vhdx::Vhdx,
+        &cowhand_luks::Luks,
+        &cowhand_vma::Vma,
+        &Raw,
+    ]
 }
 
 /// The one that takes what nothing else claims.

@@ -4,10 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+mod extent;
+mod header;
 mod index;
 pub mod layout;
 mod reader;
 mod writer;
+mod wrong;
 
 use std::io::{Read, Write};
 use std::sync::Arc;

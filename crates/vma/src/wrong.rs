@@ -1,0 +1,40 @@
+//! What breaks the format's rules, and where: an error for who is strict, a fault for who goes on.
+
+use cowhand_core::{Error, Fault, Severity};
+
+/// A rule that is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    /// The field or structure, in the specification's words.
+    pub(crate) field: &'static str,
+    /// Offset in the archive, in bytes; `None`: it is what is not there.
+    pub(crate) at: Option<u64>,
+    /// What is wrong.
+    pub(crate) message: String,
+}
+
+impl Wrong {
+    pub(crate) fn new(field: &'static str, at: u64, message: impl Into<String>) -> Wrong {
+        Wrong { field, at: Some(at), message: message.into() }
+    }
+
+    /// Of what is nowhere in the archive.
+    pub(crate) fn absent(field: &'static str, message: impl Into<String>) -> Wrong {
+        Wrong { field, at: None, message: message.into() }
+    }
+
+    pub(crate) fn fault(self) -> Fault {
+        let message = format!("{}: {}", self.field, self.message);
+        Fault { severity: Severity::Corruption, at: self.at, message, fixed: false }
+    }
+}
+
+impl From<Wrong> for Error {
+    fn from(wrong: Wrong) -> Error {
+        let error = Error::corrupt(wrong.field, wrong.message);
+        match wrong.at {
+            Some(at) => error.at(at),
+            None => error,
+        }
+    }
+}

@@ -22,6 +22,7 @@
 
 mod allocated;
 mod amend;
+pub mod archive;
 mod bitmap;
 mod buffer;
 mod chain;

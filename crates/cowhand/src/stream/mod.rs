@@ -6,7 +6,7 @@ mod gzip;
 mod http;
 mod parts;
 mod pass;
-mod pipe;
+pub(crate) mod pipe;
 mod present;
 mod take;
 mod tar;
@@ -219,7 +219,7 @@ fn in_order(path: &Path, how: &Stream) -> Result<Option<Incoming>> {
     if packed(&head, how)? { file_in_order(path).map(Some) } else { Ok(None) }
 }
 
-fn file_in_order(path: &Path) -> Result<Incoming> {
+pub(crate) fn file_in_order(path: &Path) -> Result<Incoming> {
     let failed = |error| Error::io("cannot open", error).image(path.display());
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;

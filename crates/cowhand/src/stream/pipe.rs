@@ -1,6 +1,8 @@
 //! Bytes on their way: read ahead on a thread of their own, counted, and held to the length they were said to have.
 
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -40,25 +42,50 @@ fn pump(mut from: impl Read, to: &SyncSender<Chunk>) {
     }
 }
 
+/// How many bytes went by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counter(Arc<AtomicU64>);
+
+impl Counter {
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Bytes that are counted as they go by.
+pub(crate) struct Counted<R> {
+    pub(crate) from: R,
+    pub(crate) counter: Counter,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buf)?;
+        self.counter.0.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
 /// What was read ahead.
-pub(super) struct Ahead<'a> {
+pub(crate) struct Ahead<'a> {
     from: Receiver<Chunk>,
     chunk: Vec<u8>,
     at: usize,
     ended: bool,
     passed: u64,
+    counted: Option<Counter>,
     total: Option<u64>,
     progress: &'a dyn Progress,
 }
 
 impl<'a> Ahead<'a> {
     fn new(from: Receiver<Chunk>, total: Option<u64>, progress: &'a dyn Progress) -> Ahead<'a> {
-        Ahead { from, chunk: Vec::new(), at: 0, ended: false, passed: 0, total, progress }
+        Ahead { from, chunk: Vec::new(), at: 0, ended: false, passed: 0, counted: None, total, progress }
     }
 
     /// Reads `from` on a thread that is left behind where it waits for bytes that never come: so a wish to stop is heard
     /// meanwhile. `total`: how many bytes will come, for `progress`.
-    pub(super) fn of(
+    pub(crate) fn of(
         from: Box<dyn Read + Send>,
         total: Option<u64>,
         progress: &'a dyn Progress,
@@ -66,6 +93,11 @@ impl<'a> Ahead<'a> {
         let (to, chunks) = sync_channel(AHEAD);
         std::thread::spawn(move || pump(from, &to));
         Ahead::new(chunks, total, progress)
+    }
+
+    /// What `progress` is told is not how many bytes came out of here, but what `counter` says, of the same total.
+    pub(crate) fn counting(self, counter: Counter) -> Ahead<'a> {
+        Ahead { counted: Some(counter), ..self }
     }
 
     /// Lets `take` have what is read of `from` at the same time. `total`: how many bytes these are, for `progress`.
@@ -86,8 +118,8 @@ impl<'a> Ahead<'a> {
 impl Read for Ahead<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.at == self.chunk.len() && !self.ended {
-            let total = self.total.unwrap_or(self.passed).max(self.passed);
-            report(self.progress, self.passed, total)?;
+            let passed = self.counted.as_ref().map_or(self.passed, Counter::get);
+            report(self.progress, passed, self.total.unwrap_or(passed).max(passed))?;
             match self.from.recv_timeout(PATIENCE) {
                 Ok(chunk) => {
                     self.chunk = chunk?;

@@ -165,14 +165,16 @@ pub trait Archives: Send + Sync + Debug {
 }
 
 impl Manifest {
-    /// The disk of that name. Errors: there is none, or several; no name does where there is but one disk.
+    /// The disk of that name. Errors: there is none, or several; no name does where there is but one disk, a machine's
+    /// memory not counted.
     pub fn disk(&self, name: Option<&str>) -> Result<u32> {
         let names = || {
             let names: Vec<&str> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
             if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) }
         };
-        let mut found =
-            (0_u32..).zip(&self.disks).filter(|(_, disk)| name.is_none_or(|name| disk.name == name));
+        let mut found = (0_u32..)
+            .zip(&self.disks)
+            .filter(|(_, disk)| name.map_or(!disk.memory, |name| disk.name == name));
         match (found.next(), found.next(), name) {
             (Some((at, _)), None, _) => Ok(at),
             (None, _, Some(name)) => {

@@ -51,10 +51,18 @@ fn extension_of(path: &Path) -> String {
     path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase()
 }
 
-/// The format that a file name's extension means, where it means one.
+/// The format that a file name's extension means, where it means one: the one before it, for a packed file of a format
+/// that comes so.
 pub(crate) fn by_extension(path: &Path) -> Option<&'static dyn Format> {
-    let extension = extension_of(path);
-    formats().iter().copied().find(|format| format.extensions().contains(&extension.as_str()))
+    let means = |path: &Path| {
+        let extension = extension_of(path);
+        formats().iter().copied().find(|format| format.extensions().contains(&extension.as_str()))
+    };
+    let packed = || {
+        cowhand_packed::by_extension(path.file_name()?.to_str()?)?;
+        means(Path::new(path.file_stem()?)).filter(|format| format.comes_packed())
+    };
+    means(path).or_else(packed)
 }
 
 /// Which format a content is. Reads its first bytes and, where a format asks, its last.
@@ -116,8 +124,6 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
         Some("a VDI image")
     } else if at(0, b"WithoutFreeSpace") || at(0, b"WithouFreSpacExt") {
         Some("a Parallels image")
-    } else if at(0, b"VMA\0") {
-        Some("a VMA backup archive")
     } else {
         None
     }

@@ -7,6 +7,7 @@
 mod extent;
 mod header;
 mod index;
+mod inspector;
 pub mod layout;
 mod reader;
 mod writer;
@@ -88,7 +89,7 @@ impl Format for Vma {
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {
-        None
+        Some(Box::new(inspector::Judge::default()))
     }
 }
 

@@ -17,6 +17,13 @@ pub(crate) fn run(out: &mut Output) -> Outcome {
         writeln!(out, "{}", format.names().join(", "))?;
         let extensions: Vec<String> = format.extensions().iter().map(|e| format!(".{e}")).collect();
         writeln!(out, "  files: {}", extensions.join(" "))?;
+        if format.archives().is_some() {
+            let name = format.names().first().unwrap_or(&""); // never empty: every format has a name
+            writeln!(
+                out,
+                "  an archive of disks: FILE#DISK is one of them; 'cowhand {name}' makes and extracts"
+            )?;
+        }
         if !format.options().is_empty() {
             writeln!(out, "  options (-o):")?;
             list(out, "    ", format.options())?;

@@ -209,6 +209,19 @@ pub(super) fn luks() -> Vec<u8> {
     image
 }
 
+/// A header of one disk, and its checksum.
+pub(super) fn vma() -> Vec<u8> {
+    let mut image = vec![0; 12800];
+    put(&mut image, 0, b"VMA\0\0\0\0\x01");
+    put(&mut image, 8, &[7; 16]);
+    put(&mut image, 32, &0xd9cb4de659c87480ee72f11c88725b65_u128.to_be_bytes());
+    put(&mut image, 48, &[12288_u32, 16, 12800].map(u32::to_be_bytes).concat());
+    put(&mut image, 4128, &1_u32.to_be_bytes());
+    put(&mut image, 4136, &4096_u64.to_be_bytes());
+    put(&mut image, 12289, b"\x05\0disk\0");
+    image
+}
+
 pub(super) fn iso() -> Vec<u8> {
     let mut image = vec![0; 65536];
     put(&mut image, 32768, b"\x01CD001\x01");
@@ -244,6 +257,7 @@ pub(super) fn every() -> Vec<(&'static str, Vec<u8>)> {
         ("vdi", vdi()),
         ("qed", qed()),
         ("luks", luks()),
+        ("vma", vma()),
         ("iso", iso()),
         ("mbr", mbr()),
         ("raw", vec![0; 5000]),

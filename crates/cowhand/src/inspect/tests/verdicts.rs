@@ -73,6 +73,43 @@ fn qcow2_that_names_other_files() {
 }
 
 #[test]
+fn a_backup_archive_is_no_image() {
+    refused(&vma(), "vma", &["archive"]);
+    let report = strict(&vma());
+    assert_eq!(report.virtual_size, Some(4096));
+    assert_eq!(report.failed[0].reason, "a backup archive of disks and configurations, and no disk image");
+    // oslo.utils takes it for what it takes everything for that it does not know.
+    expect(&oslo(&vma()), &["raw"], Verdict::Safe, &[]);
+
+    let changed = |at: usize, with: &[u8]| {
+        let mut image = vma();
+        put(&mut image, at, with);
+        strict(&image).failed_checks().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(changed(12299, &[1]), ["archive", "checksum"], "the blob buffer");
+    assert_eq!(changed(40, &[1]), ["archive", "checksum"], "the checksum");
+    assert_eq!(changed(7, &[2]), ["archive", "header", "checksum"], "the version");
+    assert_eq!(changed(48, &[0; 4]), ["archive", "header", "checksum"], "the blob buffer's place");
+    assert_eq!(changed(54, &[2, 1]), ["archive", "header", "checksum"], "the blob buffer's length");
+    for size in [0_u32, 12288, 16 << 20 | 1, u32::MAX] {
+        assert_eq!(changed(56, &size.to_be_bytes()), ["archive", "header"], "a header of {size} bytes");
+    }
+    assert_eq!(changed(56, &(1_u32 << 20).to_be_bytes()), ["archive", "header"], "a header beyond the end");
+    for cut in [4, 12287, 12288, 12799] {
+        refused(&vma()[..cut], "vma", &["archive", "header"]);
+    }
+    // A second disk of another size: which is meant?
+    let mut image = vma();
+    put(&mut image, 4160, &1_u32.to_be_bytes());
+    put(&mut image, 4168, &4096_u64.to_be_bytes());
+    assert_eq!(strict(&image).virtual_size, None);
+
+    let mut both = vma();
+    add_mbr(&mut both);
+    expect(&strict(&both), &["vma", "gpt"], Verdict::Ambiguous, &["archive", "checksum", "ambiguous"]);
+}
+
+#[test]
 fn qcow2_features() {
     // A bit that nobody knows, named by the image's own table.
     let mut table = vec![0, 40];

@@ -91,8 +91,21 @@ pub trait ArchiveSource: Source {
 
 /// Takes the disks of an archive that is being written, in chunks of any order and alignment.
 pub trait Sink: Send + Debug {
+    /// Guest bytes that it keeps together: what comes in whole ones, at their multiples, need not wait for anything.
+    fn granule(&self) -> u64 {
+        1
+    }
+
+    /// Guest bytes that it takes best at a time; a multiple of the granule.
+    fn batch(&self) -> u64 {
+        1 << 20
+    }
+
     /// Takes a chunk. Errors: it was given before, lies outside its disk, or the bytes cannot be written.
     fn put(&mut self, chunk: Chunk<'_>) -> Result<()>;
+
+    /// Guest bytes of the disk that are zero, and are not in the archive, so far.
+    fn zeros(&self, disk: u32) -> u64;
 
     /// Says that what never came is zero, and ends the archive. The output was flushed.
     fn finish(self: Box<Self>) -> Result<()>;
@@ -153,8 +166,8 @@ pub trait Archives: Send + Sync + Debug {
     fn read<'a>(&self, input: Box<dyn Read + Send + 'a>, how: Reading)
     -> Result<Box<dyn ArchiveSource + 'a>>;
 
-    /// Writes an archive: its front at once. What the numbers of `what.disks` say is left out where they are 0: they are
-    /// numbered as they stand. Errors: more or larger things than the format can hold.
+    /// Writes an archive. A disk whose number is 0 gets the next one, and an archive whose id is all zeros a random one.
+    /// Errors: more or larger things than the format can hold.
     fn write<'a>(&self, output: Box<dyn Write + Send + 'a>, what: &Manifest) -> Result<Box<dyn Sink + 'a>>;
 
     /// Goes through an archive once, to find where each disk's bytes stand. Errors: it is broken anywhere.

@@ -21,6 +21,7 @@ use cowhand_core::{
     OpenOptions, OptionKind, OptionSpec, Probe, Reading, Resolver, Result, Sink, Storage, Walk,
 };
 
+pub use self::writer::{StreamId, VmaWriter, WriterOptions};
 use crate::layout::MAGIC;
 
 /// The VMA format.

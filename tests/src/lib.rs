@@ -21,6 +21,10 @@ mod vhdx_layouts;
 mod vhdx_log;
 mod vhdx_logs;
 mod vhdx_reader;
+mod vma_builder;
+mod vma_damage;
+mod vma_reader;
+mod vma_shapes;
 mod watch;
 
 pub use command::{
@@ -46,6 +50,18 @@ pub use vhdx_layouts::{BuiltVhdx, VhdxLayout, vhdx_chain_layouts, vhdx_dynamic_l
 pub use vhdx_log::{LogChange, LogRing};
 pub use vhdx_logs::{ByQemu, LogCase, Pending, vhdx_log_cases, vhdx_pend};
 pub use vhdx_reader::{Vhdx, VhdxBlock, VhdxHeader, VhdxItem, VhdxKept, VhdxRegion, vhdx_content};
+pub use vma_builder::{
+    VmaBlobs, VmaBuilt, VmaDisk, VmaExtent, VmaFile, VmaOrder, VmaRescue, VmaSlot, vma_disk_content,
+    vma_fix_extent, vma_fix_header,
+};
+pub use vma_damage::{
+    VmaDamaged, vma_bad_extents, vma_bad_headers, vma_bad_memory, vma_broken_files, vma_flipped_headers,
+    vma_passed_over, vma_sound,
+};
+pub use vma_reader::{
+    VmaContent, VmaDevice, VmaHead, vma_ctime, vma_extract, vma_head, vma_strict, vma_verify,
+};
+pub use vma_shapes::{vma_qemu_server_conf, vma_shapes};
 pub use watch::Watch;
 
 /// A folder that goes away with the test. Every test begins with it.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use cowhand::archive::Indexing;
 use cowhand::{
     Cache, Error, Lock, Open, Parent, Policy, Printable, Result, Sectors, folder_to_allow,
     parse_option_string,
@@ -42,6 +43,10 @@ pub(crate) struct Sharing {
     /// The sources are "driver=FORMAT,file.filename=PATH" in place of a path
     #[arg(long)]
     pub(crate) image_opts: bool,
+
+    /// Read a backup archive that is packed in one piece from an unpacked copy in DIR, which goes away at the end
+    #[arg(long, value_name = "DIR")]
+    pub(crate) unpack_to: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) keys: Keys,
@@ -105,7 +110,10 @@ impl Sharing {
 
     /// The way of opening that goes with these flags. Errors: a secret that cannot be read.
     pub(crate) fn open(&self, source: &Source, parents: &Parents, cache: Cache) -> Result<Open> {
+        let mut indexing = Indexing::default();
+        indexing.unpack_to.clone_from(&self.unpack_to);
         Ok(Open {
+            indexing,
             format: source.format.clone(),
             options: source.options.clone(),
             secrets: self.keys.secrets()?,

@@ -6,6 +6,8 @@ use cowhand_core::{
     Access, CheckOptions, Error, ErrorKind, Fault, Link, Progress, Repair, Report, Result, Severity,
 };
 
+use crate::archive::content::Content;
+use crate::archive::part::Part;
 use crate::open::{Open, Opened, open_as_far};
 use crate::registry;
 use crate::resolve::Files;
@@ -35,14 +37,12 @@ pub struct Checked {
 /// means that the check could not be done.
 pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checked> {
     let open = &how.open;
-    let files = Files::beside(path, open);
+    let part = Part::of(path);
+    let files = Files::beside(part.file, open);
     let access = if how.repair == Repair::Nothing { Access::Read } else { Access::Write };
-    let storage = files.trusted(path, access)?;
+    let storage = files.trusted_part(&part, access)?;
     let named = |error: Error| error.image(path.display());
-    let format = match &open.format {
-        Some(name) => registry::format(name)?,
-        None => registry::detect(storage.as_ref()).map_err(named)?,
-    };
+    let format = Content::of(&storage, open.format.as_deref()).map_err(named)?.format;
     let options = CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone() };
     let checker = format.checker();
     let report = checker.map(|checker| checker.check(storage, &files, &options, progress)).transpose();

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use cowhand_core::{Access, Consumer, Error, Format, Objection, Result, Storage, hole_at};
 
+use crate::archive::content::Content;
+use crate::archive::part::Part;
 use crate::open::Open;
 use crate::registry;
 use crate::resolve::Files;
@@ -77,13 +79,11 @@ pub struct Verdict {
 /// What `consumer` says of the image `path`. Nothing in it changes, and no parent is looked at.
 pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
     let takes = taken_by(consumer)?;
-    let files = Files::beside(path, open);
-    let storage = files.trusted(path, Access::Read)?;
+    let part = Part::of(path);
+    let files = Files::beside(part.file, open);
+    let storage = files.trusted_part(&part, Access::Read)?;
     let named = |error: Error| error.image(path.display());
-    let format = match &open.format {
-        Some(name) => registry::format(name)?,
-        None => registry::detect(storage.as_ref()).map_err(named)?,
-    };
+    let format = Content::of(&storage, open.format.as_deref()).map_err(named)?.format;
     let name = format.names()[0]; // never empty: every format has a name
     let found = takes.iter().find(|(taken, _)| taken.names() == format.names());
     let objections = match found {

@@ -1,5 +1,7 @@
 //! `convert`: the content of any disk into a new image of any format, whole or not at all.
 
+mod once;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +12,7 @@ use cowhand_core::{
     zero_prefix,
 };
 
+use crate::archive::disk::ArchiveDisk;
 use crate::bitmap::Carried;
 use crate::buffer::Buffer;
 use crate::compare::{Difference, compare_sources};
@@ -146,6 +149,10 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
         return Err(Error::invalid("only a new image can take its source's place")
             .hint("leave out resume and no_create, and name the source as the target"));
     }
+    let once = once::best_read_once(how, &sources)?;
+    if once.is_none() {
+        sources.iter().try_for_each(|source| source.prepare(progress))?;
+    }
     let bitmaps = carried(how, &sources)?;
     if how.resume && bitmaps.is_some() {
         return Err(Error::invalid("a conversion that takes bitmaps along cannot be gone on with")
@@ -154,7 +161,7 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
     let mut done = if how.no_create {
         into_existing(how, &sources, bitmaps.as_ref(), progress)?
     } else {
-        into_new(how, &sources, bitmaps.as_ref(), progress)?
+        into_new(how, &sources, once, bitmaps.as_ref(), progress)?
     };
     done.warnings.extend(bitmaps.into_iter().flat_map(|bitmaps| bitmaps.skipped));
     done.from = sources.iter().map(|source| source.links()[0].format).collect(); // never empty: every image has a layer
@@ -183,6 +190,7 @@ fn carried<'a>(how: &Convert, sources: &'a [Opened]) -> Result<Option<Carried<'a
 fn into_new(
     how: &Convert,
     sources: &[Opened],
+    once: Option<&ArchiveDisk>,
     bitmaps: Option<&Carried<'_>>,
     progress: &dyn Progress,
 ) -> Result<Converted> {
@@ -257,7 +265,13 @@ fn into_new(
     job.shares = shares;
     job.start = resumed;
     job.sidecar = sidecar.as_ref();
-    job.run(&source, progress)?;
+    // What lies around a write on a device is not zero, so its blocks are written whole: in order.
+    let in_blocks = on_device && written.top().layer.details().cluster_size.is_some();
+    let once = once.filter(|_| !in_blocks && !base.has_backing());
+    match once {
+        Some(disk) => job.take(disk, progress)?,
+        None => job.run(&source, progress)?,
+    }
     bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(named)?;
     // What the file is to have beside what was written may take long too.
     files.gate().during(&Before { progress, total: content }, content, || written.close())?;
@@ -273,7 +287,10 @@ fn into_new(
         let read_back = chain(&how.target, layer, format, &below)?;
         // What a device has behind the source is not written, and not looked at.
         let len = if target.is_device() { content } else { u64::MAX };
-        verify(how, sources, &Concat::new([&read_back]).up_to(len), progress)?;
+        match once {
+            Some(disk) => once::verify(disk, &read_back, len, progress).map_err(named)?,
+            None => verify(how, sources, &Concat::new([&read_back]).up_to(len), progress)?,
+        }
         done.verified = true;
     }
     done.warnings = check_sources(how, sources)?;
@@ -407,16 +424,19 @@ fn verify(how: &Convert, sources: &[Opened], target: &Concat<'_>, progress: &dyn
     match found.difference {
         None => Ok(()),
         Some(Difference::Content(at) | Difference::Allocation(at)) => {
-            Err(Error::new(ErrorKind::Mismatch, "what was read back is not what was written")
-                .at(at)
-                .image(how.target.display())
-                .hint("the disk or the memory of this machine may be failing"))
+            Err(mismatch(at).image(how.target.display()))
         }
         Some(Difference::Size) => {
             Err(Error::new(ErrorKind::Mismatch, "the target has another size than the source")
                 .image(how.target.display()))
         }
     }
+}
+
+fn mismatch(at: u64) -> Error {
+    Error::new(ErrorKind::Mismatch, "what was read back is not what was written")
+        .at(at)
+        .hint("the disk or the memory of this machine may be failing")
 }
 
 pub(crate) fn workers(asked: Option<usize>) -> usize {
@@ -560,7 +580,7 @@ impl<'a> Job<'a> {
                         self.put(at + done - held as u64, &buf[..held], unit, everything)?;
                         held = 0;
                     }
-                    self.pace(plan, progress)?;
+                    self.pace(|| plan.advance(0, progress))?;
                     plan.advance(n, progress)?;
                 }
                 Ok(())
@@ -595,13 +615,13 @@ impl<'a> Job<'a> {
     }
 
     /// Waits until what was written so far keeps to the rate that was asked for.
-    fn pace(&self, plan: &Plan<'_>, progress: &dyn Progress) -> Result<()> {
+    fn pace(&self, go_on: impl Fn() -> Result<()>) -> Result<()> {
         let Some(rate) = self.how.rate.filter(|rate| *rate > 0) else { return Ok(()) };
         let seconds = self.written.load(Ordering::Relaxed) as f64 / rate as f64;
         let due = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         while let Some(rest) = due.checked_sub(self.since.elapsed()).filter(|rest| !rest.is_zero()) {
             std::thread::sleep(rest.min(Duration::from_millis(100)));
-            plan.advance(0, progress)?;
+            go_on()?;
         }
         Ok(())
     }

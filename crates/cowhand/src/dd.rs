@@ -111,6 +111,9 @@ pub fn dd(from: DdInput<'_>, to: DdOutput<'_>, how: &Dd, progress: &dyn Progress
         return Err(Error::invalid(message));
     }
     let mut source = Source::of(from, how)?;
+    if let Bytes::Disk { disk, .. } = &source.bytes {
+        disk.prepare(progress)?;
+    }
     match to {
         DdOutput::Stream(stream) => into_stream(&mut source, stream, how, progress),
         DdOutput::Image(path) if how.no_create => into_existing(&mut source, path, how, progress),

@@ -71,6 +71,7 @@ pub fn measure(how: &Measure, progress: &dyn Progress) -> Result<Sizes> {
         let (required, fully_allocated) = (found.required, found.fully_allocated);
         return Ok(Sizes { required, fully_allocated, bitmaps: found.bitmaps, exact });
     };
+    source.prepare(progress)?;
     let bitmaps = source.top().layer.as_bitmaps().map(|bitmaps| bitmaps.list()).transpose()?;
     let disk = Concat::new([&*source]);
     let found = format.measure(&Stated { disk: &disk, bitmaps }, &options)?;

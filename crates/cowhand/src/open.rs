@@ -6,9 +6,13 @@ use std::sync::Arc;
 
 use cowhand_core::{
     Access, Cache, Error, ErrorKind, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
-    ParentRef, Result, Secrets, Storage,
+    ParentRef, Progress, Result, Secrets, Storage,
 };
 
+use crate::archive::Indexing;
+use crate::archive::content::Content;
+use crate::archive::disk::{Archive, ArchiveDisk};
+use crate::archive::part::Part;
 use crate::kinship::modified;
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
 use crate::registry;
@@ -65,6 +69,8 @@ pub struct Open {
     pub ignore_checksums: bool,
     /// An internal snapshot of the top, by id or name, in place of its present state.
     pub snapshot: Option<String>,
+    /// How the places of an archive's bytes are found, where a disk of one is opened.
+    pub indexing: Indexing,
 }
 
 /// More layers than this are taken for a mistake or an attack.
@@ -75,6 +81,8 @@ const DEPTH: usize = 200;
 pub struct Opened {
     image: Image,
     files: Files,
+    /// The top, where it is a disk of an archive.
+    archived: Option<Arc<ArchiveDisk>>,
 }
 
 impl Deref for Opened {
@@ -136,13 +144,26 @@ impl Opened {
         }
     }
 
+    /// The top, where it is a disk of an archive.
+    pub(crate) fn archived(&self) -> Option<&ArchiveDisk> {
+        self.archived.as_deref()
+    }
+
+    /// Finds out now where the bytes of an archive's disk stand, which may take a look at the whole archive. Otherwise that
+    /// is done when the first of them is asked for, and `progress` cannot stop it.
+    pub fn prepare(&self, progress: &dyn Progress) -> Result<()> {
+        let Some(disk) = &self.archived else { return Ok(()) };
+        disk.prepare(progress).map_err(|error| error.image(self.image.name()))
+    }
+
     /// Every file that was opened.
     pub(crate) fn watched(&self) -> Vec<Watched> {
         self.files.opened().clone()
     }
 }
 
-/// Opens the disk whose top is `path`.
+/// Opens the disk whose top is `path`. `ARCHIVE#DISK` is a disk of an archive, where no file has that very name; an
+/// archive of one disk is that disk.
 pub fn open(path: &Path, how: &Open) -> Result<Opened> {
     match open_as_far(path, how)? {
         (opened, None) => Ok(opened),
@@ -152,21 +173,19 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
 
 /// Opens the disk whose top is `path`, down to the last layer that can be opened. The error is that of the next.
 pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Error>)> {
-    let files = Files::beside(path, how);
-    let storage = files.trusted(path, access(how.writable))?;
-    let format = match &how.format {
-        Some(name) => registry::format(name)?,
-        None => registry::detect(storage.as_ref()).map_err(|error| error.image(path.display()))?,
+    let part = Part::of(path);
+    let files = Files::beside(part.file, how);
+    let storage = files.trusted_part(&part, access(how.writable))?;
+    let named = |error: Error| error.image(path.display());
+    let content = Content::of(&storage, how.format.as_deref()).map_err(named)?;
+    let options = Options::check(content.format.open_options(), &how.options).map_err(named)?;
+    let (mut top, archived) = match archive_disk(&part, &storage, content, &options, how).map_err(named)? {
+        Some(disk) => (link_to(path, content, &disk), Some(disk)),
+        None => {
+            let options = OpenOptions { writable: how.writable, options, ..how.layer(0) };
+            (open_layer(path, storage, content.format, &files, &options)?, None)
+        }
     };
-    let options =
-        Options::check(format.open_options(), &how.options).map_err(|error| error.image(path.display()))?;
-    let mut top = open_layer(
-        path,
-        storage,
-        format,
-        &files,
-        &OpenOptions { writable: how.writable, options, ..how.layer(0) },
-    )?;
     let parent = top.layer.parent();
     if let Some(which) = &how.snapshot {
         top.layer = snapshot(&top, which)?;
@@ -183,12 +202,32 @@ pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Err
         }
         _ => Ok(found),
     });
-    let opened = Opened { image: Image::new(links)?, files };
+    let opened = Opened { image: Image::new(links)?, files, archived };
     let below = below.and_then(|found| match found {
         Found::Elsewhere if how.writable => opened.tell_the_top(path),
         _ => Ok(()),
     });
     Ok((opened, below.err()))
+}
+
+/// The disk that the caller means, where the file is an archive. `None`: it is none.
+pub(crate) fn archive_disk(
+    part: &Part<'_>,
+    file: &Arc<dyn Storage>,
+    content: Content,
+    options: &Options,
+    how: &Open,
+) -> Result<Option<Arc<ArchiveDisk>>> {
+    match Archive::open(file, content, &how.indexing)? {
+        Some(_) if how.writable => Err(Error::unsupported("a backup archive can be read, and not written")
+            .hint("convert its disk to an image, and write to that")),
+        Some(archive) => archive.disk(part, options).map(Some),
+        None => part.refuse_disk(content.format).map(|()| None),
+    }
+}
+
+pub(crate) fn link_to(path: &Path, content: Content, disk: &Arc<ArchiveDisk>) -> Link {
+    Link { layer: disk.clone(), name: path.display().to_string(), format: content.format.names()[0] } // never empty: every format has a name
 }
 
 /// Opens the parent that the caller named, and what that stands on.
@@ -222,8 +261,10 @@ pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
         if let Some(name) = &how.format {
             return Ok(registry::format(name)?.is_bare());
         }
-        let storage = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?;
-        Ok(registry::detect(&storage).map_err(|error| error.image(path.display()))?.is_bare())
+        let part = Part::of(path);
+        let file: Arc<dyn Storage> =
+            Arc::new(FileStorage::open(part.file, Access::Read, Lock::None, Cache::Writeback)?);
+        Ok(Content::of(&file, None).map_err(|error| error.image(path.display()))?.format.is_bare())
     };
     let lock = if how.lock == Lock::Default && is_bare()? { Lock::Shared } else { how.lock };
     Ok(Open { lock, ..how.clone() })

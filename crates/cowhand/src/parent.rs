@@ -4,9 +4,11 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use cowhand_core::{Error, ErrorKind, Format, LayerId, Link, ParentRef, Result, Storage};
+use cowhand_core::{Error, ErrorKind, Format, LayerId, Link, Options, ParentRef, Result, Storage};
 
-use crate::open::{Open, access, open_layer};
+use crate::archive::content::Content;
+use crate::archive::part::Part;
+use crate::open::{Open, access, archive_disk, link_to, open_layer};
 use crate::registry;
 use crate::resolve::{Files, folder_of, in_folder};
 use crate::shelf::Shelf;
@@ -114,8 +116,17 @@ impl Seeker<'_> {
 
     /// The parent that the caller names.
     pub(crate) fn given(&self, path: &Path) -> Result<Link> {
-        let storage = self.files.trusted(path, access(self.how.writes(self.depth)))?;
+        let part = Part::of(path);
+        let storage = self.files.trusted_part(&part, access(self.how.writes(self.depth)))?;
         self.refuse_loop(path, storage.as_ref())?;
+        let named = |error: Error| error.image(path.display());
+        let content = Content::of(&storage, self.how.parent_format.as_deref()).map_err(named)?;
+        let read = Open { writable: self.how.writes(self.depth), ..self.how.clone() };
+        if let Some(disk) =
+            archive_disk(&part, &storage, content, &Options::default(), &read).map_err(named)?
+        {
+            return Ok(link_to(path, content, &disk));
+        }
         let format = self.format_of_given(path, storage.as_ref())?;
         // What has no identity cannot be the wrong one: the caller says that it holds what the parent held.
         let nameless = format.identity(storage.as_ref()).is_ok_and(|id| id.0.is_none());

@@ -10,6 +10,7 @@ use cowhand_core::{
 };
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::archive::part::Part;
 use crate::open::Open;
 
 /// Which files may be opened because an image names them (a backing file, a data file, a parent locator). Names given
@@ -103,6 +104,17 @@ impl Files {
     pub(crate) fn trusted(&self, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
         let storage = FileStorage::open(path, access, self.lock, self.cache)?;
         self.watch(path, storage, access)
+    }
+
+    /// As [`Files::trusted`], where the caller may have named one disk of a file, for reading.
+    pub(crate) fn trusted_part(&self, part: &Part<'_>, access: Access) -> Result<Arc<dyn Storage>> {
+        if part.disk.is_some() && access != Access::Read {
+            return Err(Error::unsupported("a disk of an archive can be read, and not written")
+                .hint("convert it to an image, and write to that")
+                .image(part.name.display()));
+        }
+        let storage = FileStorage::open(part.file, access, self.lock, self.cache)?;
+        self.watch(part.name, storage, access)
     }
 
     /// Opens a name that an image gave, if the policy allows it. The answer holds the path as it was found.

@@ -64,6 +64,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let first = open(&args.first, &args.format)?;
     let second = open(&args.second, &args.second_format)?;
     let meter = args.showing.meter();
+    for disk in [&first, &second] {
+        disk.prepare(&meter).map_err(|error| Failure::with(CANNOT_MAP, error))?;
+    }
     let found = compare(&first, &second, args.strict, &meter).map_err(|failed| {
         Failure::with(if failed.reading { CANNOT_READ } else { CANNOT_MAP }, failed.error)
     })?;

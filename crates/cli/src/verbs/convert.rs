@@ -36,6 +36,7 @@ Examples:
   cowhand convert -c -o compression_type=zstd vm.img vm.qcow2
   cowhand convert --verify --for azure vm.qcow2 azure.vhd
   cowhand convert -l before-upgrade vm.qcow2 before.raw
+  cowhand convert 'backup.vma.zst#drive-scsi0' disk.qcow2
   cowhand convert -n -O raw vm.qcow2 /dev/vg/lv"
 )]
 pub(crate) struct Args {

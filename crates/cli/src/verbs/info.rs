@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fmt;
 
+use cowhand::archive::{Listed, listed};
 use cowhand::{Cache, Info, ParentState, Printable, Result, info, info_with_parent};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::exit::{DONE, Outcome};
 use crate::output::{Output, json};
@@ -21,7 +22,9 @@ Examples:
   cowhand info vm.qcow2
   cowhand info --output=json --backing-chain overlay.qcow2
   cowhand info --resolve --search-dir /srv/checkpoints newest.avhdx
-  cowhand info -U running.qcow2")]
+  cowhand info -U running.qcow2
+  cowhand info backup.vma.zst
+  cowhand info 'backup.vma.zst#drive-scsi0'")]
 pub(crate) struct Args {
     /// The image
     image: OsString,
@@ -52,6 +55,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let how = args.sharing.open(&source, &args.parents, Cache::default())?;
+    if let Some(archive) = listed(&source.path, &how)? {
+        return list(args, &archive, out);
+    }
     let found = match args.resolve {
         true => vec![info_with_parent(&source.path, &how)?],
         false => info(&source.path, &how, args.backing_chain)?,
@@ -79,6 +85,25 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     Ok(DONE)
 }
 
+/// An archive of several disks, none of which was named.
+fn list(args: &Args, archive: &Listed, out: &mut Output) -> Outcome {
+    if args.output == Form::Json {
+        let value = archive.to_json();
+        let value = if args.backing_chain { Value::Array(vec![value]) } else { value };
+        out.write_all(json(&value).as_bytes())?;
+        return Ok(DONE);
+    }
+    writeln!(out, "image: {}", Printable(&archive.filename))?;
+    writeln!(out, "file format: {}", archive.format)?;
+    writeln!(out, "file length: {} ({} bytes)", Size(archive.file_size), archive.file_size)?;
+    writeln!(out, "disk size: {}", Size(archive.actual_size))?;
+    for (name, size) in &archive.disks {
+        writeln!(out, "disk: {}, {} ({size} bytes)", Printable(name), Size(*size))?;
+    }
+    specific(out, &archive.facts)?;
+    Ok(DONE)
+}
+
 /// Line for line what qemu-img prints; a parent that was not looked up is said in a line of its own.
 fn describe(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
     let Info { virtual_size, file_size, .. } = *info;
@@ -98,12 +123,7 @@ fn describe(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
     }
     parent(out, info, resolve)?;
     snapshot::list(out, &info.snapshots)?;
-    if !info.details.specific.is_empty() {
-        writeln!(out, "Format specific information:")?;
-        for (key, value) in &info.details.specific {
-            nested(out, &key.replace('-', " "), value, 4)?;
-        }
-    }
+    specific(out, &info.details.specific)?;
     writeln!(out, "Child node '/file':")?;
     writeln!(out, "    filename: {name}")?;
     writeln!(out, "    protocol type: file")?;
@@ -133,6 +153,13 @@ fn parent(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
         ParentState::Found(_) => Ok(()),
         ParentState::Lost(why) => writeln!(out, "backing file state: not found: {}", Printable(why)),
     }
+}
+
+fn specific(out: &mut Output, facts: &Map<String, Value>) -> Result<()> {
+    if !facts.is_empty() {
+        writeln!(out, "Format specific information:")?;
+    }
+    facts.iter().try_for_each(|(key, value)| nested(out, &key.replace('-', " "), value, 4))
 }
 
 /// `key: value`, and what has parts beneath its key.

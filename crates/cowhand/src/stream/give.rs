@@ -19,6 +19,9 @@ use crate::target::{Target, refuse_one_of};
 /// Streams the disk whose top is `source`.
 pub(super) fn give(source: &Path, to: To<'_>, how: &Stream, progress: &dyn Progress) -> Result<Streamed> {
     let disk = open(source, &how.open)?;
+    if !matches!(to, To::File(path) if !is_archive(path, how)) {
+        disk.prepare(progress)?;
+    }
     match to {
         To::Bytes(to) if how.archive => chain(&disk, to, how, progress),
         To::Bytes(to) => single(&disk, to, how, progress),

@@ -18,13 +18,19 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use cowhand_core::{Cache, DiskInfo, Error, Format, MemoryStorage, Probe, Progress, Result, Streams};
+use cowhand_core::{
+    Access, Cache, DiskInfo, Error, FileStorage, Format, Lock, MemoryStorage, Probe, Progress, Result,
+    Storage, Streams,
+};
 use serde_json::{Value, json};
 
 #[cfg(feature = "http")]
 pub use self::http::{Http, Put};
 use self::parts::Parts;
+use crate::archive::content::Content;
+use crate::archive::part::Part;
 use crate::open::Open;
 use crate::registry;
 use crate::sectors::Sectors;
@@ -161,7 +167,7 @@ pub fn stream(from: From<'_>, to: To<'_>, how: &Stream, progress: &dyn Progress)
 /// What the front of a stream tells, read no further than that takes.
 pub fn front(from: From<'_>, how: &Stream, progress: &dyn Progress) -> Result<Front> {
     let incoming = match from {
-        From::File(path) => file_in_order(path)?,
+        From::File(path) => file_in_order(Part::of(path).file)?,
         From::Bytes(incoming) => incoming,
     };
     let mut parts = Parts::of(incoming, how, progress)?;
@@ -206,6 +212,10 @@ impl Front {
 
 /// What of `path` is read from front to back: all but an image, which can be gone back and forth in.
 fn in_order(path: &Path, how: &Stream) -> Result<Option<Incoming>> {
+    // A disk of an archive is found in it as an image's blocks are.
+    if Part::of(path).disk.is_some() {
+        return Ok(None);
+    }
     let failed = |error| Error::io("cannot open", error).image(path.display());
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if kind.is_fifo() || kind.is_char_device() || kind.is_socket() {
@@ -216,7 +226,15 @@ fn in_order(path: &Path, how: &Stream) -> Result<Option<Incoming>> {
     }
     let mut head = Vec::new();
     File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head)).map_err(failed)?;
-    if packed(&head, how)? { file_in_order(path).map(Some) } else { Ok(None) }
+    if packed(&head, how)? && !holds_disks(path, how)? { file_in_order(path).map(Some) } else { Ok(None) }
+}
+
+/// What is packed in the file is a backup archive.
+fn holds_disks(path: &Path, how: &Stream) -> Result<bool> {
+    let file: Arc<dyn Storage> =
+        Arc::new(FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?);
+    let content = Content::of(&file, how.open.format.as_deref());
+    Ok(content.map_err(|error| error.image(path.display()))?.packing.is_some())
 }
 
 pub(crate) fn file_in_order(path: &Path) -> Result<Incoming> {

@@ -182,7 +182,7 @@ impl<R: Read> Read for Exactly<R> {
 }
 
 /// Fills the front of `buf` as far as there are bytes. How many that are.
-pub(super) fn read_full(from: &mut dyn Read, buf: &mut [u8]) -> Result<usize> {
+pub(crate) fn read_full(from: &mut dyn Read, buf: &mut [u8]) -> Result<usize> {
     let mut n = 0;
     while n < buf.len() {
         match from.read(&mut buf[n..]) {

@@ -5,24 +5,51 @@
 
 #![forbid(unsafe_code)]
 
+mod ordered;
+mod part;
+mod pieces;
 mod table;
+mod zstd;
 
 use std::fmt::Debug;
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use cowhand_core::{Forward, Result, Storage};
+use cowhand_core::{Error, Forward, Result, Storage};
 
-pub use table::{Point, SeekTable};
+use part::{Part, pass_over};
+
+pub use self::zstd::Zstd;
+pub use pieces::Packed;
+pub use table::{Point, SeekTable, Span};
 
 /// How something is packed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct How {
-    /// Within [`Packing::levels`]; `None`: what is fast.
+    /// Within [`Packing::levels`]; `None`: what the packing takes to be a good one.
     pub level: Option<i32>,
     /// Threads; 0: as many as the machine has, at most 8.
     pub workers: usize,
+}
+
+impl How {
+    fn threads(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            n => n,
+        }
+    }
+
+    fn level_of(&self, packing: &dyn Packing, normal: i32) -> Result<i32> {
+        let (level, levels) = (self.level.unwrap_or(normal), packing.levels());
+        if levels.contains(&level) {
+            return Ok(level);
+        }
+        let (name, first, last) = (packing.name(), levels.start(), levels.end());
+        Err(Error::invalid(format!("{name} has no level {level}"))
+            .hint(format!("its levels are {first} to {last}")))
+    }
 }
 
 /// A way of packing.
@@ -39,8 +66,9 @@ pub trait Packing: Send + Sync + Debug {
     /// The levels there are, the fastest first.
     fn levels(&self) -> RangeInclusive<i32>;
 
-    /// What is packed in `input`, as it comes. A stream that ends before its end, or does not have the checksum it says,
-    /// fails when that is read.
+    /// What is packed in `input`, as it comes. A stream that ends before its end, does not have the checksum it says, or
+    /// goes on with something else, fails when that is read; all that comes before it was given by then. Much of the work
+    /// may be done on the thread that reads.
     fn unpack<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a>;
 
     /// Packs what is written into `output`. The bytes depend on the level alone, not on the threads. Errors: no such level.
@@ -53,8 +81,8 @@ pub trait Packing: Send + Sync + Debug {
     /// first.
     fn survey(&self, file: Arc<dyn Storage>) -> Result<Option<Box<dyn Survey>>>;
 
-    /// Unpacks from `point` on, to the end.
-    fn unpack_from(&self, file: Arc<dyn Storage>, point: &Point) -> Result<Box<dyn Read + Send>>;
+    /// Unpacks `span` of a file's table: where all is well, exactly as many bytes as it has.
+    fn unpack_from(&self, file: Arc<dyn Storage>, span: Span<'_>) -> Result<Box<dyn Read + Send>>;
 }
 
 /// What packs. Bytes that were written are in the output once it was finished, and not before.
@@ -71,7 +99,7 @@ pub trait Survey: Forward {
 
 /// All ways of packing.
 pub fn packings() -> &'static [&'static dyn Packing] {
-    &[]
+    &[&Zstd]
 }
 
 /// The one that `head`, a file's first bytes, is packed in.

@@ -4,12 +4,19 @@
 
 #![forbid(unsafe_code)]
 
+mod details;
 mod extent;
 mod header;
 mod index;
 mod inspector;
+mod kept;
+mod layer;
 pub mod layout;
+mod places;
 mod reader;
+mod seen;
+#[cfg(test)]
+mod tests;
 mod writer;
 mod wrong;
 
@@ -23,6 +30,7 @@ use cowhand_core::{
 
 pub use self::writer::{StreamId, VmaWriter, WriterOptions};
 use crate::layout::MAGIC;
+use crate::places::{BUDGET, Room};
 
 /// The VMA format.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,9 +82,9 @@ impl Format for Vma {
             return Err(Error::unsupported("a backup archive cannot be written in place")
                 .hint("extract the disk, and write to that"));
         }
-        let index = self.index(&mut Walk::new(file.clone()))?;
-        let disk = index.manifest().disk(how.options.text(DISK.name))?;
-        index.layer(file, disk)
+        let manifest = header::read(&mut Walk::new(file.clone()))?.manifest;
+        let disk = manifest.disk(how.options.text(DISK.name))?;
+        Ok(Arc::new(layer::Disk::new(file, manifest, disk)?))
     }
 
     fn create(
@@ -108,10 +116,10 @@ impl Archives for Vma {
     }
 
     fn index(&self, file: &mut dyn Forward) -> Result<Arc<dyn ArchiveIndex>> {
-        index::index(file)
+        Ok(Arc::new(index::index(file, Room::of(BUDGET))?))
     }
 
     fn index_from(&self, bytes: &[u8]) -> Result<Arc<dyn ArchiveIndex>> {
-        index::index_from(bytes)
+        Ok(Arc::new(kept::from_bytes(bytes)?))
     }
 }

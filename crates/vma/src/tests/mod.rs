@@ -1,0 +1,5 @@
+//! The crate's tests that take more than one module.
+
+mod build;
+mod index;
+mod kept;

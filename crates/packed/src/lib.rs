@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod lzo1x;
+mod lzop;
 mod ordered;
 mod part;
 mod pieces;
@@ -21,6 +23,7 @@ use cowhand_core::{Error, Forward, Result, Storage};
 use part::{Part, pass_over};
 
 pub use self::zstd::Zstd;
+pub use lzop::Lzop;
 pub use pieces::Packed;
 pub use table::{Point, SeekTable, Span};
 
@@ -99,7 +102,7 @@ pub trait Survey: Forward {
 
 /// All ways of packing.
 pub fn packings() -> &'static [&'static dyn Packing] {
-    &[&Zstd]
+    &[&Zstd, &Lzop]
 }
 
 /// The one that `head`, a file's first bytes, is packed in.

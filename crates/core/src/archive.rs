@@ -166,6 +166,17 @@ pub trait Archives: Send + Sync + Debug {
     fn read<'a>(&self, input: Box<dyn Read + Send + 'a>, how: Reading)
     -> Result<Box<dyn ArchiveSource + 'a>>;
 
+    /// Goes through an archive whose front is damaged, to tell what it holds: the front says what it still can, and the rest
+    /// of the archive what it does not. Errors: there is nothing of an archive in it.
+    fn survey(&self, input: &mut (dyn Read + Send)) -> Result<Manifest>;
+
+    /// Reads an archive as [`Reading::Salvage`] does, which holds what `manifest` says, whatever its front does.
+    fn read_as<'a>(
+        &self,
+        input: Box<dyn Read + Send + 'a>,
+        manifest: &Manifest,
+    ) -> Result<Box<dyn ArchiveSource + 'a>>;
+
     /// Writes an archive. A disk whose number is 0 gets the next one, and an archive whose id is all zeros a random one.
     /// Errors: more or larger things than the format can hold.
     fn write<'a>(&self, output: Box<dyn Write + Send + 'a>, what: &Manifest) -> Result<Box<dyn Sink + 'a>>;

@@ -14,9 +14,13 @@ mod layer;
 pub mod layout;
 mod places;
 mod reader;
+mod resync;
+mod runs;
 mod seen;
+mod survey;
 #[cfg(test)]
 mod tests;
+mod window;
 mod writer;
 mod wrong;
 
@@ -109,6 +113,18 @@ impl Archives for Vma {
         how: Reading,
     ) -> Result<Box<dyn ArchiveSource + 'a>> {
         reader::read(input, how)
+    }
+
+    fn survey(&self, input: &mut (dyn Read + Send)) -> Result<Manifest> {
+        survey::survey(input)
+    }
+
+    fn read_as<'a>(
+        &self,
+        input: Box<dyn Read + Send + 'a>,
+        manifest: &Manifest,
+    ) -> Result<Box<dyn ArchiveSource + 'a>> {
+        reader::read_as(input, manifest)
     }
 
     fn write<'a>(&self, output: Box<dyn Write + Send + 'a>, what: &Manifest) -> Result<Box<dyn Sink + 'a>> {

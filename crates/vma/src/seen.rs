@@ -167,6 +167,7 @@ fn bits(runs: &[[u16; 2]]) -> Page {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // One run is what is meant.
 mod tests {
     use std::collections::BTreeSet;
 

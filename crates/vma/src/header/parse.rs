@@ -100,8 +100,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, Wrong> {
     Ok(Header { manifest: manifest(raw, bytes, &mut Err)?, size: len as u64 })
 }
 
-/// What can be made of a header that breaks rules, and which these are; `None`: nothing, or it breaks none. `bytes` are
-/// what the archive begins with: [`MAX_HEADER`] of them, or all there are.
+/// How long the header is that begins with `front`, where it says so in reason; else as long as it has to be.
+pub(crate) fn claimed(front: &[u8]) -> usize {
+    RawHeader::ref_from_prefix(front).ok().and_then(|(raw, _)| header_size(raw).ok()).unwrap_or(HEADER)
+}
+
+/// What can be made of a header that may break rules, and which these are. `None`: nothing. `bytes` are what the archive
+/// begins with: [`claimed`] of them, or all there are.
 pub(crate) fn rescue(bytes: &[u8]) -> (Option<Header>, Vec<Wrong>) {
     let first = match parse(bytes) {
         Ok(header) => return (Some(header), Vec::new()),
@@ -111,7 +116,7 @@ pub(crate) fn rescue(bytes: &[u8]) -> (Option<Header>, Vec<Wrong>) {
     let Ok((raw, _)) = RawHeader::ref_from_prefix(bytes) else {
         return (None, wrong);
     };
-    let len = header_size(raw).unwrap_or(HEADER);
+    let len = claimed(bytes);
     let held = bytes.get(..len).unwrap_or(bytes);
     let mut note = |more: Wrong| {
         if wrong.iter().all(|known| *known != more) {

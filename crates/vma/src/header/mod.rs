@@ -4,7 +4,7 @@ mod parse;
 
 use md5::{Digest, Md5};
 
-pub(crate) use parse::{Header, claimed, clusters, read, rescue};
+pub(crate) use parse::{Header, claimed, clusters, parse, read, rescue};
 
 /// MD5 of a header, the archive's or an extent's, with zeros in place of the checksum, which stands at `at`.
 pub(crate) fn checksum(header: &[u8], at: u64) -> [u8; 16] {

@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod gzip;
 mod lzo1x;
 mod lzop;
 mod ordered;
 mod part;
 mod pieces;
+mod storage;
 mod table;
 mod zstd;
 
@@ -23,8 +25,10 @@ use cowhand_core::{Error, Forward, Result, Storage};
 use part::{Part, pass_over};
 
 pub use self::zstd::Zstd;
+pub use gzip::Gzip;
 pub use lzop::Lzop;
 pub use pieces::Packed;
+pub use storage::PackedStorage;
 pub use table::{Point, SeekTable, Span};
 
 /// How something is packed.
@@ -102,7 +106,7 @@ pub trait Survey: Forward {
 
 /// All ways of packing.
 pub fn packings() -> &'static [&'static dyn Packing] {
-    &[&Zstd, &Lzop]
+    &[&Zstd, &Gzip, &Lzop]
 }
 
 /// The one that `head`, a file's first bytes, is packed in.

@@ -4,8 +4,8 @@ use std::io::Read;
 use std::path::Path;
 
 use cowhand_core::{Encoded, Error, Image, ParentRef, Progress, Result};
+use cowhand_packed::{Gzip, How, Packed};
 
-use super::gzip::Gzip;
 use super::pipe::{Ahead, Exactly};
 use super::tar::{Archive, MOST, member_name};
 use super::{Deliver, SECTOR, Stream, Streamed, To, able, format_name, is_archive};
@@ -103,9 +103,14 @@ fn chain(disk: &Opened, to: &mut dyn Deliver, how: &Stream, progress: &dyn Progr
         archive.add(&member_name(number, extension), body, len)?;
     }
     Ahead::during(archive.finish(), Some(total), progress, |bytes| {
-        to.deliver(&mut Gzip::new(bytes, workers(how.workers)), None)
+        to.deliver(&mut packed(bytes, how)?, None)
     })?;
     summary(disk, how, layers.len(), total)
+}
+
+/// An archive's bytes as they go out.
+pub(super) fn packed<'a>(bytes: impl Read + Send + 'a, how: &Stream) -> Result<impl Read + Send + 'a> {
+    Packed::new(bytes, &Gzip, How { level: None, workers: workers(how.workers) })
 }
 
 fn summary(disk: &Opened, how: &Stream, layers: usize, bytes: u64) -> Result<Streamed> {

@@ -1,7 +1,6 @@
 //! `stream`: image files on their way through pipes, HTTP and `tar.gz` archives, in one pass and without a file between.
 
 mod give;
-mod gzip;
 #[cfg(feature = "http")]
 mod http;
 mod parts;
@@ -24,6 +23,7 @@ use cowhand_core::{
     Access, Cache, DiskInfo, Error, FileStorage, Format, Lock, MemoryStorage, Probe, Progress, Result,
     Storage, Streams,
 };
+use cowhand_packed::{Gzip, Packing};
 use serde_json::{Value, json};
 
 #[cfg(feature = "http")]
@@ -247,7 +247,7 @@ pub(crate) fn file_in_order(path: &Path) -> Result<Incoming> {
 
 /// It is an archive: packed, and not of a format that somebody named and that may begin so.
 fn packed(head: &[u8], how: &Stream) -> Result<bool> {
-    if !head.starts_with(&gzip::SIGNATURE) {
+    if !Gzip.probe(head) {
         return Ok(false);
     }
     match &how.open.format {

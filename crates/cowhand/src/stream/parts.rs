@@ -3,8 +3,8 @@
 use std::io::{Cursor, Read};
 
 use cowhand_core::{Error, ErrorKind, Format, Head, Probe, Progress, Result, Streams};
+use cowhand_packed::{Gzip, Packing};
 
-use super::gzip::Gunzip;
 use super::pipe::{Ahead, read_full};
 use super::tar::{Member, Members};
 use super::{HEAD, Incoming, Stream, able, format_name, packed, probe};
@@ -22,7 +22,7 @@ type Bytes<'a> = Box<dyn Read + Send + 'a>;
 
 enum From<'a> {
     One { head: Cursor<Vec<u8>>, bytes: Bytes<'a>, len: Option<u64>, given: bool },
-    Archive(Box<Members<Gunzip<Bytes<'a>>>>),
+    Archive(Box<Members<Bytes<'a>>>),
 }
 
 /// One image file; its bytes are [`Parts::body`].
@@ -61,7 +61,7 @@ impl<'a> Parts<'a> {
         head.truncate(n);
         let from = if packed(&head, how)? {
             let all: Bytes<'a> = Box::new(Cursor::new(head).chain(bytes));
-            From::Archive(Box::new(Members::new(Gunzip::new(all))))
+            From::Archive(Box::new(Members::new(Gzip.unpack(all))))
         } else {
             From::One { head: Cursor::new(head), bytes, len, given: false }
         };

@@ -4,12 +4,11 @@ use std::io::Read;
 
 use cowhand_core::{Error, Result};
 
-use super::gzip::Gzip;
+use super::give::packed;
 use super::parts::Parts;
 use super::pipe::{Exactly, read_full};
 use super::tar::{Archive, member_name};
 use super::{Deliver, Stream, Streamed, format_name};
-use crate::convert::workers;
 use crate::registry;
 
 pub(super) fn pass(parts: &mut Parts<'_>, to: &mut dyn Deliver, how: &Stream) -> Result<Streamed> {
@@ -65,7 +64,7 @@ fn send(
     if how.archive {
         let mut archive = Archive::default();
         archive.add(&member_name(0, extension), &mut body, len)?;
-        to.deliver(&mut Gzip::new(archive.finish(), workers(how.workers)), None)?;
+        to.deliver(&mut packed(archive.finish(), how)?, None)?;
     } else {
         to.deliver(&mut body, Some(len))?;
     }

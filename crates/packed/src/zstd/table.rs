@@ -4,7 +4,8 @@ use cowhand_core::{Error, ErrorKind, Result, Storage};
 
 use super::frame::{BLOCK_HEAD, Head, LONGEST, SKIP_HEAD, block, le};
 use super::pack::{FOOTER, MOST_FRAMES, SEEKABLE, TABLE_FRAME};
-use super::unpack::{APART, WHOLE};
+use super::unpack::APART;
+use crate::storage::WHOLE;
 use crate::table::{Point, Points, SeekTable};
 
 /// Bytes of the stored table that are read at a time; a whole number of entries, of either size.

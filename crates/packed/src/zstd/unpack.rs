@@ -8,10 +8,9 @@ use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective, get_error_name}
 
 use super::frame::{BLOCK_HEAD, Head, LONGEST, SKIP_HEAD, block};
 use crate::ordered::Ordered;
+use crate::storage::WHOLE;
 use crate::table::{Point, Points, SeekTable};
 
-/// Content of a frame that is unpacked whole, at most: nothing of it goes out before its checksum was looked at.
-pub(super) const WHOLE: u64 = 8 << 20;
 /// Bytes of frames and their content that are on their way at once; one frame may be, however large.
 const ON_THE_WAY: u64 = 24 << 20;
 /// Bytes that are read at a time.
@@ -325,6 +324,13 @@ impl<'a> Unpack<'a> {
                 return self.failure.take().map_or(Ok(0), Err);
             }
             match self.next() {
+                Ok(Next::Whole(whole)) if self.threads == 0 && whole.len <= buf.len() => {
+                    // Never out of bounds: it was compared.
+                    let n = self.decoder.fill(&whole, &mut buf[..whole.len])?;
+                    if n > 0 {
+                        return Ok(n);
+                    }
+                }
                 Ok(Next::Whole(whole)) => self.send(whole)?,
                 Ok(Next::Large) => self.state = State::Within,
                 Ok(Next::Skipped) => {}
@@ -361,14 +367,21 @@ impl Decoder {
         }
     }
 
-    fn whole(&mut self, mut whole: Whole) -> Result<Whole> {
-        let context = self.context()?;
-        whole.content.reserve_exact(whole.len);
-        context.decompress(&mut whole.content, &whole.packed).map_err(|code| bad(code).at(whole.at))?;
-        if whole.content.len() != whole.len {
+    /// Fills `content`, which is as long as the frame says, or fails. How many bytes it is.
+    fn fill(&mut self, whole: &Whole, content: &mut [u8]) -> Result<usize> {
+        let n = self.context()?.decompress(content, &whole.packed);
+        let n = n.map_err(|code| bad(code).with_kind(ErrorKind::Corrupt).at(whole.at))?;
+        if n != content.len() {
             return Err(Error::corrupt("zstd frame", "it does not hold what it says").at(whole.at));
         }
-        Ok(whole)
+        Ok(n)
+    }
+
+    fn whole(&mut self, mut whole: Whole) -> Result<Whole> {
+        let mut content = std::mem::take(&mut whole.content);
+        content.resize(whole.len, 0);
+        self.fill(&whole, &mut content)?;
+        Ok(Whole { content, ..whole })
     }
 
     /// How many bytes were used and made, and whether the frame is at its end. A wrong checksum is a

@@ -35,6 +35,7 @@ mod consumer;
 mod convert;
 mod create;
 mod dd;
+mod fill;
 mod flatten;
 mod gate;
 mod hidden;
@@ -65,6 +66,7 @@ mod size_by_file;
 mod snapshots;
 pub mod stream;
 mod target;
+mod target_folder;
 
 pub use allocated::{allocated, bitmap_unit, block_bitmap};
 pub use amend::{Amend, amend};

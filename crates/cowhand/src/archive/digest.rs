@@ -239,23 +239,40 @@ impl Digests {
         target.finish()
     }
 
+    /// They are of the archive that says that at its front, or this fails.
+    pub fn belong_to(&self, archive: &Manifest) -> Result<()> {
+        self.same_archive(archive.id, archive.disks.iter().map(|disk| (&*disk.name, disk.size, disk.memory)))
+    }
+
+    fn same_archive<'a>(
+        &self,
+        archive: [u8; 16],
+        disks: impl ExactSizeIterator<Item = (&'a str, u64, bool)>,
+    ) -> Result<()> {
+        let other = |what: String| {
+            let message = format!("the digests are of another archive: {what}");
+            Err(Error::new(ErrorKind::Mismatch, message))
+        };
+        if self.archive != archive {
+            return other("its uuid differs".to_owned());
+        }
+        if self.disks.len() != disks.len() {
+            return other("it has more disks, or fewer".to_owned());
+        }
+        for (own, (name, size, memory)) in self.disks.iter().zip(disks) {
+            if (own.name.as_str(), own.size, own.memory) != (name, size, memory) {
+                return other(format!("its disk '{name}' differs in name or size"));
+            }
+        }
+        Ok(())
+    }
+
     /// The disks whose bytes in `found`, made of the archive as it is now, are not those that these were made of.
     /// Ascending; neighbours are one. Errors: they are of two archives.
     pub fn differing(&self, found: &Digests) -> Result<Vec<Differing>> {
-        let other = |what: String| {
-            Err(Error::new(ErrorKind::Mismatch, format!("the digests are of another archive: {what}")))
-        };
-        if self.archive != found.archive {
-            return other("its uuid differs".to_owned());
-        }
-        if self.disks.len() != found.disks.len() || self.range != found.range {
-            return other("its disks differ".to_owned());
-        }
+        self.same_archive(found.archive, found.disks.iter().map(|disk| (&*disk.name, disk.size, disk.memory)))?;
         let mut differing: Vec<Differing> = Vec::new();
         for (number, (was, is)) in (0..).zip(self.disks.iter().zip(&found.disks)) {
-            if (&was.name, was.size, was.memory) != (&is.name, is.size, is.memory) {
-                return other(format!("its disk '{}' differs in name or size", is.name));
-            }
             for place in 0..was.sums.len().max(is.sums.len()) {
                 let sum = |disk: &Disk| disk.sums.get(place).copied().unwrap_or(0);
                 let lost = [was, is].iter().any(|disk| disk.lost.get(place).is_some_and(|lost| *lost));

@@ -27,7 +27,7 @@ pub(crate) struct Input<'a> {
     pub(crate) source: Box<dyn ArchiveSource + 'a>,
     /// How long the file is, where that is known.
     pub(crate) len: Option<u64>,
-    counter: Counter,
+    pub(super) counter: Counter,
 }
 
 impl Input<'_> {
@@ -121,7 +121,7 @@ fn able(format: &'static dyn Format) -> Result<&'static dyn Archives> {
 /// A file's bytes; who reads them is asked whether to go on.
 struct Watched<'a> {
     bytes: Box<dyn Read + Send>,
-    counter: Counter,
+    pub(super) counter: Counter,
     len: Option<u64>,
     progress: &'a dyn Progress,
 }

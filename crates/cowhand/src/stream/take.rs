@@ -1,24 +1,13 @@
 //! Streams taken into an image of any format: one disk, or a chain whose layers come with the youngest first.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use cowhand_core::{
-    Body, DiskInfo, Erase, Error, ErrorKind, Image, Layer, LayerId, Progress, Result, Source,
-};
+use cowhand_core::{Body, DiskInfo, Error, ErrorKind, LayerId, Progress, Result, Source};
 
 use super::parts::Parts;
 use super::present::Present;
 use super::{SECTOR, Stream, Streamed, format_name};
-use crate::convert::{Convert, Job};
-use crate::create::Base;
-use crate::gate::Before;
-use crate::registry;
-use crate::sectors::Sectors;
-use crate::target::{Target, TargetFiles};
-
-/// Runs of zeros of this size are not written.
-const UNIT: usize = 4096;
+use crate::fill::{Filled, Filling, Wanted};
 
 /// Takes what comes into the image `path`.
 pub(super) fn take(
@@ -70,7 +59,7 @@ pub(super) fn take(
         };
         return Err(parts.named(Error::new(ErrorKind::NotFound, message)));
     };
-    let mut done = writing.finish(path)?;
+    let mut done = writing.finish(progress)?;
     done.from = from.unwrap_or_default();
     done.layers = layers;
     Ok(done)
@@ -122,85 +111,42 @@ impl Below {
 
 /// An image that is being filled.
 struct Writing {
-    target: Target,
-    files: TargetFiles,
-    image: Image,
-    format: &'static str,
+    image: Filling,
     present: Present,
-    written: u64,
 }
 
 impl Writing {
     fn begin(path: &Path, how: &Stream, size: u64, progress: &dyn Progress) -> Result<Writing> {
-        let format = match &how.format {
-            Some(name) => registry::format(name)?,
-            None => registry::format_for_target(path)?,
+        let wanted = Wanted {
+            format: how.format.clone(),
+            options: how.options.clone(),
+            cache: how.cache,
+            solid: how.open.solid,
+            secrets: how.open.secrets.clone(),
+            sector: SECTOR,
         };
-        let named = |error: Error| error.image(path.display());
-        let base = Base::of(how.options.clone(), None, None)?;
-        let wanted = base.size().unwrap_or(size);
-        if base.has_backing() || wanted < size {
-            return Err(named(Error::invalid(format!("the target must take {size} bytes, and stand alone"))));
-        }
-        let target = Target::begin(path, how.cache, false)?;
-        let files = TargetFiles::beside(path, how.cache, false, Vec::new()).solid(how.open.solid);
-        let before = Before { progress, total: wanted };
-        let layer: Arc<dyn Layer> =
-            base.make(format, &target, &files, wanted, &how.open.secrets, &before).map_err(named)?;
-        let on_device = target.is_device() || files.have_device();
-        let zero = layer.new_reads_zero();
-        if on_device && layer.details().cluster_size.is_some() {
-            return Err(named(Error::unsupported("a device takes a stream as raw bytes only"))
-                .hint("stream it to a file, and convert that"));
-        }
-        let image = crate::convert::chain(path, layer, format, &[])?;
-        if on_device || !zero {
-            // The stream says nothing of what is zero, and comes in any order.
-            image.erase(0, image.size(), Erase::Free)?;
-        }
-        Ok(Writing {
-            target,
-            files,
-            image,
-            format: format_name(format),
-            present: Present::default(),
-            written: 0,
-        })
+        Ok(Writing { image: Filling::new(path, &wanted, size, progress)?, present: Present::default() })
     }
 
     /// Writes what no younger layer gave. `record`: older ones may follow.
     fn put(&mut self, at: u64, body: Body<'_>, visible: Option<u64>, record: bool) -> Result<()> {
-        let plain = Convert::default();
-        let mut job = Job::new(&plain, &self.image, false);
-        job.reads_zero = true;
         let len = match body {
             Body::Bytes(bytes) => bytes.len() as u64,
             Body::Zero(len) => len,
         };
         let end = visible.unwrap_or(u64::MAX).min(at.saturating_add(len));
         let Some(len) = end.checked_sub(at).filter(|len| *len > 0) else { return Ok(()) };
+        let Writing { image, present } = self;
         let write = |from: u64, len: u64| {
             let Body::Bytes(bytes) = body else { return Ok(()) };
             let start = (from - at) as usize;
-            job.put(from, &bytes[start..start + len as usize], UNIT, false) // never out of bounds: a part of what was given
+            image.put(from, Body::Bytes(&bytes[start..start + len as usize])) // never out of bounds: a part of what was given
         };
-        if record {
-            self.present.add(at, len, write)?
-        } else {
-            write(at, len)?
-        }
-        self.written += job.written();
-        Ok(())
+        if record { present.add(at, len, write) } else { write(at, len) }
     }
 
-    fn finish(self, path: &Path) -> Result<Streamed> {
-        let size = self.image.size();
-        let sectors = Sectors::differing(SECTOR, self.image.top().layer.sector());
-        self.image.close().map_err(|error| error.image(path.display()))?;
-        drop(self.image);
-        self.files.finish()?;
-        self.target.finish()?;
-        let written = Some(self.written);
-        Ok(Streamed { to: self.format, size: Some(size), written, sectors, ..Streamed::default() })
+    fn finish(self, progress: &dyn Progress) -> Result<Streamed> {
+        let Filled { format, size, written, sectors } = self.image.finish(progress)?;
+        Ok(Streamed { to: format, size: Some(size), written: Some(written), sectors, ..Streamed::default() })
     }
 }

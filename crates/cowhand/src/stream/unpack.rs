@@ -1,18 +1,19 @@
 //! An archive unpacked into a folder: all its members, connected to each other, or no folder.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use cowhand_core::{DirFolder, Error, ErrorKind, Folder, ParentRef, Result, zero_prefix};
+use cowhand_core::{Error, ErrorKind, ParentRef, Result, zero_prefix};
 
 use super::parts::Parts;
 use super::pipe::{Exactly, read_full};
 use super::{Stream, Streamed, format_name};
 use crate::open::{Open, Opened, Parent, open};
-use crate::resolve::{Policy, folder_of};
+use crate::resolve::Policy;
+use crate::target_folder::TargetFolder;
 
 /// Bytes that are written at a time.
 const CHUNK: usize = 1 << 20;
@@ -24,7 +25,7 @@ pub(super) fn unpack(parts: &mut Parts<'_>, path: &Path, how: &Stream) -> Result
     if how.format.is_some() || !how.options.is_empty() {
         return Err(Error::unsupported("members are unpacked as they are").hint("leave out -O and -o"));
     }
-    let folder = Partial::begin(path)?;
+    let folder = TargetFolder::begin(path, true)?;
     let mut members: BTreeMap<usize, (String, &'static str)> = BTreeMap::new();
     let mut bytes = 0;
     while let Some(mut part) = parts.next()? {
@@ -34,15 +35,15 @@ pub(super) fn unpack(parts: &mut Parts<'_>, path: &Path, how: &Stream) -> Result
             return Err(parts.named(Error::corrupt("archive", message)));
         }
         let body = Exactly::new(parts.body(&mut part), member.len);
-        let written = write(body, &folder.partial.join(member.name()), member.len);
+        let written = write(body, &folder.now().join(member.name()), member.len);
         written.map_err(|error| parts.named(error))?;
         bytes += member.len;
     }
-    let Some((size, from)) = connect(&folder.partial, &members, how).map_err(|error| parts.named(error))?
+    let Some((size, from)) = connect(folder.now(), &members, how).map_err(|error| parts.named(error))?
     else {
         return Err(parts.named(Error::new(ErrorKind::NotFound, "the archive is empty")));
     };
-    folder.finish(how)?;
+    folder.finish(how.cache)?;
     let layers = members.len();
     Ok(Streamed {
         from,
@@ -151,46 +152,4 @@ fn open_member(folder: &Path, name: &str, format: &str, writable: bool) -> Resul
         ..Open::default()
     };
     open(&folder.join(name), &how)
-}
-
-/// A folder under a partial name, which goes away unless it is finished.
-struct Partial {
-    path: PathBuf,
-    partial: PathBuf,
-    done: bool,
-}
-
-impl Partial {
-    fn begin(path: &Path) -> Result<Partial> {
-        let failed = |error| Error::io("cannot create", error).image(path.display());
-        if fs::read_dir(path).is_ok_and(|mut names| names.next().is_some()) {
-            return Err(Error::new(ErrorKind::Exists, "is a folder that holds something already")
-                .hint("name a new one")
-                .image(path.display()));
-        }
-        let name = path.file_name().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| Error::invalid("is no name for a folder").image(path.display()))?;
-        // The slash at its end is no part of the name.
-        let path = folder_of(path).join(name);
-        let partial = folder_of(&path).join(format!(".{name}.partial-{:x}", std::process::id()));
-        fs::create_dir(&partial).map_err(failed)?;
-        Ok(Partial { path, partial, done: false })
-    }
-
-    fn finish(mut self, how: &Stream) -> Result<()> {
-        DirFolder::new(&self.partial, how.cache).sync()?;
-        let renamed = fs::rename(&self.partial, &self.path);
-        renamed.map_err(|error| Error::io("cannot give it its name", error).image(self.path.display()))?;
-        self.done = true;
-        DirFolder::new(folder_of(&self.path), how.cache).sync()
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.done {
-            // Nobody can be told: the error that led here is already on its way.
-            let _ = fs::remove_dir_all(&self.partial);
-        }
-    }
 }

@@ -38,7 +38,7 @@ Exit status:
   1    failed, or the command line makes no sense; compare: the disks differ
   2    compare: an image cannot be opened, or the command line makes no sense; check: errors
   3    compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else;
-       stream --size: the front does not tell
+       stream --size: the front does not tell; vma extract --salvage: something is missing
   4    compare: reading failed; inspect: ambiguous or unreadable
   63   check: images of this format cannot be checked
   130  stopped by a signal
@@ -86,6 +86,7 @@ enum Verb {
     KillData(kill_data::Args),
     RoundSize(round_size::Args),
     SizeByFile(size_by_file::Args),
+    Vma(vma::Args),
     Formats(formats::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -145,6 +146,7 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
         Verb::RoundSize(args) => round_size::run(&args, out),
         Verb::SizeByFile(args) => size_by_file::run(&args, out),
         Verb::KillData(args) => kill_data::run(&args, out),
+        Verb::Vma(args) => vma::run(&args, out),
         Verb::Formats(_) => formats::run(out),
         Verb::Completions(args) => completions::run(&args, out),
         Verb::Man(args) => man::run(&args, out),

@@ -5,7 +5,7 @@
 //! | 0 | done; `compare`: the disks are the same; `inspect`: safe |
 //! | 1 | failed, or the command line makes no sense; `compare`: the disks differ |
 //! | 2 | `compare`: an image cannot be opened, or the command line makes no sense; `check`: errors |
-//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe; `check`: leaks and nothing else; `stream --size`: the front does not tell |
+//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe; `check`: leaks and nothing else; `stream --size`: the front does not tell; `vma extract --salvage`: something is missing |
 //! | 4 | `compare`: reading failed; `inspect`: ambiguous or unreadable |
 //! | 63 | `check`: images of this format cannot be checked |
 //! | 130 | stopped by a signal |
@@ -18,6 +18,10 @@ pub(crate) const STOPPED: u8 = 130;
 
 pub(crate) mod stream {
     pub(crate) const CANNOT_KNOW: u8 = 3;
+}
+
+pub(crate) mod vma {
+    pub(crate) const INCOMPLETE: u8 = 3;
 }
 
 pub(crate) mod check {

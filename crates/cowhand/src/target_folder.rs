@@ -36,7 +36,9 @@ impl TargetFolder {
         // The slash at its end is no part of the name.
         let whole = folder_of(path).join(name);
         let there = match fs::read_dir(path) {
-            Ok(mut names) if empty => names.next().is_some().then_some("is a folder that holds something already"),
+            Ok(mut names) if empty => {
+                names.next().is_some().then_some("is a folder that holds something already")
+            }
             _ => fs::symlink_metadata(&whole).is_ok().then_some("is there already"),
         };
         match there {
@@ -69,7 +71,8 @@ impl TargetFolder {
         if self.now != self.path {
             // Where another one was made meanwhile: an empty folder is replaced, one with anything in it is an error.
             let renamed = fs::rename(&self.now, &self.path);
-            renamed.map_err(|error| Error::io("cannot give it its name", error).image(self.path.display()))?;
+            renamed
+                .map_err(|error| Error::io("cannot give it its name", error).image(self.path.display()))?;
         }
         self.done = true;
         DirFolder::new(folder_of(&self.path), cache).sync()

@@ -32,6 +32,7 @@ pub(crate) mod scan;
 pub(crate) mod size_by_file;
 pub(crate) mod snapshot;
 pub(crate) mod stream;
+pub(crate) mod vma;
 
 /// How facts are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -270,7 +270,10 @@ impl Digests {
     /// The disks whose bytes in `found`, made of the archive as it is now, are not those that these were made of.
     /// Ascending; neighbours are one. Errors: they are of two archives.
     pub fn differing(&self, found: &Digests) -> Result<Vec<Differing>> {
-        self.same_archive(found.archive, found.disks.iter().map(|disk| (&*disk.name, disk.size, disk.memory)))?;
+        self.same_archive(
+            found.archive,
+            found.disks.iter().map(|disk| (&*disk.name, disk.size, disk.memory)),
+        )?;
         let mut differing: Vec<Differing> = Vec::new();
         for (number, (was, is)) in (0..).zip(self.disks.iter().zip(&found.disks)) {
             for place in 0..was.sums.len().max(is.sums.len()) {

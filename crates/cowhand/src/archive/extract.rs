@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    ArchiveFaults, ArchiveSource, Cache, Error, ErrorKind, Fault, MAX_FAULTS, Manifest, Progress, Reading,
-    Result, Secrets,
+    ArchiveFaults, ArchiveSource, Cache, Chunk, Error, ErrorKind, Fault, Format, MAX_FAULTS, Manifest,
+    Progress, Reading, Result, Secrets,
 };
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use super::map::{self, MapLine, MapTarget};
 use super::names::{MISSING, Named, Names, names};
 use super::pace::Pace;
 use super::pump::{Memory, Outlet, To, pump};
-use super::{Differing, Digester, Digests, Tally, uuid_text};
+use super::{Differing, Digester, Digests, Tally};
 use crate::fill::{Filling, Wanted};
 use crate::open::Open;
 use crate::plan::report;
@@ -84,8 +84,8 @@ impl Onlooker for () {}
 /// What came out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extracted {
-    /// The archive's [`Manifest::id`].
-    pub id: [u8; 16],
+    /// The archive's [`Manifest::id`], as its format spells it.
+    pub uuid: String,
     /// The configurations' files.
     pub configs: Vec<ExtractedFile>,
     /// The disks that were extracted, in the archive's order.
@@ -170,9 +170,7 @@ impl Extracted {
 
     /// For programs.
     pub fn to_json(&self) -> Value {
-        let file = |file: &ExtractedFile| {
-            json!({ "name": file.name, "filename": file.path.display().to_string(), "renamed": file.renamed })
-        };
+        let file = |file: &ExtractedFile| json!({ "name": file.name, "filename": file.path.display().to_string(), "renamed": file.renamed });
         let disk = |disk: &ExtractedDisk| {
             let mut value = file(&disk.file);
             value["format"] = json!(disk.format);
@@ -184,7 +182,7 @@ impl Extracted {
             value
         };
         json!({
-            "uuid": uuid_text(&self.id),
+            "uuid": self.uuid,
             "whole": self.is_whole(),
             "configs": self.configs.iter().map(file).collect::<Vec<_>>(),
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
@@ -212,18 +210,20 @@ pub fn extract(
     };
     let reading = if how.salvage { Reading::Salvage } else { Reading::Strict };
     let input = input::open(from, how.archive.as_deref(), reading, progress)?;
-    let Input { name, mut source, counter, len, .. } = input;
+    let Input { name, format, mut source, counter, len, .. } = input;
+    let format = registry::format(format)?;
     let idle = || {
         let read = counter.get();
         report(progress, read, len.unwrap_or(read).max(read))
     };
-    let work = Work { archive: &name, file: archive, to, how, progress, idle: &idle };
+    let work = Work { archive: &name, format, file: archive, to, how, progress, idle: &idle };
     work.run(source.as_mut(), onlooker)
 }
 
 struct Work<'a> {
     /// What people call the archive.
     archive: &'a str,
+    format: &'static dyn Format,
     /// The archive's device and inode, where it is a file.
     file: Option<(u64, u64)>,
     to: &'a Path,
@@ -270,7 +270,7 @@ impl Work<'_> {
         let there = || what.disks.iter().zip(&outlets).filter(|(_, outlet)| outlet.is_some());
         let mut tally = Tally::of(there().map(|(disk, _)| disk.size));
         let mut shown = 0;
-        let mut each = |size: u64, chunk: cowhand_core::Chunk<'_>| {
+        let mut each = |size: u64, chunk: Chunk<'_>| {
             tally.add(size, chunk.at, chunk.body);
             if tally.percent() != shown {
                 shown = tally.percent();
@@ -278,10 +278,9 @@ impl Work<'_> {
             }
             Ok(())
         };
-        pump(source, &outlets, digester.as_ref(), &mut each, self.idle)
-            .map_err(|error| self.named(error))?;
+        pump(source, &outlets, digester.as_ref(), &mut each, self.idle).map_err(|error| self.named(error))?;
 
-        let mut done = Extracted { id: what.id, configs, tally, ..Extracted::default() };
+        let mut done = Extracted { uuid: self.format.spell(what.id), configs, tally, ..Extracted::default() };
         for ((number, disk), (outlet, place)) in (0..).zip(&what.disks).zip(outlets.into_iter().zip(places)) {
             let (Some(outlet), Some(place)) = (outlet, place) else { continue };
             let mut missing = Ranges::default();
@@ -340,12 +339,12 @@ impl Work<'_> {
         Ok(chosen)
     }
 
-    fn format(&self) -> Result<&'static dyn cowhand_core::Format> {
+    fn images(&self) -> Result<&'static dyn Format> {
         registry::format(self.how.format.as_deref().unwrap_or("raw"))
     }
 
     fn extension(&self) -> Result<&'static str> {
-        let format = self.format()?;
+        let format = self.images()?;
         Ok(format.extensions().first().copied().unwrap_or_else(|| format.names()[0])) // never empty: every format has a name
     }
 
@@ -391,7 +390,10 @@ impl Work<'_> {
                 _ if !chosen => {}
                 Some(MapLine::Skip(_)) => *place = None,
                 Some(MapLine::Into(_)) if disk.memory => {
-                    return Err(wrong(format!("'{}' is a machine's memory, which goes into the folder", disk.name)));
+                    return Err(wrong(format!(
+                        "'{}' is a machine's memory, which goes into the folder",
+                        disk.name
+                    )));
                 }
                 Some(MapLine::Into(into)) => {
                     what.disk(Some(&disk.name)).map_err(|error| self.named(error))?;
@@ -439,7 +441,7 @@ impl Work<'_> {
 
     fn wanted(&self) -> Result<Wanted> {
         Ok(Wanted {
-            format: Some(self.format()?.names()[0].to_owned()), // never empty: every format has a name
+            format: Some(self.images()?.names()[0].to_owned()), // never empty: every format has a name
             options: self.how.options.clone(),
             cache: self.how.cache,
             solid: self.how.solid,
@@ -468,8 +470,9 @@ impl Work<'_> {
         let has = image.size();
         if has < size || has - size > ROUNDED {
             let message = format!("has {has} bytes, and the disk '{}' has {size}", into.disk);
-            return Err(named(Error::invalid(message))
-                .hint("a target has the disk's size, or at most 4 MiB more"));
+            return Err(
+                named(Error::invalid(message)).hint("a target has the disk's size, or at most 4 MiB more")
+            );
         }
         Ok(image)
     }
@@ -489,7 +492,8 @@ impl Work<'_> {
                     "the disk '{}' is not what its digests were made of between {} and {}{more}",
                     disk.file.name, first.start, first.end
                 );
-                return Err(self.named(Error::new(ErrorKind::Mismatch, message))
+                return Err(self
+                    .named(Error::new(ErrorKind::Mismatch, message))
                     .hint("--salvage takes it as it is, and lists all such ranges"));
             }
         }
@@ -509,7 +513,7 @@ impl Work<'_> {
         let mut to = BufWriter::new(file);
         let head = json!({
             "archive": self.archive,
-            "uuid": uuid_text(&done.id),
+            "uuid": done.uuid,
             "whole": done.is_whole(),
             "fault-count": done.faults.count,
             "faults": done.faults.list.iter().map(fault_json).collect::<Vec<_>>(),
@@ -556,11 +560,7 @@ struct Place {
     into: Option<MapTarget>,
 }
 
-fn write_new(
-    path: &Path,
-    cache: Cache,
-    write: impl FnOnce(&mut File) -> std::io::Result<()>,
-) -> Result<()> {
+fn write_new(path: &Path, cache: Cache, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     let written = File::create_new(path).and_then(|mut file| {
         write(&mut file)?;
         sync(&file, cache)
@@ -571,3 +571,6 @@ fn write_new(
 fn sync(file: &File, cache: Cache) -> std::io::Result<()> {
     if cache == Cache::Unsafe { Ok(()) } else { file.sync_all() }
 }
+
+#[cfg(test)]
+mod tests;

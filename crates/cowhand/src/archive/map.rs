@@ -82,14 +82,16 @@ impl MapLine {
             Some(("1", rest)) => (true, rest),
             _ => return Err(wrong("says neither 0: nor 1: in front of the disk's name".to_owned())),
         };
-        let Some((disk, target)) = rest.split_once('=').filter(|(disk, to)| !disk.is_empty() && !to.is_empty())
+        let Some((disk, target)) =
+            rest.split_once('=').filter(|(disk, to)| !disk.is_empty() && !to.is_empty())
         else {
             return Err(wrong("does not say DISK=TARGET".to_owned()));
         };
         let cache = match cache {
             None => Cache::default(),
-            Some(name) => Cache::by_name(&name)
-                .ok_or_else(|| wrong("has a cache mode that is not known".to_owned()))?,
+            Some(name) => {
+                Cache::by_name(&name).ok_or_else(|| wrong("has a cache mode that is not known".to_owned()))?
+            }
         };
         let bps = match bps {
             None => None,

@@ -20,10 +20,3 @@ pub use self::extract::{Extract, Extracted, ExtractedDisk, ExtractedFile, Onlook
 pub use self::listed::{Listed, listed};
 pub use self::map::{MapLine, MapTarget};
 pub use self::tally::Tally;
-
-/// An archive's id as people write it.
-pub(crate) fn uuid_text(id: &[u8; 16]) -> String {
-    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default().to_owned();
-    [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-")
-}

@@ -54,7 +54,13 @@ pub(super) fn names(
         };
         let whole = !disk.name.is_empty();
         let hint = "-d with the names of other disks leaves it out, --salvage gives it another name";
-        names.disks.push(Some(taken.take(&format!("the disk '{}'", disk.name), file, whole, &spare, hint)?));
+        names.disks.push(Some(taken.take(
+            &format!("the disk '{}'", disk.name),
+            file,
+            whole,
+            &spare,
+            hint,
+        )?));
     }
     for (number, config) in what.configs.iter().enumerate() {
         let (thing, spare) = (format!("the configuration '{}'", config.name), format!("config-{number}"));
@@ -146,7 +152,10 @@ mod tests {
         let what = manifest(&["qemu-server.conf", "qemu-server.fw"], &["drive-scsi0", "vmstate"]);
         let named = names(&what, |_| true, "raw", false).unwrap();
         assert!(named.configs.iter().all(|named| !named.made_up));
-        assert_eq!(files(named), ["qemu-server.conf", "qemu-server.fw", "disk-drive-scsi0.raw", "vmstate.bin"]);
+        assert_eq!(
+            files(named),
+            ["qemu-server.conf", "qemu-server.fw", "disk-drive-scsi0.raw", "vmstate.bin"]
+        );
         assert_eq!(files(names(&what, |at| at == 1, "raw", false).unwrap()).len(), 3);
     }
 

@@ -123,7 +123,9 @@ impl Batch {
         };
         match self.runs.last_mut() {
             Some(last)
-                if last.disk == disk && last.at + last.len == at && last.bytes.is_some() == start.is_some() =>
+                if last.disk == disk
+                    && last.at + last.len == at
+                    && last.bytes.is_some() == start.is_some() =>
             {
                 last.len += len
             }
@@ -156,9 +158,8 @@ impl Shared<'_> {
             }
             batch.bytes.clear();
             batch.runs.clear();
-            if empty.send(batch).is_err() {
-                return;
-            }
+            // At the end nobody wants it back, and others still wait to be written.
+            let _ = empty.send(batch);
         }
     }
 

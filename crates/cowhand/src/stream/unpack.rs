@@ -39,8 +39,7 @@ pub(super) fn unpack(parts: &mut Parts<'_>, path: &Path, how: &Stream) -> Result
         written.map_err(|error| parts.named(error))?;
         bytes += member.len;
     }
-    let Some((size, from)) = connect(folder.now(), &members, how).map_err(|error| parts.named(error))?
-    else {
+    let Some((size, from)) = connect(folder.now(), &members, how).map_err(|error| parts.named(error))? else {
         return Err(parts.named(Error::new(ErrorKind::NotFound, "the archive is empty")));
     };
     folder.finish(how.cache)?;

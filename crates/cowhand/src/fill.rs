@@ -47,8 +47,16 @@ pub(crate) struct Filling {
 
 #[derive(Debug)]
 enum Kind {
-    New { target: Target, files: TargetFiles, image: Image, format: &'static str },
+    New(Box<New>),
     There(Opened),
+}
+
+#[derive(Debug)]
+struct New {
+    target: Target,
+    files: TargetFiles,
+    image: Image,
+    format: &'static str,
 }
 
 /// An image that was filled.
@@ -94,7 +102,7 @@ impl Filling {
         let format = format.names()[0]; // never empty: every format has a name
         Ok(Filling {
             path: path.to_owned(),
-            kind: Kind::New { target, files, image, format },
+            kind: Kind::New(Box::new(New { target, files, image, format })),
             reads_zero: true,
             sector: how.sector,
             written: AtomicU64::new(0),
@@ -115,7 +123,7 @@ impl Filling {
 
     fn image(&self) -> &Image {
         match &self.kind {
-            Kind::New { image, .. } => image,
+            Kind::New(new) => &new.image,
             Kind::There(image) => image,
         }
     }
@@ -148,7 +156,8 @@ impl Filling {
         let written = self.written.into_inner();
         let named = |error: Error| error.image(self.path.display());
         let format = match self.kind {
-            Kind::New { target, files, image, format } => {
+            Kind::New(new) => {
+                let New { target, files, image, format } = *new;
                 let before = Before { progress, total: size };
                 files.gate().during(&before, size, || image.close()).map_err(named)?;
                 drop(image);

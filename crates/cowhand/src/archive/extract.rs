@@ -430,9 +430,12 @@ impl Work<'_> {
                 None => into.bps.map(|bps| Arc::new(Pace::new(bps))),
             });
             let to = match into {
-                Some(into) => To::Image(self.there(into, disk.size)?),
+                Some(into) => To::Image(Box::new(self.there(into, disk.size)?)),
                 None if disk.memory => To::Memory(Memory::new(&place.now, self.how.cache)?),
-                None => To::Image(Filling::new(&place.now, &self.wanted()?, disk.size, self.progress)?),
+                None => {
+                    let image = Filling::new(&place.now, &self.wanted()?, disk.size, self.progress)?;
+                    To::Image(Box::new(image))
+                }
             };
             outlets.push(Some(Outlet { to, size: disk.size, pace }));
         }

@@ -37,7 +37,7 @@ pub(super) struct Outlet {
 
 #[derive(Debug)]
 pub(super) enum To {
-    Image(Filling),
+    Image(Box<Filling>),
     Memory(Memory),
 }
 

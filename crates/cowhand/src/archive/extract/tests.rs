@@ -445,7 +445,10 @@ fn digests_find_what_changed() {
     let salvage = Extract { salvage: true, ..how.clone() };
     let done = run(&mut flipped.clone(), &to, &salvage).unwrap();
     assert!(!done.is_whole());
-    assert_eq!(done.disks[1].differing.list, [start..start + CLUSTER as u64]);
+    assert_eq!(
+        done.disks[1].differing.list,
+        std::iter::once(start..start + CLUSTER as u64).collect::<Vec<_>>()
+    );
     std::fs::remove_dir_all(&to).unwrap();
     let other = Extract { disks: Some(vec!["drive-scsi0".to_owned()]), ..how.clone() };
     assert!(run(&mut flipped.clone(), &to, &other).unwrap().is_whole());

@@ -3,16 +3,14 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use cowhand_core::{
-    ArchiveIndex, ArchivedDisk, Error, ErrorKind, Forward, Layer, Manifest, Result, Storage, read_up_to,
-};
+use cowhand_core::{ArchiveIndex, Error, ErrorKind, Forward, Layer, Manifest, Result, Storage, read_up_to};
 
-use crate::extent::{self, Slot as Listed};
-use crate::header::{self, Header, clusters};
+use crate::came::{Admitted, Came};
+use crate::extent;
+use crate::header::{self, Header};
 use crate::layer::Disk;
 use crate::layout::{BLOCK, EXTENT_HEADER};
 use crate::places::{Places, Room, Slot};
-use crate::seen::Seen;
 use crate::wrong::Wrong;
 
 /// How much of an archive's front tells it from others, in bytes: up to the checksum of its header, and with it.
@@ -48,7 +46,8 @@ pub(crate) fn index(input: &mut dyn Forward, room: Room) -> Result<Index> {
     let mut front = Keeping { input, kept: Vec::new() };
     let header = header::read(&mut front)?;
     let Keeping { input, kept: front } = front;
-    let mut pass = Pass::new(&header, room);
+    let mut came = Came::new(&header);
+    let mut places = Places::new(header.manifest.disks.len(), room);
     let mut at = header.size;
     let mut bytes = [0; EXTENT_HEADER];
     let mut slots = Vec::new();
@@ -57,11 +56,11 @@ pub(crate) fn index(input: &mut dyn Forward, room: Room) -> Result<Index> {
         let Some(there) = bytes.get(..there).filter(|there| !there.is_empty()) else { break };
         let extent = extent::parse(there, at, Some(&header.manifest.id))?;
         slots.clear();
-        for slot in extent::slots(extent, at) {
-            slots.extend(pass.slot(slot)?);
+        for listed in extent::slots(extent, at) {
+            slots.extend(slot(&header, &mut came, listed)?);
         }
         at += EXTENT_HEADER as u64;
-        pass.places.add(at, &slots)?;
+        places.add(at, &slots)?;
         let data = u64::from(extent.block_count.get()) * BLOCK;
         input.skip(data).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
@@ -70,72 +69,23 @@ pub(crate) fn index(input: &mut dyn Forward, room: Room) -> Result<Index> {
             _ => Error::io("cannot read the archive", error).at(at),
         })?;
         at += data;
-        pass.check_room()?;
+        places.check_room(came.bytes())?;
     }
-    let places = pass.finish()?;
+    came.complete(&header)?;
+    places.sort();
     Ok(Index { front, header, len: at, places })
 }
 
-/// What is known while the extents go by.
-struct Pass<'a> {
-    header: &'a Header,
-    /// For each disk, which clusters came.
-    seen: Vec<Seen>,
-    places: Places,
-}
-
-impl Pass<'_> {
-    fn new(header: &Header, room: Room) -> Pass<'_> {
-        let disks = header.manifest.disks.len();
-        Pass { header, seen: vec![Seen::default(); disks], places: Places::new(disks, room) }
+/// What there is to know of a cluster that an extent lists, where it stores any of it.
+fn slot(header: &Header, came: &mut Came, listed: extent::Slot) -> Result<Option<Slot>, Wrong> {
+    let extent::Slot { cluster, mask, .. } = listed;
+    let Some(Admitted { disk, leap, .. }) = came.admit(header, listed)? else { return Ok(None) };
+    if let Some(wrong) = leap {
+        return Err(wrong);
     }
-
-    /// Looks at what an extent lists. Answers it where it has blocks.
-    fn slot(&mut self, slot: Listed) -> Result<Option<Slot>, Wrong> {
-        let wrong = |message: String| Err(Wrong::new("blockinfo", slot.at, message));
-        let Listed { dev_id, cluster, mask, .. } = slot;
-        let found = self.header.disk(dev_id).map(|disk| disk as usize);
-        let known = found.and_then(|disk| self.header.manifest.disks.get(disk).zip(self.seen.get_mut(disk)));
-        let Some((disk, seen)) = known else {
-            return wrong(format!("there is no device {dev_id}"));
-        };
-        if disk.memory && seen.end() != u64::from(cluster) {
-            return wrong(format!("cluster {cluster} of '{}' comes out of order", disk.name));
-        }
-        if !disk.memory && !within(disk, cluster, mask) {
-            return wrong(format!("cluster {cluster} of '{}' has blocks beyond its end", disk.name));
-        }
-        if !seen.insert(cluster) {
-            return wrong(format!("cluster {cluster} of '{}' comes twice", disk.name));
-        }
-        Ok((mask != 0).then_some(Slot { disk: found.filter(|_| !disk.memory), cluster, mask }))
-    }
-
-    /// Whether what is known fits where an index may be.
-    fn check_room(&self) -> Result<()> {
-        self.places.check_room(self.seen.iter().map(Seen::bytes).sum())
-    }
-
-    /// Nothing follows. Errors: clusters did not come.
-    fn finish(mut self) -> Result<Places> {
-        for (disk, seen) in self.header.manifest.disks.iter().zip(&self.seen) {
-            if disk.memory {
-                continue;
-            }
-            seen.gaps(clusters(disk), &mut |gap| {
-                let message =
-                    format!("clusters {} to {} of '{}' are missing", gap.start, gap.end - 1, disk.name);
-                Err(Wrong::absent("blockinfo", message).into())
-            })?;
-        }
-        self.places.sort();
-        Ok(self.places)
-    }
-}
-
-/// Whether the blocks that are there lie within the disk. The last cluster ends where the disk does, whatever it says.
-fn within(disk: &ArchivedDisk, cluster: u32, mask: u16) -> bool {
-    mask == 0 || u64::from(cluster) < clusters(disk)
+    let disk = disk as usize;
+    let memory = header.manifest.disks.get(disk).is_some_and(|disk| disk.memory);
+    Ok((mask != 0).then_some(Slot { disk: (!memory).then_some(disk), cluster, mask }))
 }
 
 impl Index {

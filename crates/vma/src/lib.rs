@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+mod came;
+mod check;
 mod details;
 mod extent;
 mod header;
@@ -28,8 +30,8 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use cowhand_core::{
-    ArchiveIndex, ArchiveSource, Archives, CreateOptions, Error, Format, Forward, Inspector, Layer, Manifest,
-    OpenOptions, OptionKind, OptionSpec, Probe, Reading, Resolver, Result, Sink, Storage, Walk,
+    ArchiveIndex, ArchiveSource, Archives, Checker, CreateOptions, Error, Format, Forward, Inspector, Layer,
+    Manifest, OpenOptions, OptionKind, OptionSpec, Probe, Reading, Resolver, Result, Sink, Storage, Walk,
 };
 
 pub use self::writer::{StreamId, VmaWriter, WriterOptions};
@@ -99,6 +101,10 @@ impl Format for Vma {
     ) -> Result<Arc<dyn Layer>> {
         Err(Error::unsupported("a backup archive is made as a whole")
             .hint("cowhand vma create ARCHIVE NAME=IMAGE does that"))
+    }
+
+    fn checker(&self) -> Option<&dyn Checker> {
+        Some(self)
     }
 
     fn inspector(&self) -> Option<Box<dyn Inspector>> {

@@ -8,6 +8,7 @@ use cowhand_core::{
     Result, Severity, Source,
 };
 
+use crate::came::{Admitted, Came};
 use crate::extent::{self, Slot};
 use crate::header::{self, Header, clusters};
 use crate::layout::{BLOCK, BLOCKS, CLUSTER, EXTENT_HEADER, HEADER};
@@ -75,8 +76,7 @@ pub(crate) struct Reader<'a> {
     header: Header,
     how: Reading,
     disks: Vec<DiskInfo>,
-    /// Of each disk, the clusters that came.
-    seen: Vec<Seen>,
+    came: Came,
     /// At the cut of an archive that ends too early: no more than an extent lists.
     torn: Vec<Torn>,
     faults: ArchiveFaults,
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
             window,
             how,
             disks: disks.collect(),
-            seen: vec![Seen::default(); header.manifest.disks.len()],
+            came: Came::new(&header),
             header,
             torn: Vec::new(),
             faults: ArchiveFaults::default(),
@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
 
     /// Which clusters came, of each disk.
     pub(crate) fn seen(&self) -> &[Seen] {
-        &self.seen
+        self.came.seen()
     }
 
     /// Notes what is wrong, or fails.
@@ -273,49 +273,25 @@ impl<'a> Reader<'a> {
 
     /// Takes a cluster of the extent.
     fn place(&mut self, slot: Slot) -> Result<()> {
-        if let Err(wrong) = self.admit(slot)? {
-            self.runs.skip(slot.mask);
-            return self.wrong(wrong);
-        }
-        Ok(())
-    }
-
-    fn admit(&mut self, slot: Slot) -> Result<Result<(), Wrong>> {
-        let Slot { dev_id, cluster, mask, at } = slot;
-        let refuse = |message: String| Ok(Err(Wrong::new("blockinfo", at, message)));
-        let Some(disk) = self.header.disk(dev_id) else {
-            return refuse(format!("there is no device {dev_id}"));
+        let Slot { cluster, mask, at, .. } = slot;
+        let before = self.came.bytes();
+        let admitted = match self.came.admit(&self.header, slot) {
+            Ok(Some(Admitted { leap: Some(wrong), .. })) if self.how == Reading::Strict => Err(wrong),
+            other => other,
         };
-        let places = self.header.manifest.disks.get(disk as usize).zip(self.seen.get_mut(disk as usize));
-        let Some((known, seen)) = places else {
-            return refuse(format!("there is no device {dev_id}"));
-        };
-        let name = &known.name;
-        let end = if known.memory {
-            // Its bytes come in order, and their number is known when they have come.
-            let due = seen.end();
-            if u64::from(cluster) != due {
-                let message = format!("cluster {cluster} of {name} comes where cluster {due} shall");
-                if u64::from(cluster) < due || self.how == Reading::Strict {
-                    return refuse(message);
-                }
-                self.faults.add(Wrong::new("blockinfo", at, message).fault());
+        let Admitted { disk, end, leap } = match admitted {
+            Ok(Some(admitted)) => admitted,
+            Ok(None) => return Ok(()),
+            Err(wrong) => {
+                self.runs.skip(mask);
+                return self.wrong(wrong);
             }
-            u64::MAX
-        } else {
-            if u64::from(cluster) >= clusters(known) {
-                if mask == 0 {
-                    return Ok(Ok(()));
-                }
-                return refuse(format!("cluster {cluster} lies beyond the end of {name}"));
-            }
-            known.size
         };
-        let before = seen.bytes();
-        if !seen.insert(cluster) {
-            return refuse(format!("cluster {cluster} of {name} comes twice"));
+        if let Some(wrong) = leap {
+            self.wrong(wrong)?;
         }
-        if seen.bytes() > before && self.seen.iter().map(Seen::bytes).sum::<usize>() > MAX_SEEN {
+        let seen = self.came.bytes();
+        if seen > before && seen > MAX_SEEN {
             return Err(Error::unsupported(format!(
                 "the archive's clusters are so scattered that {} MiB do not hold which of them came",
                 MAX_SEEN >> 20
@@ -325,24 +301,6 @@ impl<'a> Reader<'a> {
         let missing = self.runs.cluster(disk, cluster, mask, end);
         if missing != 0 {
             self.torn.push(Torn { disk, cluster, missing });
-        }
-        Ok(Ok(()))
-    }
-
-    /// All clusters came, where they have to.
-    fn complete(&self) -> Result<()> {
-        for (disk, seen) in self.header.manifest.disks.iter().zip(&self.seen).filter(|(disk, _)| !disk.memory)
-        {
-            seen.gaps(clusters(disk), &mut |gap| {
-                let (first, count) = (gap.start, gap.end - gap.start);
-                let message = match count {
-                    1 => format!("cluster {first} of {} is missing", disk.name),
-                    _ => {
-                        format!("cluster {first} of {} is missing, with {} that follow", disk.name, count - 1)
-                    }
-                };
-                Err(Wrong::absent("blockinfo", message).into())
-            })?;
         }
         Ok(())
     }
@@ -354,7 +312,7 @@ impl<'a> Reader<'a> {
                 if !self.advance()? {
                     self.ended = true;
                     if self.how == Reading::Strict {
-                        self.complete()?;
+                        self.came.complete(&self.header)?;
                     }
                 }
                 continue;
@@ -412,7 +370,7 @@ impl ArchiveSource for Reader<'_> {
     }
 
     fn missing(&self, disk: u32, see: &mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()> {
-        let known = self.header.manifest.disks.get(disk as usize).zip(self.seen.get(disk as usize));
+        let known = self.header.manifest.disks.get(disk as usize).zip(self.seen().get(disk as usize));
         let (known, seen) = known.ok_or_else(|| Error::invalid("the archive has no such disk"))?;
         let (last, size) = if known.memory { (seen.end(), u64::MAX) } else { (clusters(known), known.size) };
 

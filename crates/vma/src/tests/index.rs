@@ -111,7 +111,7 @@ fn the_front_alone_opens_a_disk() {
     );
     let error = layer.extent(0, 1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert_eq!(error.to_string(), "blockinfo: clusters 0 to 15 of 'drive-scsi0' are missing");
+    assert_eq!(error.to_string(), "blockinfo: cluster 0 of drive-scsi0 is missing, with 15 that follow");
     assert_eq!(layer.read(0, &mut [0]).unwrap_err().to_string(), error.to_string(), "the second time too");
 
     assert!(open(&file, None).unwrap_err().to_string().contains("several disks"));
@@ -174,14 +174,14 @@ fn what_breaks_a_rule_has_no_index() {
         slots.push(beyond(1));
         data.extend([1; 4096]);
     });
-    assert_eq!(first, "blockinfo at offset 12856: cluster 2 of 'disk' has blocks beyond its end");
+    assert_eq!(first, "blockinfo at offset 12856: cluster 2 lies beyond the end of disk");
     let twice = broken(|slots, _| slots[1].cluster = 0.into());
-    assert_eq!(twice, "blockinfo at offset 12848: cluster 0 of 'disk' comes twice");
+    assert_eq!(twice, "blockinfo at offset 12848: cluster 0 of disk comes twice");
     let missing = broken(|slots, data| {
         slots.pop();
         data.truncate(65536);
     });
-    assert_eq!(missing, "blockinfo: clusters 1 to 1 of 'disk' are missing");
+    assert_eq!(missing, "blockinfo: cluster 1 of disk is missing");
     let device = broken(|slots, _| slots[0].dev_id = 2);
     assert_eq!(device, "blockinfo at offset 12840: there is no device 2");
     let count = broken(|_, data| data.truncate(4096));
@@ -210,7 +210,7 @@ fn claims_cost_nothing() {
     }
     seal(&mut header, 32);
     let error = index(&header).unwrap_err();
-    assert_eq!(error.to_string(), "blockinfo: clusters 0 to 4294967295 of 'disk0' are missing");
+    assert_eq!(error.to_string(), "blockinfo: cluster 0 of disk0 is missing, with 4294967295 that follow");
 }
 
 /// An archive whose extents list what `cluster` makes of their number and the slot's; its data is never read.
@@ -286,7 +286,7 @@ fn large_disks_have_small_indexes() {
             continue;
         }
         let len = made.unwrap().to_bytes().len() as u64;
-        let most = (most * clusters >> 24) + 13 * 1024;
+        let most = ((most * clusters) >> 24) + 13 * 1024;
         assert!(len < most, "{len} bytes for the mask {mask:#x}: more than {most}");
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use cowhand_core::{
     Access, Cache, DirFolder, Error, ErrorKind, FileStorage, Folder, Lock, Resolver, Result, Storage,
 };
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 
 use crate::gate::Gate;
 use crate::resolve::{Watched, folder_of, without_holes};
@@ -131,10 +133,32 @@ impl Target {
     }
 
     /// Syncs, gives it its name, syncs the folder.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
+        self.finish_by(|partial| partial.folder.rename(&partial.partial, &partial.name))
+    }
+
+    /// As [`Target::finish`], where nothing bore the name: what bears it by now stays, and that is an error.
+    pub(crate) fn finish_new(self) -> Result<()> {
+        let to = self.path.clone();
+        self.finish_by(|partial| {
+            let from = folder_of(&to).join(&partial.partial);
+            match rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+                // A file system that cannot look and rename at once.
+                Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(&to).is_err() => {
+                    partial.folder.rename(&partial.partial, &partial.name)
+                }
+                done => done.map_err(|error| {
+                    Error::io(format!("cannot rename {} to it", partial.partial), error.into())
+                        .image(to.display())
+                }),
+            }
+        })
+    }
+
+    fn finish_by(mut self, name: impl FnOnce(&Partial) -> Result<()>) -> Result<()> {
         self.storage.sync().map_err(|error| Error::io("cannot sync", error).image(self.path.display()))?;
         let Some(partial) = &mut self.partial else { return Ok(()) };
-        partial.folder.rename(&partial.partial, &partial.name)?;
+        name(partial)?;
         partial.done = true;
         partial.folder.sync()
     }

@@ -113,7 +113,7 @@ fn detect(head: &[u8]) -> Result<&'static dyn Format> {
     found.ok_or_else(|| Error::corrupt("head", "this is no backup archive"))
 }
 
-fn able(format: &'static dyn Format) -> Result<&'static dyn Archives> {
+pub(super) fn able(format: &'static dyn Format) -> Result<&'static dyn Archives> {
     let name = format.names()[0]; // never empty: every format has a name
     format.archives().ok_or_else(|| Error::unsupported(format!("{name} files are no archives")))
 }

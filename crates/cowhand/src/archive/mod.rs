@@ -1,22 +1,29 @@
 //! Backup archives: several disks in one file, packed or not, read and written from front to back, and at random.
 
 pub(crate) mod content;
+mod create;
 mod digest;
 pub(crate) mod disk;
 mod extract;
+mod feed;
 mod input;
 mod listed;
 mod map;
 mod names;
+mod naming;
 mod pace;
 pub(crate) mod part;
 mod pump;
 mod tally;
 mod unpacked;
 
+pub use self::create::{
+    ArchiveCreated, ArchiveTo, CreateArchive, DiskArchived, DiskToArchive, create_archive,
+};
 pub use self::digest::{Differing, Digester, Digests};
 pub use self::disk::Indexing;
 pub use self::extract::{Extract, Extracted, ExtractedDisk, ExtractedFile, Onlooker, Ranges, extract};
 pub use self::listed::{Listed, listed};
 pub use self::map::{MapLine, MapTarget};
+pub use self::naming::{Mapped, WallClock, backup_name, check_backup_name};
 pub use self::tally::Tally;

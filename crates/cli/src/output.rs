@@ -1,7 +1,9 @@
 //! Standard output, which somebody may close while we write.
 
 use std::fmt;
-use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Stdout, Write};
+use std::os::fd::AsFd;
 
 use cowhand::{Error, Result};
 
@@ -43,6 +45,18 @@ impl Output {
             other => other.map_err(|error| Error::io("cannot write to standard output", error)),
         }
     }
+}
+
+/// Standard output for bytes that are no text. Errors: a person would see them.
+pub(crate) fn standard_output() -> Result<File> {
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        return Err(Error::invalid("an image is nothing for a terminal")
+            .hint("redirect standard output into a file or a pipe"));
+    }
+    // Not through the standard handle, which looks for lines.
+    let to = stdout.as_fd().try_clone_to_owned();
+    Ok(to.map_err(|error| Error::io("cannot write to standard output", error))?.into())
 }
 
 /// JSON as QEMU indents it: by four.

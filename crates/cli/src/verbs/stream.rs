@@ -2,8 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use cowhand::{Cache, Error, Open, Printable, Result, parse_option_string, parse_
 
 use crate::consumer::For;
 use crate::exit::{DONE, Failure, Outcome, stream::CANNOT_KNOW};
-use crate::output::{Output, json};
+use crate::output::{Output, json, standard_output};
 use crate::progress::Meter;
 use crate::sizes::Size;
 use crate::sources::{self, Parents, Sharing, note_on_sectors};
@@ -286,14 +285,7 @@ const CHUNK: usize = 256 << 10;
 
 impl Pipe {
     fn new(size_to: Option<&Path>) -> Result<Pipe> {
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            return Err(Error::invalid("an image is nothing for a terminal")
-                .hint("redirect standard output into a file or a pipe"));
-        }
-        // Not through the standard handle, which looks for lines.
-        let to = stdout.as_fd().try_clone_to_owned();
-        let to = to.map_err(|error| Error::io("cannot write to standard output", error))?.into();
+        let to = standard_output()?;
         let size_to = match size_to {
             Some(path) => {
                 let file = File::options().write(true).create(true).truncate(true).open(path);

@@ -1,5 +1,6 @@
 //! `vma`: backup archives of virtual machines, as Proxmox makes them.
 
+mod create;
 mod extract;
 mod front;
 mod totals;
@@ -23,11 +24,13 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    Create(create::Args),
     Extract(extract::Args),
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     match &args.verb {
+        Verb::Create(args) => create::run(args, out),
         Verb::Extract(args) => extract::run(args, out),
     }
 }

@@ -6,6 +6,7 @@ mod digest;
 pub(crate) mod disk;
 mod extract;
 mod feed;
+mod front;
 mod input;
 mod listed;
 mod map;
@@ -23,6 +24,7 @@ pub use self::create::{
 pub use self::digest::{Differing, Digester, Digests};
 pub use self::disk::Indexing;
 pub use self::extract::{Extract, Extracted, ExtractedDisk, ExtractedFile, Onlooker, Ranges, extract};
+pub use self::front::{Front, front};
 pub use self::listed::{Listed, listed};
 pub use self::map::{MapLine, MapTarget};
 pub use self::naming::{Mapped, WallClock, backup_name, check_backup_name};

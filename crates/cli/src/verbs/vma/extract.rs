@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cowhand::archive::{Digests, Extract, Extracted, Onlooker, Ranges, Tally, extract};
-use cowhand::stream::{From, Incoming};
 use cowhand::{Cache, Error, Manifest, Printable, Result, format, parse_option_string};
 
-use super::{FORMAT, front, totals};
+use super::{FORMAT, from, front, totals};
 use crate::exit::{DONE, Outcome, vma::INCOMPLETE};
 use crate::keys::Keys;
 use crate::output::{Output, json};
@@ -149,19 +148,6 @@ fn digests(args: &Args, file: &OsString) -> Result<Option<PathBuf>> {
         Some(_) if file == "-" => Err(Error::invalid("the digests of standard input are not beside it")
             .hint("name them with --digest=FILE")),
         Some(_) => Ok(Some(Digests::beside(Path::new(file)))),
-    }
-}
-
-/// An archive on the command line.
-fn from(file: &OsString) -> From<'_> {
-    if file == "-" {
-        From::Bytes(Incoming {
-            name: "standard input".to_owned(),
-            len: None,
-            bytes: Box::new(std::io::stdin()),
-        })
-    } else {
-        From::File(Path::new(file))
     }
 }
 

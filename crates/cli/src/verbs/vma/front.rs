@@ -1,6 +1,6 @@
 //! What an archive holds, in the lines of Proxmox's tool, which other programs read.
 
-use cowhand::{Error, Manifest, Printable, Result};
+use cowhand::{Manifest, Printable, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -19,14 +19,15 @@ pub(super) fn print(out: &mut Output, what: &Manifest) -> Result<()> {
             writeln!(out, "DEV: dev_id={} size: {} devname: {name}", disk.number, disk.size)?;
         }
     }
-    writeln!(out, "CTIME: {}", ctime(what.made, TimeZone::system())?)
+    writeln!(out, "CTIME: {}", ctime(what.made, TimeZone::system()))
 }
 
-/// The time as C's `ctime` writes it.
-fn ctime(seconds: i64, zone: TimeZone) -> Result<String> {
-    let time = Timestamp::from_second(seconds)
-        .map_err(|_| Error::corrupt("ctime", format!("{seconds} seconds since 1970 are no date")))?;
-    Ok(time.to_zoned(zone).strftime("%a %b %e %H:%M:%S %Y").to_string())
+/// The time as C's `ctime` writes it, or its seconds where it is none.
+fn ctime(seconds: i64, zone: TimeZone) -> String {
+    match Timestamp::from_second(seconds) {
+        Ok(time) => time.to_zoned(zone).strftime("%a %b %e %H:%M:%S %Y").to_string(),
+        Err(_) => format!("@{seconds}"),
+    }
 }
 
 #[cfg(test)]
@@ -35,9 +36,9 @@ mod tests {
 
     #[test]
     fn times_are_written_as_c_does() {
-        let text = |seconds| ctime(seconds, TimeZone::UTC).unwrap();
+        let text = |seconds| ctime(seconds, TimeZone::UTC);
         assert_eq!(text(0), "Thu Jan  1 00:00:00 1970");
         assert_eq!(text(1_690_305_830), "Tue Jul 25 17:23:50 2023");
-        assert!(ctime(i64::MAX, TimeZone::UTC).is_err());
+        assert_eq!(text(i64::MAX), "@9223372036854775807");
     }
 }

@@ -1,9 +1,16 @@
 //! `vma`: backup archives of virtual machines, as Proxmox makes them.
 
+mod config;
 mod create;
 mod extract;
 mod front;
+mod list;
 mod totals;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use cowhand::stream::{From, Incoming};
 
 use crate::exit::Outcome;
 use crate::output::Output;
@@ -25,12 +32,29 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Create(create::Args),
+    List(list::Args),
+    Config(config::Args),
     Extract(extract::Args),
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     match &args.verb {
         Verb::Create(args) => create::run(args, out),
+        Verb::List(args) => list::run(args, out),
+        Verb::Config(args) => config::run(args, out),
         Verb::Extract(args) => extract::run(args, out),
+    }
+}
+
+/// An archive on the command line.
+fn from(file: &OsString) -> From<'_> {
+    if file == "-" {
+        From::Bytes(Incoming {
+            name: "standard input".to_owned(),
+            len: None,
+            bytes: Box::new(std::io::stdin()),
+        })
+    } else {
+        From::File(Path::new(file))
     }
 }

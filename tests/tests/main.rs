@@ -4,6 +4,7 @@
 
 mod allocated;
 mod amend;
+mod archive_disks;
 mod bitmaps;
 mod chain_verbs;
 mod chains;

@@ -44,6 +44,13 @@ pub(crate) struct Sharing {
     #[arg(long)]
     pub(crate) image_opts: bool,
 
+    /// Keep the places of a backup archive's disks in ARCHIVE.index, so that the next run need not look for them
+    ///
+    /// ARCHIVE#DISK names a disk of an archive. Where its bytes stand is found by one look at the whole archive. An index
+    /// that is there, and is of the archive as it is now, is used with or without this.
+    #[arg(long)]
+    pub(crate) keep_index: bool,
+
     /// Read a backup archive that is packed in one piece from an unpacked copy in DIR, which goes away at the end
     #[arg(long, value_name = "DIR")]
     pub(crate) unpack_to: Option<PathBuf>,
@@ -111,6 +118,7 @@ impl Sharing {
     /// The way of opening that goes with these flags. Errors: a secret that cannot be read.
     pub(crate) fn open(&self, source: &Source, parents: &Parents, cache: Cache) -> Result<Open> {
         let mut indexing = Indexing::default();
+        indexing.keep = self.keep_index;
         indexing.unpack_to.clone_from(&self.unpack_to);
         Ok(Open {
             indexing,

@@ -149,7 +149,7 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
         return Err(Error::invalid("only a new image can take its source's place")
             .hint("leave out resume and no_create, and name the source as the target"));
     }
-    let once = once::best_read_once(how, &sources)?;
+    let once = once::best_read_once(how, &sources);
     if once.is_none() {
         sources.iter().try_for_each(|source| source.prepare(progress))?;
     }

@@ -218,7 +218,7 @@ pub(crate) fn archive_disk(
     options: &Options,
     how: &Open,
 ) -> Result<Option<Arc<ArchiveDisk>>> {
-    match Archive::open(file, content, &how.indexing)? {
+    match Archive::open(part, file, content, &how.indexing)? {
         Some(_) if how.writable => Err(Error::unsupported("a backup archive can be read, and not written")
             .hint("convert its disk to an image, and write to that")),
         Some(archive) => archive.disk(part, options).map(Some),

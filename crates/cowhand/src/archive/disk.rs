@@ -10,11 +10,12 @@ use cowhand_core::{
     ArchiveIndex, Archives, Details, Error, Extent, Format, Forward, Identity, Kind, Layer, Manifest,
     Options, Progress, Quiet, Reading, Result, Storage, Walk,
 };
-use cowhand_packed::Packing;
+use cowhand_packed::{Packing, SeekTable};
 use serde_json::Map;
 
 use super::content::Content;
 use super::input::{self, Input};
+use super::kept::Kept;
 use super::listed::facts;
 use super::part::Part;
 use super::unpacked;
@@ -24,6 +25,9 @@ use crate::stream::{From, Incoming};
 /// How the places of an archive's bytes are found, so that it can be read at random.
 #[derive(Clone, Debug, Default)]
 pub struct Indexing {
+    /// Keep what was found in a file beside the archive, `ARCHIVE.index`, so that the next who opens it need not look
+    /// again. One that is there, and is of this archive as it is now, is used always.
+    pub keep: bool,
     /// The folder for a copy of an archive that is packed in one piece, unpacked, which is gone once nobody reads it any
     /// more. Without it such an archive cannot be read at random.
     pub unpack_to: Option<PathBuf>,
@@ -33,11 +37,14 @@ pub struct Indexing {
 
 impl PartialEq for Indexing {
     fn eq(&self, other: &Indexing) -> bool {
-        self.unpack_to == other.unpack_to
+        (self.keep, &self.unpack_to) == (other.keep, &other.unpack_to)
     }
 }
 
 impl Eq for Indexing {}
+
+/// Bytes of a sector: a disk has whole ones, as that of a raw file has.
+const SECTOR: u64 = 512;
 
 /// An archive that is open.
 #[derive(Debug)]
@@ -48,6 +55,9 @@ pub(crate) struct Archive {
     packing: Option<&'static dyn Packing>,
     file: Arc<dyn Storage>,
     manifest: Manifest,
+    /// Where its index is kept.
+    sidecar: PathBuf,
+    keep: bool,
     unpack_to: Option<PathBuf>,
     found: Mutex<Option<Found>>,
 }
@@ -63,6 +73,7 @@ pub(crate) struct Found {
 impl Archive {
     /// The archive that `content` says the open `file` is, of which no more is read than its front. `None`: it is none.
     pub(crate) fn open(
+        part: &Part<'_>,
         file: &Arc<dyn Storage>,
         content: Content,
         how: &Indexing,
@@ -79,6 +90,8 @@ impl Archive {
         }
         let front = unpacked::bytes(file.clone(), packing);
         let manifest = archives.read(front, Reading::Strict)?.manifest().clone();
+        let mut sidecar = part.file.as_os_str().to_owned();
+        sidecar.push(".index");
         let archive = Arc::new(Archive {
             identity,
             format,
@@ -86,6 +99,8 @@ impl Archive {
             packing,
             file: file.clone(),
             manifest,
+            sidecar: sidecar.into(),
+            keep: how.keep,
             unpack_to: how.unpack_to.clone(),
             found: Mutex::default(),
         });
@@ -118,7 +133,19 @@ impl Archive {
             (one, other) => one.or(other),
         };
         let number = self.manifest.disk(name)?;
-        let size = self.manifest.disks.get(number as usize).map_or(0, |disk| disk.size);
+        let Some(disk) = self.manifest.disks.get(number as usize) else {
+            return Err(Error::invalid(format!("the archive has no disk number {number}"))); // never: it was just found
+        };
+        if disk.memory {
+            return Err(Error::unsupported(format!(
+                "'{}' is a running machine's memory, and no disk",
+                disk.name
+            ))
+            .hint("cowhand vma extract makes a file of it"));
+        }
+        let size = disk.size.checked_next_multiple_of(SECTOR).ok_or_else(|| {
+            Error::unsupported(format!("the disk '{}' is too large: {} bytes", disk.name, disk.size))
+        })?;
         let name = part.name.display().to_string();
         Ok(Arc::new(ArchiveDisk { name, archive: self.clone(), number, size, layer: OnceLock::new() }))
     }
@@ -129,17 +156,38 @@ impl Archive {
         if let Some(found) = found.as_ref() {
             return Ok(found.clone());
         }
-        let looked = self.look(progress)?;
+        let looked = match self.kept() {
+            Some(kept) => kept,
+            None => self.look(progress)?,
+        };
         Ok(found.insert(looked).clone())
     }
 
-    /// What was found before, by this run or one whose index was kept.
-    fn is_found(&self) -> Result<bool> {
-        Ok(self.found().is_some())
+    /// That was found before, by this run or one whose index was kept.
+    fn is_found(&self) -> bool {
+        let mut found = self.found();
+        if found.is_none() {
+            *found = self.kept();
+        }
+        found.is_some()
     }
 
     fn found(&self) -> MutexGuard<'_, Option<Found>> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept beside it. `None`: nothing that is of use.
+    fn kept(&self) -> Option<Found> {
+        let kept = Kept::load(&self.sidecar, self.file.as_ref(), self.identity, self.packing)?;
+        let index = self.archives.index_from(&kept.index).ok()?;
+        if *index.manifest() != self.manifest {
+            return None;
+        }
+        let bytes = match (self.packing, kept.table) {
+            (Some(packing), Some(table)) => unpacked::at_random(packing, &self.file, &table).ok()?,
+            _ => self.file.clone(),
+        };
+        Some(Found { bytes, index })
     }
 
     fn look(&self, progress: &dyn Progress) -> Result<Found> {
@@ -150,8 +198,22 @@ impl Archive {
         };
         let Some(packing) = self.packing else {
             let (bytes, index) = (self.file.clone(), index_of(&self.file)?);
+            self.keep(None, index.as_ref())?;
             return Ok(Found { bytes, index });
         };
+        if let Some(table) = packing.table(self.file.as_ref())?.map(Arc::new) {
+            let bytes = unpacked::at_random(packing, &self.file, &table)?;
+            let index = index_of(&bytes)?;
+            self.keep(Some(&table), index.as_ref())?;
+            return Ok(Found { bytes, index });
+        }
+        if let Some(mut survey) = packing.survey(self.file.clone())? {
+            let index = self.archives.index(&mut Heeding { forward: survey.as_mut(), progress, total })?;
+            let table = Arc::new(survey.finish()?);
+            self.keep(Some(&table), index.as_ref())?;
+            let bytes = unpacked::at_random(packing, &self.file, &table)?;
+            return Ok(Found { bytes, index });
+        }
         let Some(folder) = &self.unpack_to else {
             let packing = packing.name();
             return Err(Error::unsupported(format!(
@@ -162,6 +224,18 @@ impl Archive {
         let bytes = unpacked::copy(packing, &self.file, folder, &Stopping { progress, total })?;
         let index = index_of(&bytes)?;
         Ok(Found { bytes, index })
+    }
+
+    fn keep(&self, table: Option<&Arc<SeekTable>>, index: &dyn ArchiveIndex) -> Result<()> {
+        if !self.keep {
+            return Ok(());
+        }
+        Kept { table: table.cloned(), index: index.to_bytes() }.save(
+            &self.sidecar,
+            self.file.as_ref(),
+            self.identity,
+            self.packing,
+        )
     }
 }
 
@@ -204,8 +278,8 @@ impl ArchiveDisk {
     }
 
     /// Who wants the whole disk once does better to read the archive from front to back.
-    pub(crate) fn is_best_read_once(&self) -> Result<bool> {
-        Ok(self.archive.packing.is_some() && !self.archive.is_found()?)
+    pub(crate) fn is_best_read_once(&self) -> bool {
+        self.archive.packing.is_some() && !self.archive.keep && !self.archive.is_found()
     }
 
     fn layer(&self) -> Result<&Arc<dyn Layer>> {
@@ -232,7 +306,7 @@ impl Layer for ArchiveDisk {
     }
 
     fn granule(&self) -> u64 {
-        512
+        SECTOR
     }
 
     fn host(&self) -> &Arc<dyn Storage> {

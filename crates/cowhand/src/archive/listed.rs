@@ -48,7 +48,7 @@ fn look(part: &Part<'_>, file: &Arc<dyn Storage>, how: &Open) -> Result<Option<L
     if option.is_none_or(|option| how.options.iter().any(|(name, _)| name == option)) {
         return Ok(None);
     }
-    let Some(archive) = Archive::open(file, content, &how.indexing)? else { return Ok(None) };
+    let Some(archive) = Archive::open(part, file, content, &how.indexing)? else { return Ok(None) };
     let disks = &archive.manifest().disks;
     if disks.len() == 1 {
         return Ok(None);
@@ -68,7 +68,7 @@ fn look(part: &Part<'_>, file: &Arc<dyn Storage>, how: &Open) -> Result<Option<L
 /// What an archive says of itself, for programs.
 pub(super) fn facts(archive: &Archive) -> Map<String, Value> {
     let manifest = archive.manifest();
-    let disks = manifest.disks.iter().map(|disk| json!({ "name": disk.name, "virtual-size": disk.size }));
+    let disks = manifest.disks.iter().map(|disk| json!({ "name": disk.name, "size": disk.size }));
     let configs = manifest.configs.iter();
     let configs = configs.map(|config| json!({ "name": config.name, "size": config.data.len() }));
     let mut facts = Map::new();

@@ -8,6 +8,7 @@ mod extract;
 mod feed;
 mod front;
 mod input;
+mod kept;
 mod listed;
 mod map;
 mod names;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cowhand_core::{Access, Cache, Error, FileStorage, Lock, Progress, Result, Storage, Walk, is_zero};
-use cowhand_packed::Packing;
+use cowhand_packed::{PackedStorage, Packing, SeekTable};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -23,6 +23,15 @@ pub(crate) fn bytes(file: Arc<dyn Storage>, packing: Option<&dyn Packing>) -> Bo
         Some(packing) => packing.unpack(walk),
         None => walk,
     }
+}
+
+/// At random, through the table of places where unpacking can begin.
+pub(crate) fn at_random(
+    packing: &'static dyn Packing,
+    file: &Arc<dyn Storage>,
+    table: &Arc<SeekTable>,
+) -> Result<Arc<dyn Storage>> {
+    Ok(Arc::new(PackedStorage::new(file.clone(), packing, table.clone())?))
 }
 
 /// A copy in a file in `folder` that bears no name: it is gone once it is closed, and after a kill too.

@@ -10,12 +10,12 @@ use crate::plan::report;
 
 /// The source, where it is a disk of an archive that costs least when it is taken out of it as it comes: to find where its
 /// bytes stand would take as long again, if that could be found at all.
-pub(super) fn best_read_once<'a>(how: &Convert, sources: &'a [Opened]) -> Result<Option<&'a ArchiveDisk>> {
-    let [source] = sources else { return Ok(None) };
-    let Some(disk) = source.archived() else { return Ok(None) };
+pub(super) fn best_read_once<'a>(how: &Convert, sources: &'a [Opened]) -> Option<&'a ArchiveDisk> {
+    let [source] = sources else { return None };
+    let disk = source.archived()?;
     let into_new_alone = !how.no_create && how.backing.is_none();
     let in_any_order = !how.resume && !how.compress;
-    Ok((into_new_alone && in_any_order && disk.is_best_read_once()?).then_some(disk))
+    (into_new_alone && in_any_order && disk.is_best_read_once()).then_some(disk)
 }
 
 /// Gives `see` the disk's content as it comes, every byte once.

@@ -59,7 +59,8 @@ pub(crate) fn refused(error: &Error) {
     printable(&error.to_string());
 }
 
-fn walk(layer: &dyn Layer, random: &mut Random, mut extents: usize, mut reads: usize) {
+/// Looks at so many extents of a layer, and reads some of them.
+pub(crate) fn walk(layer: &dyn Layer, random: &mut Random, mut extents: usize, mut reads: usize) {
     let (size, granule) = (layer.size(), layer.granule());
     assert!(granule.is_power_of_two(), "a granule of {granule}");
     let mut at = 0;

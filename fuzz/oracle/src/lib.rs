@@ -6,6 +6,7 @@
 // An oracle objects by panicking.
 #![allow(clippy::expect_used, clippy::panic)]
 
+mod archive;
 mod checking;
 mod layer;
 pub mod mend;
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub type Oracle = fn(&[u8]) -> bool;
 
 /// The targets by name, as the corpus' folders are called.
-pub const TARGETS: [(&str, Oracle); 9] = [
+pub const TARGETS: [(&str, Oracle); 11] = [
     ("qcow2", qcow2),
     ("qcow2-write", qcow2_write),
     ("vhd", vhd),
@@ -38,6 +39,8 @@ pub const TARGETS: [(&str, Oracle); 9] = [
     ("vhdx", vhdx),
     ("vhdx-check", vhdx_check),
     ("vhdx-write", vhdx_write),
+    ("vma", vma),
+    ("vma-index", vma_index),
     ("inspect", inspect),
 ];
 
@@ -82,6 +85,22 @@ pub fn vhdx_check(input: &[u8]) -> bool {
 /// The writer of VHDX.
 pub fn vhdx_write(input: &[u8]) -> bool {
     written("vhdx", input)
+}
+
+/// VMA, read strictly, salvaged, checked and through its index.
+pub fn vma(input: &[u8]) -> bool {
+    let began = Instant::now();
+    let sense = archive::examine(input);
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    sense
+}
+
+/// The kept index of a VMA archive.
+pub fn vma_index(input: &[u8]) -> bool {
+    let began = Instant::now();
+    let believed = archive::kept(input);
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    believed
 }
 
 /// The safety gate: the report depends on the content alone, not on the pieces it comes in, and little is held.

@@ -2,14 +2,20 @@
 //! signature in the places where the formats keep it.
 
 use cowhand::{MemoryStorage, Storage};
+use md5::{Digest, Md5};
 
 /// The most log that is looked through, in bytes.
 const LOG: u64 = 4 << 20;
 
-/// Mends VHD footers and headers, and VHDX headers, region tables and log entries.
+/// The longest header of an archive that is mended, in bytes, and so many of its extents.
+const ARCHIVE: u32 = 64 << 10;
+const EXTENTS: usize = 64;
+
+/// Mends VHD footers and headers; VHDX headers, region tables and log entries; VMA headers and extents.
 pub fn checksums(storage: &MemoryStorage) {
     vhd(storage);
     vhdx(storage);
+    vma(storage);
 }
 
 fn vhd(storage: &MemoryStorage) {
@@ -83,6 +89,36 @@ fn mend_crc(bytes: &mut [u8]) {
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
+fn vma(storage: &MemoryStorage) {
+    let Some(mut header) = read::<64>(storage, 0).filter(|header| header.starts_with(b"VMA\0")) else {
+        return;
+    };
+    let len = u32_be(&header, 56);
+    if (64..=ARCHIVE).contains(&len) {
+        header = vec![0; len as usize];
+        if storage.read_at(0, &mut header).is_ok() {
+            mend_md5(&mut header, 32);
+            write(storage, 0, &header);
+        }
+    }
+    let mut at = u64::from(len);
+    for _ in 0..EXTENTS {
+        let Some(mut extent) = read::<512>(storage, at).filter(|extent| extent.starts_with(b"VMAE")) else {
+            return;
+        };
+        mend_md5(&mut extent, 24);
+        write(storage, at, &extent);
+        at += 512 + 4096 * u64::from(u32_be(&extent, 4) & 0xffff);
+    }
+}
+
+/// VMA's checksum: MD5 over the structure with the field as zero.
+fn mend_md5(bytes: &mut [u8], field: usize) {
+    bytes[field..field + 16].fill(0);
+    let sum = Md5::digest(&*bytes);
+    bytes[field..field + 16].copy_from_slice(&sum);
+}
+
 fn read<const N: usize>(storage: &MemoryStorage, at: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; N];
     storage.read_at(at, &mut bytes).ok()?;
@@ -102,6 +138,10 @@ fn write(storage: &MemoryStorage, at: u64, bytes: &[u8]) {
 
 fn u64_be(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn u32_be(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 fn u64_le(bytes: &[u8], at: usize) -> u64 {

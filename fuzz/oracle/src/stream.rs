@@ -13,7 +13,7 @@ use crate::sparse;
 const LONGEST: u64 = 16 << 20;
 
 /// A stream that comes in pieces of any length.
-struct Pieces<'a>(&'a [u8], Random);
+pub(crate) struct Pieces<'a>(pub(crate) &'a [u8], pub(crate) Random);
 
 impl Read for Pieces<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {

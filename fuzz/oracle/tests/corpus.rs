@@ -57,6 +57,16 @@ fn vhdx_write() {
 }
 
 #[test]
+fn vma() {
+    replay("vma", 150);
+}
+
+#[test]
+fn vma_index() {
+    replay("vma-index", 100);
+}
+
+#[test]
 fn inspect() {
     replay("inspect", 4);
 }
@@ -73,8 +83,8 @@ fn replay(target: &str, mutations: u64) {
         let refused = ["data-file", "no-copy"].contains(&name(seed).as_str());
         assert!(
             // What is dirty or marked corrupt opens, and is not written; what does not open may be checked.
-            // Of a stream little is forgiven.
-            ["inspect", "qcow2-write", "vhd-stream", "vhd-check", "vhdx-check", "vhdx-write"]
+            // Of a stream little is forgiven, and of a kept index.
+            ["inspect", "qcow2-write", "vhd-stream", "vhd-check", "vhdx-check", "vhdx-write", "vma-index"]
                 .contains(&target)
                 || name(seed).starts_with("found-")
                 || opens != refused,
@@ -99,7 +109,7 @@ fn replay(target: &str, mutations: u64) {
         seeds.len()
     );
     assert!(
-        tried == 0 || opened * if target == "vhd-stream" { 100 } else { 10 } > tried,
+        tried == 0 || opened * if ["vhd-stream", "vma-index"].contains(&target) { 100 } else { 10 } > tried,
         "nearly all changes are refused at the door: nothing is tested"
     );
 }

@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    ArchiveFaults, ArchiveSource, Cache, Chunk, Error, ErrorKind, Fault, Format, MAX_FAULTS, Manifest,
-    Progress, Reading, Result, Secrets,
+    ArchiveFaults, ArchiveSource, Cache, Chunk, Error, ErrorKind, Format, Manifest, Progress, Reading,
+    Result, Secrets,
 };
 use serde_json::{Value, json};
 
@@ -19,6 +18,7 @@ use super::map::{self, MapLine, MapTarget};
 use super::names::{MISSING, Named, Names, names};
 use super::pace::Pace;
 use super::pump::{Memory, Outlet, To, pump};
+use super::ranges::{Ranges, fault_json, range_json};
 use super::{Differing, Digester, Digests, Tally};
 use crate::fill::{Filling, Wanted};
 use crate::open::Open;
@@ -126,40 +126,6 @@ pub struct ExtractedDisk {
     pub missing: Ranges,
     /// What is not what its digest was made of.
     pub differing: Ranges,
-}
-
-/// Guest ranges, ascending.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ranges {
-    /// How many there are.
-    pub count: u64,
-    /// Bytes in all of them.
-    pub bytes: u64,
-    /// The first [`MAX_FAULTS`] of them.
-    pub list: Vec<Range<u64>>,
-}
-
-impl Ranges {
-    fn add(&mut self, range: Range<u64>) {
-        self.count += 1;
-        self.bytes = self.bytes.saturating_add(range.end - range.start);
-        if self.list.len() < MAX_FAULTS {
-            self.list.push(range);
-        }
-    }
-
-    fn to_json(&self) -> Value {
-        let list: Vec<Value> = self.list.iter().map(range_json).collect();
-        json!({ "count": self.count, "bytes": self.bytes, "ranges": list })
-    }
-}
-
-fn range_json(range: &Range<u64>) -> Value {
-    json!({ "start": range.start, "length": range.end - range.start })
-}
-
-fn fault_json(fault: &Fault) -> Value {
-    json!({ "offset": fault.at, "message": fault.message })
 }
 
 impl Extracted {

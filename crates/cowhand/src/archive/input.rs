@@ -30,15 +30,11 @@ pub(crate) struct Input<'a> {
     pub(super) counter: Counter,
 }
 
-impl Input<'_> {
-    /// Bytes of the file that were read so far: packed, where it is.
-    pub(crate) fn read(&self) -> u64 {
-        self.counter.get()
-    }
-
-    /// Says which file it is that something is wrong with.
-    pub(crate) fn named(&self, error: Error) -> Error {
-        error.image(&self.name)
+/// What people call it.
+pub(crate) fn name(from: &From<'_>) -> String {
+    match from {
+        From::File(path) => path.display().to_string(),
+        From::Bytes(incoming) => incoming.name.clone(),
     }
 }
 

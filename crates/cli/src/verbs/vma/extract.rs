@@ -7,7 +7,7 @@ use std::time::Instant;
 use cowhand::archive::{Digests, Extract, Extracted, Onlooker, Ranges, Tally, extract};
 use cowhand::{Cache, Error, Manifest, Printable, Result, format, parse_option_string};
 
-use super::{FORMAT, from, front, totals};
+use super::{FORMAT, from, front, losses, totals};
 use crate::exit::{DONE, Outcome, vma::INCOMPLETE};
 use crate::keys::Keys;
 use crate::output::{Output, json};
@@ -213,16 +213,10 @@ fn tell(args: &Args, folder: &Path, done: &Extracted, out: &mut Output) -> Resul
     if !args.salvage {
         return Ok(());
     }
-    for fault in &done.faults.list {
-        match fault.at {
-            Some(at) => writeln!(out, "damaged at offset {at}: {}", Printable(&fault.message))?,
-            None => writeln!(out, "damaged: {}", Printable(&fault.message))?,
-        }
-    }
-    further(out, done.faults.count, done.faults.list.len())?;
+    losses::faults(out, &done.faults)?;
     for disk in &done.disks {
-        ranges(out, "missing", &disk.file.name, &disk.missing)?;
-        ranges(out, "differs from its digest", &disk.file.name, &disk.differing)?;
+        losses::ranges(out, "missing", &disk.file.name, &disk.missing)?;
+        losses::ranges(out, losses::DIFFERS, &disk.file.name, &disk.differing)?;
     }
     let name = folder.display().to_string();
     if done.is_whole() {
@@ -236,19 +230,4 @@ fn tell(args: &Args, folder: &Path, done: &Extracted, out: &mut Output) -> Resul
         write!(out, ", {} in which something differs", Size(differing))?;
     }
     writeln!(out, "; all of it is listed in missing.json")
-}
-
-fn ranges(out: &mut Output, what: &str, disk: &str, ranges: &Ranges) -> Result<()> {
-    for range in &ranges.list {
-        let len = range.end - range.start;
-        writeln!(out, "{what}: disk {} offset {} length {len}", Printable(disk), range.start)?;
-    }
-    further(out, ranges.count, ranges.list.len())
-}
-
-fn further(out: &mut Output, count: u64, listed: usize) -> Result<()> {
-    match count - listed as u64 {
-        0 => Ok(()),
-        more => writeln!(out, "and {more} more of these"),
-    }
 }

@@ -5,7 +5,9 @@ mod create;
 mod extract;
 mod front;
 mod list;
+mod losses;
 mod totals;
+mod verify;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -35,6 +37,7 @@ enum Verb {
     List(list::Args),
     Config(config::Args),
     Extract(extract::Args),
+    Verify(verify::Args),
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
@@ -43,6 +46,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         Verb::List(args) => list::run(args, out),
         Verb::Config(args) => config::run(args, out),
         Verb::Extract(args) => extract::run(args, out),
+        Verb::Verify(args) => verify::run(args, out),
     }
 }
 

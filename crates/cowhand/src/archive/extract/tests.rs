@@ -1,11 +1,11 @@
 //! Archives that stand in memory, extracted.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use cowhand_core::{ArchivedDisk, Body, Chunk, ConfigFile, DiskInfo, Quiet, Source};
+use cowhand_core::{ArchivedDisk, Body, Chunk, ConfigFile, DiskInfo, Fault, Quiet, Source};
 use tempfile::TempDir;
 
 use super::*;

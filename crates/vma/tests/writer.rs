@@ -1,5 +1,7 @@
 //! The writer against flat vectors: any sequence of writes, every limit, every mistake of the RFC's writer.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{self, IoSlice, Write};

@@ -118,9 +118,8 @@ pub fn check_backup_name(name: &str) -> Result<()> {
     if !is_time(time) {
         return wrong("its time is none");
     }
-    let packed = extension.strip_prefix("vma").map(|packed| packed.strip_prefix('.').unwrap_or(packed));
-    match packed {
-        Some("" | "zst" | "gz" | "lzo") if !extension.ends_with('.') => Ok(()),
+    match extension {
+        "vma" | "vma.zst" | "vma.gz" | "vma.lzo" => Ok(()),
         _ => wrong("it does not end with .vma, nor with .vma and how it is packed"),
     }
 }

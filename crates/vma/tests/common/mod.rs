@@ -1,5 +1,7 @@
 //! A decoder for the tests of the writer: from bytes alone, as strict as can be, sharing nothing with the crate.
 
+#![allow(clippy::unwrap_used)]
+
 use md5::{Digest, Md5};
 
 pub(crate) const CLUSTER: usize = 65536;

@@ -355,6 +355,14 @@ fn uuid(text: &str) -> Result<[u8; 16]> {
     })
 }
 
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let group = |(place, byte): (usize, &u8)| match place {
+        4 | 6 | 8 | 10 => format!("-{byte:02x}"),
+        _ => format!("{byte:02x}"),
+    };
+    uuid.iter().enumerate().map(group).collect()
+}
+
 fn time(text: &str) -> Result<Timestamp> {
     let time = match text.parse() {
         Ok(seconds) => Timestamp::from_second(seconds).ok(),
@@ -406,7 +414,6 @@ fn tell(line: &str) {
 }
 
 fn facts(done: &ArchiveCreated, place: &Place) -> serde_json::Value {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let disks: Vec<_> = done
         .disks
         .iter()
@@ -416,7 +423,7 @@ fn facts(done: &ArchiveCreated, place: &Place) -> serde_json::Value {
         "filename": place.to_string(),
         "format": done.format,
         "packing": done.packing,
-        "uuid": hex(&done.id),
+        "uuid": uuid_text(&done.id),
         "disks": disks,
         "archive-length": done.unpacked,
         "written": done.written,
@@ -468,6 +475,7 @@ mod tests {
     fn uuids_and_times_are_read() {
         let bytes = uuid("00112233-4455-6677-8899-aabbccddeeff").unwrap();
         assert_eq!((bytes[1], bytes[15]), (0x11, 0xff));
+        assert_eq!(uuid_text(&bytes), "00112233-4455-6677-8899-aabbccddeeff");
         assert_eq!(uuid("00112233445566778899AABBCCDDEEFF").unwrap(), bytes);
         assert!(uuid("0011").is_err() && uuid("+0112233445566778899aabbccddeeff").is_err());
         assert_eq!(time("1700000000").unwrap(), time("2023-11-14T22:13:20Z").unwrap());

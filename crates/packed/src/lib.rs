@@ -74,8 +74,9 @@ pub trait Packing: Send + Sync + Debug {
     fn levels(&self) -> RangeInclusive<i32>;
 
     /// What is packed in `input`, as it comes. A stream that ends before its end, does not have the checksum it says, or
-    /// goes on with something else, fails when that is read; all that comes before it was given by then. Much of the work
-    /// may be done on the thread that reads.
+    /// goes on with something else, fails when that is read; all that comes before it was given by then. Who reads on gets what
+    /// can be unpacked behind the damage, as far as the packing can tell that it is intact. Much of the work may be done on
+    /// the thread that reads.
     fn unpack<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a>;
 
     /// Packs what is written into `output`. The bytes depend on the level alone, not on the threads. Errors: no such level.

@@ -40,6 +40,9 @@ pub(crate) trait Packer: Send + 'static {
     fn pack(&mut self, piece: &[u8], last: bool, out: &mut Vec<u8>) -> io::Result<Self::Note>;
 }
 
+/// More pieces than threads are on their way, so that no thread waits for one that takes longer, or for who writes.
+pub(crate) const AHEAD: usize = 6;
+
 struct Job {
     piece: Vec<u8>,
     last: bool,
@@ -56,7 +59,7 @@ pub(crate) struct InPieces<'a, P: Pieces> {
     pieces: P,
     output: Box<dyn Write + Send + 'a>,
     threads: Ordered<Job, io::Result<Done<<P::Packer as Packer>::Note>>>,
-    /// Pieces that may be on their way at once: so many that no thread waits for one that takes longer.
+    /// Pieces that may be on their way at once.
     most: usize,
     filling: Vec<u8>,
     /// Buffers go round: from here to a thread, which packs the next piece into what the last one stood in.
@@ -85,7 +88,7 @@ impl<'a, P: Pieces> InPieces<'a, P> {
         };
         let running =
             Ordered::new(threads, worker).map_err(|error| Error::io("cannot start a thread", error))?;
-        let most = threads + threads / 2 + 1;
+        let most = threads + AHEAD;
         Ok(InPieces {
             pieces,
             output,

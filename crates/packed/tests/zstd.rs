@@ -220,3 +220,55 @@ fn what_follows_is_an_error() {
     assert_eq!(unpack(&Zstd, b"").1.unwrap().kind(), ErrorKind::Changed);
     assert_eq!(unpack(&Zstd, b"something else").1.unwrap().kind(), ErrorKind::Corrupt);
 }
+
+/// What comes out of `packed`, piece by piece, and how often something was wrong in between.
+fn rescued(packed: &[u8]) -> (Vec<Vec<u8>>, usize) {
+    let mut unpacked = Zstd.unpack(Box::new(packed));
+    let (mut pieces, mut errors) = (vec![Vec::new()], 0);
+    let mut buf = vec![0; 100_000];
+    loop {
+        match unpacked.read(&mut buf) {
+            Ok(0) => return (pieces, errors),
+            Ok(n) => pieces.last_mut().unwrap().extend(&buf[..n]),
+            Err(_) => {
+                errors += 1;
+                pieces.push(Vec::new());
+            }
+        }
+    }
+}
+
+#[test]
+fn who_reads_on_gets_what_is_behind_the_damage() {
+    let bytes = sample(13, 6 * MIB);
+    let packed = pack(&Zstd, &bytes, how(1, 2));
+    let frames: Vec<Vec<u8>> = bytes.chunks(MIB).map(|part| pack(&Zstd, part, how(1, 1))).collect();
+    // Without its own table of 8 bytes for a frame.
+    let lens: Vec<usize> = frames.iter().map(|frame| frame.len() - 8 - 8 - 9).collect();
+    let begin = |frame: usize| lens[..frame].iter().sum::<usize>();
+    let mut noise = Noise::new(14);
+    for round in 0..120 {
+        let frame = noise.below(6);
+        let mut broken = packed.clone();
+        // A bit, a sector of zeros, or bytes that are gone, within one frame.
+        let within = noise.below(lens[frame] - 600);
+        let at = begin(frame) + if round < 20 { round } else { within };
+        match round % 3 {
+            0 => broken[at] ^= 1 << noise.below(8),
+            1 => broken[at..at + 512].fill(0),
+            _ => drop(broken.drain(at..at + 1 + noise.below(500))),
+        }
+        let (pieces, errors) = rescued(&broken);
+        if pieces.concat() == bytes {
+            continue;
+        }
+        let (before, behind) = (&bytes[..frame * MIB], &bytes[(frame + 1) * MIB..]);
+        assert!(errors >= 1, "frame {frame}, byte {at}");
+        // Where the last frame seems to go on behind the end it looks as if the file were cut, and what is there of it comes.
+        let as_far = if frame == 5 { &bytes } else { before };
+        let came = &pieces[0];
+        assert!(came.starts_with(before) && as_far.starts_with(came), "frame {frame}, byte {at}");
+        let found = pieces[1..].concat();
+        assert!(found == behind, "frame {frame}, byte {at}: {} of {}", found.len(), behind.len());
+    }
+}

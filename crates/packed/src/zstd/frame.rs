@@ -3,7 +3,7 @@
 use cowhand_core::{Error, Result};
 
 /// Magic numbers, little-endian; a skippable frame's last four bits are free.
-const MAGIC: u32 = 0xfd2f_b528;
+pub(super) const MAGIC: u32 = 0xfd2f_b528;
 const SKIPPABLE: u32 = 0x184d_2a50;
 /// The largest window that is unpacked: as the zstd program, which also needs telling where there is more.
 const WINDOW: u64 = 128 << 20;

@@ -6,8 +6,9 @@ use std::io::{self, Read};
 use cowhand_core::{Error, ErrorKind, Result};
 use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
-use super::frame::{BLOCK_HEAD, Head, LONGEST, SKIP_HEAD, block};
+use super::frame::{BLOCK_HEAD, Head, LONGEST, MAGIC, SKIP_HEAD, block};
 use crate::ordered::Ordered;
+use crate::pieces::AHEAD;
 use crate::storage::WHOLE;
 use crate::table::{Point, Points, SeekTable};
 
@@ -32,7 +33,9 @@ enum State {
     Between,
     /// Within one that is unpacked as a stream.
     Within,
-    /// There is nothing more, or nothing that makes sense.
+    /// What is here makes no sense. Something may, behind it.
+    Lost,
+    /// There is nothing more.
     Ended,
 }
 
@@ -41,6 +44,8 @@ enum Next {
     Whole(Whole),
     Large,
     Skipped,
+    /// It is none, though it began as one.
+    Wrong(Error),
     None,
 }
 
@@ -52,9 +57,13 @@ pub(crate) struct Unpack<'a> {
     /// What of `held` was used, and where in the file the next byte stands.
     used: usize,
     at: u64,
+    /// Bytes before that which are held still: the last frame, as long as nobody has seen that another follows it.
+    kept: usize,
     state: State,
     /// Some frame was there.
     any: bool,
+    /// Something that makes sense is looked for, and was not found yet.
+    lost: bool,
     /// Told once all that came before it is out.
     failure: Option<Error>,
     decoder: Decoder,
@@ -84,8 +93,10 @@ impl<'a> Unpack<'a> {
             held: Vec::new(),
             used: 0,
             at: 0,
+            kept: 0,
             state: State::Between,
             any: false,
+            lost: false,
             failure: None,
             decoder: Decoder(None),
             threads,
@@ -119,10 +130,9 @@ impl<'a> Unpack<'a> {
 
     /// Reads more. False: there is no more.
     fn more(&mut self) -> Result<bool> {
-        if self.used > 0 {
-            self.held.drain(..self.used);
-            self.used = 0;
-        }
+        let gone = self.used - self.kept.min(self.used);
+        self.held.drain(..gone);
+        self.used -= gone;
         self.chunk.resize(CHUNK, 0);
         loop {
             match self.from.read(&mut self.chunk) {
@@ -134,6 +144,15 @@ impl<'a> Unpack<'a> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("cannot read", error)),
             }
+        }
+    }
+
+    /// To be told once all that came before is out.
+    fn fail(&mut self, error: Error, then: State) {
+        self.state = then;
+        // One error for all that makes no sense between two frames that do.
+        if !self.lost {
+            self.failure = Some(error);
         }
     }
 
@@ -156,6 +175,8 @@ impl<'a> Unpack<'a> {
         };
         let (head, content, tail) = match head {
             Head::Skippable(len) => {
+                self.any = true;
+                self.kept = 0;
                 let mut left = SKIP_HEAD as u64 + u64::from(len);
                 while left > 0 {
                     if self.rest().is_empty() && !self.more()? {
@@ -165,30 +186,37 @@ impl<'a> Unpack<'a> {
                     self.used(n as usize);
                     left -= n;
                 }
-                self.any = true;
                 return Ok(Next::Skipped);
             }
             Head::Frame { head, content, tail } => (head, content, tail),
         };
         self.any = true;
+        self.kept = 0;
         if self.points.wants(self.unpacked) {
             self.points.add(Point { packed: self.at, unpacked: self.unpacked, state: Vec::new() });
         }
         let Some(len) = content.filter(|content| *content <= WHOLE) else { return Ok(Next::Large) };
-        // What is not well formed, or not all there, is a stream too: so all that makes sense of it comes out.
+        // What is cut is a stream too: so all that is there of it comes out. What can be verified never does before it was.
+        let wrong = match tail {
+            0 => Next::Large,
+            _ => Next::Wrong(Error::corrupt("zstd frame", "its blocks make no sense").at(self.at)),
+        };
+        // The worst there is, with room for blocks of few bytes.
         let most = head + len as usize + (len as usize / 4096 + 16) * BLOCK_HEAD;
-        let mut end = head;
+        let (mut end, mut odd) = (head, false);
         loop {
             while self.rest().len() < end + BLOCK_HEAD {
                 if !self.more()? {
-                    return Ok(Next::Large);
+                    return Ok(if odd { wrong } else { Next::Large });
                 }
             }
             let header = self.rest().get(end..).and_then(|rest| rest.first_chunk());
-            let Some(Ok((last, block))) = header.map(|header| block(*header)) else { return Ok(Next::Large) };
+            let Some(Ok((last, block))) = header.map(|header| block(*header)) else { return Ok(wrong) };
+            // Nobody writes empty blocks but as the last one: a sector that was lost reads so.
+            odd |= block == 0 && !last;
             end += BLOCK_HEAD + block;
             if end > most {
-                return Ok(Next::Large);
+                return Ok(wrong);
             }
             if last {
                 break;
@@ -203,7 +231,9 @@ impl<'a> Unpack<'a> {
         let packed = self.rest().get(..end).unwrap_or_default().to_vec();
         let whole = Whole { at: self.at, packed, len: len as usize, content: Vec::new() };
         self.used(end);
+        self.kept = end;
         self.unpacked += len;
+        self.lost = false;
         Ok(Next::Whole(whole))
     }
 
@@ -216,10 +246,43 @@ impl<'a> Unpack<'a> {
         }
     }
 
+    /// Looks for a frame that can be verified behind what makes no sense. False: there is none.
+    fn find(&mut self) -> Result<bool> {
+        // What the last frame said of its length need not be so: it may have passed over another's front.
+        self.used -= self.kept;
+        self.at -= self.kept as u64;
+        self.kept = 0;
+        self.used(self.rest().len().min(1));
+        loop {
+            let rest = self.rest();
+            match rest.windows(4).position(|bytes| bytes == MAGIC.to_le_bytes()) {
+                Some(passed) => {
+                    self.used(passed);
+                    while self.rest().len() < LONGEST && self.more()? {}
+                    let longest = self.rest().len().min(LONGEST);
+                    // Never out of bounds: at most its length.
+                    if let Ok(Some(Head::Frame { content: Some(len), tail: 1.., .. })) =
+                        Head::parse(&self.rest()[..longest])
+                        && len <= WHOLE
+                    {
+                        return Ok(true);
+                    }
+                    self.used(1);
+                }
+                None => {
+                    self.used((rest.len() + 1).saturating_sub(4));
+                    if !self.more()? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
     /// Whether another frame may be on its way.
     fn room(&self) -> bool {
         let on_the_way: u64 = self.on_the_way.iter().sum();
-        let most = self.threads + self.threads / 2 + 1;
+        let most = self.threads + AHEAD;
         self.on_the_way.is_empty() || self.on_the_way.len() < most && on_the_way < ON_THE_WAY
     }
 
@@ -263,11 +326,11 @@ impl<'a> Unpack<'a> {
                 match self.more() {
                     Ok(true) => {}
                     Ok(false) => {
-                        self.failure = Some(self.cut());
+                        self.fail(self.cut(), State::Ended);
                         return Ok(n);
                     }
                     Err(error) => {
-                        self.failure = Some(error);
+                        self.fail(error, State::Ended);
                         return Ok(n);
                     }
                 }
@@ -287,11 +350,14 @@ impl<'a> Unpack<'a> {
                 // checksum.
                 Ok(false) if full && read == 0 => return Ok(n),
                 Ok(false) => {}
+                // These bytes are not what was packed.
                 Err(error) if error.kind() == ErrorKind::Mismatch => {
+                    self.state = State::Lost;
                     return Err(error.with_kind(ErrorKind::Corrupt).at(self.at));
                 }
                 Err(error) => {
-                    self.failure = Some(error.at(self.at));
+                    let at = self.at;
+                    self.fail(error.at(at), State::Lost);
                     return Ok(n);
                 }
             }
@@ -307,6 +373,10 @@ impl<'a> Unpack<'a> {
                 self.out_at += n;
                 return Ok(n);
             }
+            if self.failure.is_none() && matches!(self.state, State::Lost) && self.on_the_way.is_empty() {
+                self.lost = self.find()?;
+                self.state = if self.lost { State::Between } else { State::Ended };
+            }
             let go_on = self.failure.is_none() && matches!(self.state, State::Between) && self.room();
             if !go_on {
                 if self.take()? {
@@ -320,7 +390,6 @@ impl<'a> Unpack<'a> {
                     }
                     continue;
                 }
-                self.state = State::Ended;
                 return self.failure.take().map_or(Ok(0), Err);
             }
             match self.next() {
@@ -332,10 +401,15 @@ impl<'a> Unpack<'a> {
                     }
                 }
                 Ok(Next::Whole(whole)) => self.send(whole)?,
+                Ok(Next::Large) if self.lost => self.state = State::Lost,
                 Ok(Next::Large) => self.state = State::Within,
                 Ok(Next::Skipped) => {}
+                Ok(Next::Wrong(error)) => self.fail(error, State::Lost),
                 Ok(Next::None) => self.state = State::Ended,
-                Err(error) => self.failure = Some(error),
+                Err(error) => {
+                    let lost = error.kind() == ErrorKind::Corrupt;
+                    self.fail(error, if lost { State::Lost } else { State::Ended });
+                }
             }
         }
     }
@@ -346,10 +420,7 @@ impl Read for Unpack<'_> {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.step(buf).map_err(|error| {
-            self.state = State::Ended;
-            error.into()
-        })
+        self.step(buf).map_err(io::Error::from)
     }
 }
 

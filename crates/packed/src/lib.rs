@@ -75,7 +75,8 @@ pub trait Packing: Send + Sync + Debug {
 
     /// What is packed in `input`, as it comes. A stream that ends before its end, does not have the checksum it says, or
     /// goes on with something else, fails when that is read; all that comes before it was given by then. Who reads on gets what
-    /// can be unpacked behind the damage, as far as the packing can tell that it is intact. Much of the work may be done on
+    /// can be unpacked behind the damage, as far as the packing can tell that it is intact; two errors with nothing between
+    /// them are the end. Much of the work may be done on
     /// the thread that reads.
     fn unpack<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a>;
 

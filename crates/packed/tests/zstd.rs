@@ -225,12 +225,18 @@ fn what_follows_is_an_error() {
 fn rescued(packed: &[u8]) -> (Vec<Vec<u8>>, usize) {
     let mut unpacked = Zstd.unpack(Box::new(packed));
     let (mut pieces, mut errors) = (vec![Vec::new()], 0);
+    let mut failed = false;
     let mut buf = vec![0; 100_000];
     loop {
         match unpacked.read(&mut buf) {
             Ok(0) => return (pieces, errors),
-            Ok(n) => pieces.last_mut().unwrap().extend(&buf[..n]),
+            Ok(n) => {
+                failed = false;
+                pieces.last_mut().unwrap().extend(&buf[..n]);
+            }
+            Err(_) if failed => return (pieces, errors),
             Err(_) => {
+                failed = true;
                 errors += 1;
                 pieces.push(Vec::new());
             }
@@ -271,4 +277,11 @@ fn who_reads_on_gets_what_is_behind_the_damage() {
         let found = pieces[1..].concat();
         assert!(found == behind, "frame {frame}, byte {at}: {} of {}", found.len(), behind.len());
     }
+    // Several in a row are one gap.
+    let mut broken = packed;
+    for frame in [1, 2, 3] {
+        broken[begin(frame) + lens[frame] / 2] ^= 1;
+    }
+    let (pieces, errors) = rescued(&broken);
+    assert!(errors == 1 && pieces[0] == bytes[..MIB] && pieces[1] == bytes[4 * MIB..]);
 }

@@ -87,6 +87,9 @@ pub(crate) struct Reader<'a> {
     /// Zeros that may go on.
     zeros: Option<Run>,
     ended: bool,
+    /// The window ends where bytes could not be read: others may come behind them. And where that was the last time.
+    broken: bool,
+    broken_at: Option<u64>,
 }
 
 impl<'a> Reader<'a> {
@@ -112,6 +115,8 @@ impl<'a> Reader<'a> {
             len: 0,
             zeros: None,
             ended: false,
+            broken: false,
+            broken_at: None,
         }
     }
 
@@ -171,18 +176,33 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The window holds `len` bytes, or all there are. Who salvages takes what cannot be read for the archive's end.
+    /// The window holds `len` bytes, or all there are. Who salvages takes what cannot be read for the archive's end, for now.
     fn fill(&mut self, len: usize) -> Result<()> {
         match self.window.fill(len) {
             Err(error) if self.how == Reading::Salvage && error.kind() != ErrorKind::Cancelled => {
                 let at = self.window.offset() + self.window.bytes().len() as u64;
-                let message = format!("{error}; nothing behind it is read");
-                self.faults.add(Fault { severity: Severity::Error, at: Some(at), message, fixed: false });
                 self.window.end();
+                // Where nothing came since the last time, nothing will.
+                self.broken = self.broken_at != Some(at);
+                self.broken_at = Some(at);
+                if self.broken {
+                    let message = error.to_string();
+                    self.faults.add(Fault { severity: Severity::Error, at: Some(at), message, fixed: false });
+                }
                 Ok(())
             }
             done => done,
         }
+    }
+
+    /// Goes on to the first extent behind what could not be read. Offsets count what came, and so not what is lost there.
+    fn resume(&mut self) -> Result<()> {
+        self.broken = false;
+        self.window.resume();
+        let uuid = self.header.manifest.id;
+        let next = self.search(Some(&uuid))?;
+        self.window.pass(next.unwrap_or(usize::MAX));
+        Ok(())
     }
 
     /// Goes on to the next extent. `false`: there is none.
@@ -193,6 +213,10 @@ impl<'a> Reader<'a> {
         self.runs.begin(0);
         self.fill(EXTENT_HEADER)?;
         if self.window.bytes().is_empty() {
+            if self.broken {
+                self.resume()?;
+                return Ok(true);
+            }
             return Ok(false);
         }
         let at = self.window.offset();

@@ -71,8 +71,13 @@ impl<'a> Window<'a> {
         self.offset
     }
 
-    /// Nothing more shall be read.
+    /// Nothing more shall be read, until [`Window::resume`].
     pub(crate) fn end(&mut self) {
         self.ended = true;
+    }
+
+    /// What comes next shall be read: it stands behind what could not be.
+    pub(crate) fn resume(&mut self) {
+        self.ended = false;
     }
 }

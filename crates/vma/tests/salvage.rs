@@ -4,6 +4,7 @@
 
 mod made;
 
+use std::io::{self, Read};
 use std::ops::Range;
 
 use cowhand_core::{Archives, Body, Reading};
@@ -51,7 +52,11 @@ fn sample() -> Sample {
 
 /// Takes what there is, sees that nothing is wrong, and answers how many bytes came of each disk.
 fn right(sample: &Sample, bytes: &[u8], what: &str) -> Vec<u64> {
-    let mut source = Vma.read(Box::new(bytes), Reading::Salvage).unwrap();
+    right_of(sample, Box::new(bytes), what)
+}
+
+fn right_of(sample: &Sample, bytes: Box<dyn Read + Send + '_>, what: &str) -> Vec<u64> {
+    let mut source = Vma.read(bytes, Reading::Salvage).unwrap();
     let mut came = vec![0; sample.disks.len()];
     while let Some(chunk) = source.next().unwrap() {
         let disk = &sample.disks[chunk.disk as usize];
@@ -338,4 +343,51 @@ fn trailing_bytes_of_any_length_are_one_fault() {
     bytes.resize(bytes.len() + (10 << 20) + 77, 0x56);
     bytes.extend_from_slice(&sample.bytes[sample.extents[3].0.clone()]);
     assert_eq!(right(&sample, &bytes, "far"), [SIZE, SIZE]);
+}
+
+/// Bytes between which some cannot be read.
+struct Gaps<'a>(Vec<&'a [u8]>);
+
+impl Read for Gaps<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.0.first_mut() {
+            None => Ok(0),
+            Some(part) if part.is_empty() => {
+                self.0.remove(0);
+                if self.0.is_empty() { Ok(0) } else { Err(io::Error::other("is damaged here")) }
+            }
+            Some(part) => part.read(buf),
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_a_gap_and_no_end() {
+    let sample = sample();
+    let front = sample.extents[0].0.start;
+    let whole = |lost: &Range<usize>| {
+        let apart = |place: &Range<usize>| place.end <= lost.start || lost.end <= place.start;
+        told(&sample, (0..4).filter(|extent| apart(&sample.extents[*extent].0)))
+    };
+    let mut at = front;
+    while at < sample.bytes.len() {
+        for len in [0, 1, 512, 4096, 60_000] {
+            let lost = at..(at + len).min(sample.bytes.len());
+            let parts = vec![&sample.bytes[..lost.start], &sample.bytes[lost.end..]];
+            let what = format!("without {lost:?}");
+            let came = right_of(&sample, Box::new(Gaps(parts)), &what);
+            for (came, whole) in came.iter().zip(whole(&lost)) {
+                assert!(*came >= whole, "{what}: {came} of {whole}");
+            }
+        }
+        at += 1777;
+    }
+    // It can be so more than once.
+    let cuts: Vec<usize> = sample.extents.iter().map(|(range, _)| range.start + 600).collect();
+    let parts =
+        vec![&sample.bytes[..cuts[0]], &sample.bytes[cuts[0] + 9..cuts[2]], &sample.bytes[cuts[2] + 9..]];
+    let came = right_of(&sample, Box::new(Gaps(parts)), "two gaps");
+    // The third extent is a header alone, so that the second gap is in the fourth.
+    let whole = told(&sample, [1, 2].into_iter());
+    assert!(came.iter().zip(&whole).all(|(came, whole)| came >= whole));
 }

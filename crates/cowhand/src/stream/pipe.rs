@@ -19,11 +19,14 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 type Chunk = io::Result<Vec<u8>>;
 
-/// Reads to the end, which an empty chunk tells, or until nobody wants more.
+/// Reads to the end, which an empty chunk tells, or until nobody wants more. Behind an error more may come; where nothing
+/// did before the next error, nothing will.
 fn pump(mut from: impl Read, to: &SyncSender<Chunk>) {
+    let mut failed = false;
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
         let read = from.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+        let again = failed && chunk.is_empty();
         // What came before an error still counts.
         if !chunk.is_empty() && to.send(Ok(chunk)).is_err() {
             return;
@@ -33,10 +36,12 @@ fn pump(mut from: impl Read, to: &SyncSender<Chunk>) {
                 let _ = to.send(Ok(Vec::new()));
                 return;
             }
-            Ok(_) => {}
+            Ok(_) => failed = false,
             Err(error) => {
-                let _ = to.send(Err(error));
-                return;
+                if to.send(Err(error)).is_err() || again {
+                    return;
+                }
+                failed = true;
             }
         }
     }

@@ -66,6 +66,8 @@ pub(crate) struct Unpack<'a> {
     lost: bool,
     /// Told once all that came before it is out.
     failure: Option<Error>,
+    /// One was, and nothing came since.
+    told: bool,
     decoder: Decoder,
     threads: usize,
     running: Option<Ordered<Whole, Result<Whole>>>,
@@ -98,6 +100,7 @@ impl<'a> Unpack<'a> {
             any: false,
             lost: false,
             failure: None,
+            told: false,
             decoder: Decoder(None),
             threads,
             running: None,
@@ -150,10 +153,7 @@ impl<'a> Unpack<'a> {
     /// To be told once all that came before is out.
     fn fail(&mut self, error: Error, then: State) {
         self.state = then;
-        // One error for all that makes no sense between two frames that do.
-        if !self.lost {
-            self.failure = Some(error);
-        }
+        self.failure = Some(error);
     }
 
     fn cut(&self) -> Error {
@@ -420,7 +420,16 @@ impl Read for Unpack<'_> {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.step(buf).map_err(io::Error::from)
+        loop {
+            match self.step(buf) {
+                // One error for all that makes no sense between two frames that do.
+                Err(error) if self.told && error.kind() == ErrorKind::Corrupt => {}
+                done => {
+                    self.told = done.is_err();
+                    return Ok(done?);
+                }
+            }
+        }
     }
 }
 

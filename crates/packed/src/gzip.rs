@@ -8,7 +8,7 @@ use cowhand_core::{Error, ErrorKind, Result, Storage};
 use flate2::bufread::GzDecoder;
 use flate2::{Compress, Compression, Crc, FlushCompress};
 
-use crate::part::Part;
+use crate::checkpoints;
 use crate::pieces::{InPieces, Packer, Pieces};
 use crate::{How, Pack, Packing, SeekTable, Span, Survey};
 
@@ -52,12 +52,12 @@ impl Packing for Gzip {
         Ok(None)
     }
 
-    fn survey(&self, _file: Arc<dyn Storage>) -> Result<Option<Box<dyn Survey>>> {
-        Ok(None)
+    fn survey(&self, file: Arc<dyn Storage>) -> Result<Option<Box<dyn Survey>>> {
+        Ok(Some(checkpoints::survey(file)))
     }
 
     fn unpack_from(&self, file: Arc<dyn Storage>, span: Span<'_>) -> Result<Box<dyn Read + Send>> {
-        Ok(self.unpack(Box::new(Part::new(file, span.from.packed, span.next))))
+        checkpoints::unpack_from(file, span)
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoints;
 mod gzip;
 mod lzo1x;
 mod lzop;

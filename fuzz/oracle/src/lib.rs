@@ -11,6 +11,7 @@ mod checking;
 mod layer;
 pub mod mend;
 pub mod mutate;
+mod packed;
 pub mod sparse;
 mod stream;
 mod writing;
@@ -30,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub type Oracle = fn(&[u8]) -> bool;
 
 /// The targets by name, as the corpus' folders are called.
-pub const TARGETS: [(&str, Oracle); 11] = [
+pub const TARGETS: [(&str, Oracle); 12] = [
     ("qcow2", qcow2),
     ("qcow2-write", qcow2_write),
     ("vhd", vhd),
@@ -41,6 +42,7 @@ pub const TARGETS: [(&str, Oracle); 11] = [
     ("vhdx-write", vhdx_write),
     ("vma", vma),
     ("vma-index", vma_index),
+    ("packed", packed),
     ("inspect", inspect),
 ];
 
@@ -101,6 +103,16 @@ pub fn vma_index(input: &[u8]) -> bool {
     let believed = archive::kept(input);
     assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
     believed
+}
+
+/// Packed files, whatever they are packed in.
+pub fn packed(input: &[u8]) -> bool {
+    const LONGEST: u64 = 4 << 20;
+    let began = Instant::now();
+    let storage = sparse::unpack(input, LONGEST);
+    let whole = packed::examine(&storage, &mut Random::new(input));
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    whole
 }
 
 /// The safety gate: the report depends on the content alone, not on the pieces it comes in, and little is held.

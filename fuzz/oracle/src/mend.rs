@@ -2,6 +2,7 @@
 //! signature in the places where the formats keep it.
 
 use cowhand::{MemoryStorage, Storage};
+use flate2::{Crc, Decompress, FlushDecompress, Status};
 use md5::{Digest, Md5};
 
 /// The most log that is looked through, in bytes.
@@ -11,11 +12,14 @@ const LOG: u64 = 4 << 20;
 const ARCHIVE: u32 = 64 << 10;
 const EXTENTS: usize = 64;
 
-/// Mends VHD footers and headers; VHDX headers, region tables and log entries; VMA headers and extents.
+/// Mends VHD footers and headers; VHDX headers, region tables and log entries; VMA headers and extents; lzop's first
+/// header; gzip's members.
 pub fn checksums(storage: &MemoryStorage) {
     vhd(storage);
     vhdx(storage);
     vma(storage);
+    lzop(storage);
+    gzip(storage);
 }
 
 fn vhd(storage: &MemoryStorage) {
@@ -117,6 +121,67 @@ fn mend_md5(bytes: &mut [u8], field: usize) {
     bytes[field..field + 16].fill(0);
     let sum = Md5::digest(&*bytes);
     bytes[field..field + 16].copy_from_slice(&sum);
+}
+
+fn lzop(storage: &MemoryStorage) {
+    const MAGIC: u64 = 9;
+    let Some(head) = read::<{ 9 + 29 }>(storage, 0).filter(|head| head.starts_with(b"\x89LZO\0")) else {
+        return;
+    };
+    let flags = u32::from_be_bytes([head[17], head[18], head[19], head[20]]);
+    // A filter's number stands before the name's length, if there is one.
+    let name = if flags & 0x800 == 0 { 33 } else { 37 };
+    let mut fields = vec![0; name + 1 - MAGIC as usize + usize::from(head[name])];
+    if storage.read_at(MAGIC, &mut fields).is_ok() {
+        let sum = if flags & 0x1000 == 0 { adler(&fields) } else { crc(&fields) };
+        write(storage, MAGIC + fields.len() as u64, &sum.to_be_bytes());
+    }
+}
+
+fn adler(bytes: &[u8]) -> u32 {
+    let (a, b) = bytes.iter().fold((1_u32, 0_u32), |(a, b), byte| {
+        let a = (a + u32::from(*byte)) % 65521;
+        (a, (b + a) % 65521)
+    });
+    b << 16 | a
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+/// gzip's members, as far as they can be inflated; their headers have a name at most.
+fn gzip(storage: &MemoryStorage) {
+    const MEMBERS: usize = 8;
+    let mut at = 0;
+    for _ in 0..MEMBERS {
+        let Some(head) = read::<10>(storage, at).filter(|head| head.starts_with(&[0x1f, 0x8b])) else {
+            return;
+        };
+        let mut deflated = vec![0; storage.len().unwrap_or(0).saturating_sub(at + 10) as usize];
+        if storage.read_at(at + 10, &mut deflated).is_err() {
+            return;
+        }
+        let name =
+            if head[3] & 8 == 0 { 0 } else { deflated.iter().take_while(|byte| **byte != 0).count() + 1 };
+        let Some(deflated) = deflated.get(name..) else { return };
+        let (mut inflate, mut sum, mut out) = (Decompress::new(false), Crc::new(), vec![0; 1 << 20]);
+        let end = loop {
+            let before = (inflate.total_in(), inflate.total_out());
+            let rest = deflated.get(before.0 as usize..).unwrap_or_default();
+            let status = inflate.decompress(rest, &mut out, FlushDecompress::None);
+            sum.update(&out[..(inflate.total_out() - before.1) as usize]);
+            match status {
+                Ok(Status::StreamEnd) => break at + 10 + name as u64 + inflate.total_in(),
+                Ok(_) if (inflate.total_in(), inflate.total_out()) != before => {}
+                _ => return,
+            }
+        };
+        write(storage, end, [sum.sum(), sum.amount()].map(u32::to_le_bytes).as_flattened());
+        at = end + 8;
+    }
 }
 
 fn read<const N: usize>(storage: &MemoryStorage, at: u64) -> Option<Vec<u8>> {

@@ -67,6 +67,11 @@ fn vma_index() {
 }
 
 #[test]
+fn packed() {
+    replay("packed", 40);
+}
+
+#[test]
 fn inspect() {
     replay("inspect", 4);
 }

@@ -143,13 +143,14 @@ impl<R: Read> Blocks<R> {
         let mut magic = Vec::with_capacity(MAGIC.len());
         self.from.by_ref().take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(reading)?;
         self.at += magic.len() as u64;
-        if magic.is_empty() && self.begun {
+        // Zeros to the end are what a tape was filled up with.
+        if self.begun && magic.iter().all(|byte| *byte == 0) && self.only_zeros()? {
             return Ok(None);
         }
         if magic != MAGIC {
             return Err(match (self.begun, MAGIC.starts_with(&magic)) {
                 (_, true) => cut(self.at),
-                (true, _) => Error::corrupt("lzop file", "other bytes follow its end").at(at),
+                (true, _) => Error::corrupt("lzop file", "something else follows its end").at(at),
                 (false, _) => Error::corrupt("lzop file", "it does not begin as one").at(at),
             });
         }
@@ -201,6 +202,20 @@ impl<R: Read> Blocks<R> {
             extra.sum(flags, "extra field of an lzop file", at)?;
         }
         Ok(Some(flags))
+    }
+
+    /// Whether nothing but zeros is left.
+    fn only_zeros(&mut self) -> Result<bool> {
+        let mut bytes = vec![0; 64 << 10];
+        loop {
+            match self.from.read(&mut bytes) {
+                Ok(0) => return Ok(true),
+                Ok(n) if bytes.iter().take(n).all(|byte| *byte == 0) => {}
+                Ok(_) => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(reading(error)),
+            }
+        }
     }
 
     /// Appends a block's packed bytes to `packed`.

@@ -153,6 +153,9 @@ mod tests {
             }
             let longer = [&file[..], &[0x89]].concat();
             assert_eq!(unpacked(&longer).unwrap_err().kind(), ErrorKind::Changed, "{len}");
+            assert!(unpacked(&[&file[..], &[0; 70_000]].concat()).unwrap() == bytes);
+            let longer = [&file[..], &[0; 70_000], b"x"].concat();
+            assert_eq!(unpacked(&longer).unwrap_err().kind(), ErrorKind::Corrupt, "{len}");
             let longer = [&file[..], b"x"].concat();
             assert_eq!(unpacked(&longer).unwrap_err().kind(), ErrorKind::Corrupt, "{len}");
         }

@@ -414,6 +414,12 @@ fn names_found_in_images_are_not_taken_apart() {
         let error = cowhand::open(&child, &Open::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     }
+    // Nor is such a name put into one.
+    let mut how = cowhand::Create::new("qcow2", MIB);
+    how.backing = Some("b.vma#drive-scsi0".into());
+    how.backing_format = Some("vma".into());
+    let error = cowhand::create(&at("new.qcow2"), &how).unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("parent"), "{error}");
     // Who calls may say so.
     let parent = Parent::Given(at("b.vma#drive-scsi0"));
     let image = cowhand::open(&child, &Open { parent, ..Open::default() }).unwrap();

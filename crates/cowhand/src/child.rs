@@ -50,6 +50,7 @@ pub struct ChildMade {
 /// allowed.
 pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
     let chain = open(parent, &how.open)?;
+    chain.refuse_as_parent()?;
     let size = how.size.unwrap_or(chain.size());
     let passed = if how.keep_empty { 0 } else { empty_above(chain.links())? };
     let (below, layers) = match chain.links().get(passed..) {

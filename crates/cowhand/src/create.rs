@@ -165,6 +165,7 @@ impl Base {
                 ..Open::default()
             },
         )?;
+        opened.refuse_as_parent()?;
         if self.backing_format.is_none() {
             let detected = opened.links()[0].format; // never empty: every image has a layer
             return Err(Error::invalid(format!(

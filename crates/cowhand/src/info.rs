@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use cowhand_core::{Details, Error, ParentRef, Result, SnapshotInfo};
 use serde_json::{Map, Value, json};
 
+use crate::archive::part::file_of;
 use crate::open::{Open, Opened, Parent, open, open_alone, open_as_far, shared_if_raw};
 use crate::resolve::{folder_of, in_folder};
 
 /// What is known of one image file.
 #[derive(Clone, Debug)]
 pub struct Info {
-    /// The file, as it was named or found.
+    /// The image, as it was named or found.
     pub filename: String,
+    /// The file that it stands in: of a disk of an archive, the archive.
+    pub file: String,
     /// The format's name.
     pub format: &'static str,
     /// Guest bytes.
@@ -99,6 +102,7 @@ pub(crate) fn of_link(opened: &Opened, depth: usize) -> Result<Info> {
     let len = file.storage.len().map_err(failed)?;
     Ok(Info {
         filename: link.name.clone(),
+        file: file_of(&link.name),
         format: link.format,
         virtual_size: link.layer.size(),
         file_size: len.next_multiple_of(512),
@@ -139,7 +143,7 @@ impl Info {
         let file = json!({
             "children": [],
             "virtual-size": self.file_size,
-            "filename": self.filename,
+            "filename": self.file,
             "format": "file",
             "actual-size": self.actual_size,
             "format-specific": { "type": "file", "data": {} },

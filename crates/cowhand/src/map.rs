@@ -3,6 +3,8 @@
 use cowhand_core::{Error, Image, Kind, Result};
 use serde_json::{Value, json};
 
+use crate::archive::part::file_of;
+
 /// A run of guest bytes that are alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapEntry {
@@ -69,6 +71,7 @@ pub fn map(
         ))
         .image(image.name()));
     }
+    let files: Vec<String> = image.links().iter().map(|link| file_of(&link.name)).collect();
     let end = start.saturating_add(length).min(image.size());
     let mut at = start;
     let mut held: Option<MapEntry> = None;
@@ -83,7 +86,7 @@ pub fn map(
             data: found.kind == Kind::Data,
             compressed: found.compressed,
             offset: found.host,
-            filename: image.links().get(found.depth).map(|link| link.name.clone()).unwrap_or_default(),
+            filename: files.get(found.depth).cloned().unwrap_or_default(),
         };
         at += found.len;
         match &mut held {

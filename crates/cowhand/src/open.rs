@@ -149,6 +149,17 @@ impl Opened {
         self.archived.as_deref()
     }
 
+    /// An image can stand on a disk of an archive while somebody names that by hand; what stands in an image is the name of a
+    /// file, so that the image itself would not find it again.
+    pub(crate) fn refuse_as_parent(&self) -> Result<()> {
+        match self.archived {
+            Some(_) => Err(Error::unsupported("a disk of an archive cannot be the parent of an image")
+                .hint("convert it to an image first")
+                .image(self.image.name())),
+            None => Ok(()),
+        }
+    }
+
     /// Finds out now where the bytes of an archive's disk stand, which may take a look at the whole archive. Otherwise that
     /// is done when the first of them is asked for, and `progress` cannot stop it.
     pub fn prepare(&self, progress: &dyn Progress) -> Result<()> {

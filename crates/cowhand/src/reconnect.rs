@@ -115,7 +115,9 @@ impl Job {
             ..how.clone()
         };
         // Looked at now: reconnecting the parent itself has changed it.
-        let seen = open(&parent, &Open { lock: Lock::None, ..alone(parent_format) })?.seen(0);
+        let now = open(&parent, &Open { lock: Lock::None, ..alone(parent_format) })?;
+        now.refuse_as_parent()?;
+        let seen = now.seen(0);
         let name = relative_name(&image, &parent);
         let told = remembered(&image, &name, Some(parent_format.to_owned()), seen);
         let opened = open(&image, &Open { writable: true, ..alone(format) })?;

@@ -100,7 +100,10 @@ fn list(args: &Args, archive: &Listed, out: &mut Output) -> Outcome {
     for (name, size) in &archive.disks {
         writeln!(out, "disk: {}, {} ({size} bytes)", Printable(name), Size(*size))?;
     }
-    specific(out, &archive.facts)?;
+    // The disks are said already.
+    let mut facts = archive.facts.clone();
+    facts.shift_remove("disks");
+    specific(out, &facts)?;
     Ok(DONE)
 }
 
@@ -125,7 +128,7 @@ fn describe(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
     snapshot::list(out, &info.snapshots)?;
     specific(out, &info.details.specific)?;
     writeln!(out, "Child node '/file':")?;
-    writeln!(out, "    filename: {name}")?;
+    writeln!(out, "    filename: {}", Printable(&info.file))?;
     writeln!(out, "    protocol type: file")?;
     writeln!(out, "    file length: {} ({file_size} bytes)", Size(file_size))?;
     writeln!(out, "    disk size: {actual}")

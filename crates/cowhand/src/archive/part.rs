@@ -52,6 +52,11 @@ impl<'a> Part<'a> {
     }
 }
 
+/// The file that what is called `name` stands in.
+pub(crate) fn file_of(name: &str) -> String {
+    Part::of(Path::new(name)).file.display().to_string()
+}
+
 fn is_file(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() || found.file_type().is_block_device())
 }

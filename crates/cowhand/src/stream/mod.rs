@@ -281,6 +281,11 @@ fn format_name(format: &dyn Format) -> &'static str {
 /// The format's ability to be streamed.
 fn able(format: &'static dyn Format) -> Result<&'static dyn Streams> {
     format.streams().ok_or_else(|| {
+        if format.archives().is_some() {
+            let name = format_name(format);
+            return Error::unsupported(format!("{name} files hold several disks, and one image is streamed"))
+                .hint(format!("cowhand {name} extract takes the disks out, from a pipe too"));
+        }
         let able: Vec<&str> = registry::formats()
             .iter()
             .filter(|format| format.streams().is_some())

@@ -42,7 +42,8 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
     let access = if how.repair == Repair::Nothing { Access::Read } else { Access::Write };
     let storage = files.trusted_part(&part, access)?;
     let named = |error: Error| error.image(path.display());
-    let format = Content::of(&storage, open.format.as_deref()).map_err(named)?.format;
+    let format = open.format.as_deref().map(registry::format).transpose()?;
+    let format = Content::of(&storage, format).map_err(named)?.format;
     let options = CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone() };
     let checker = format.checker();
     let report = checker.map(|checker| checker.check(storage, &files, &options, progress)).transpose();

@@ -83,7 +83,8 @@ pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
     let files = Files::beside(part.file, open);
     let storage = files.trusted_part(&part, Access::Read)?;
     let named = |error: Error| error.image(path.display());
-    let format = Content::of(&storage, open.format.as_deref()).map_err(named)?.format;
+    let format = open.format.as_deref().map(registry::format).transpose()?;
+    let format = Content::of(&storage, format).map_err(named)?.format;
     let name = format.names()[0]; // never empty: every format has a name
     let found = takes.iter().find(|(taken, _)| taken.names() == format.names());
     let objections = match found {

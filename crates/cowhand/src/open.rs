@@ -188,7 +188,8 @@ pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Err
     let files = Files::beside(part.file, how);
     let storage = files.trusted_part(&part, access(how.writable))?;
     let named = |error: Error| error.image(path.display());
-    let content = Content::of(&storage, how.format.as_deref()).map_err(named)?;
+    let format = how.format.as_deref().map(registry::format).transpose()?;
+    let content = Content::of(&storage, format).map_err(named)?;
     let options = Options::check(content.format.open_options(), &how.options).map_err(named)?;
     let (mut top, archived) = match archive_disk(&part, &storage, content, &options, how).map_err(named)? {
         Some(disk) => (link_to(path, content, &disk), Some(disk)),

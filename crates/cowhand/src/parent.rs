@@ -120,7 +120,8 @@ impl Seeker<'_> {
         let storage = self.files.trusted_part(&part, access(self.how.writes(self.depth)))?;
         self.refuse_loop(path, storage.as_ref())?;
         let named = |error: Error| error.image(path.display());
-        let content = Content::of(&storage, self.how.parent_format.as_deref()).map_err(named)?;
+        let format = self.how.parent_format.as_deref().map(registry::format).transpose()?;
+        let content = Content::of(&storage, format).map_err(named)?;
         let read = Open { writable: self.how.writes(self.depth), ..self.how.clone() };
         if let Some(disk) =
             archive_disk(&part, &storage, content, &Options::default(), &read).map_err(named)?

@@ -23,9 +23,9 @@ const HEAD: u64 = 4096;
 
 impl Content {
     /// By the content, or of the format that somebody `named`.
-    pub(crate) fn of(file: &Arc<dyn Storage>, named: Option<&str>) -> Result<Content> {
+    pub(crate) fn of(file: &Arc<dyn Storage>, named: Option<&'static dyn Format>) -> Result<Content> {
         let packing = packing(file.as_ref())?;
-        match (named.map(registry::format).transpose()?, packing) {
+        match (named, packing) {
             (Some(format), packing) => {
                 Ok(Content { format, packing: packing.filter(|_| format.comes_packed()) })
             }

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cowhand_core::{Access, Error, Result, Storage};
+use cowhand_core::{Access, Error, Format, Result, Storage};
 use serde_json::{Map, Value, json};
 
 use super::content::Content;
 use super::disk::Archive;
 use super::part::Part;
 use crate::open::Open;
+use crate::registry;
 use crate::resolve::Files;
 
 /// An archive as a whole.
@@ -39,11 +40,17 @@ pub fn listed(path: &Path, how: &Open) -> Result<Option<Listed>> {
     let files = Files::beside(part.file, how);
     let file = files.trusted(path, Access::Read)?;
     let named = |error: Error| error.image(path.display());
-    look(&part, &file, how).map_err(named)
+    let format = how.format.as_deref().map(registry::format).transpose()?;
+    look(&part, &file, format, how).map_err(named)
 }
 
-fn look(part: &Part<'_>, file: &Arc<dyn Storage>, how: &Open) -> Result<Option<Listed>> {
-    let content = Content::of(file, how.format.as_deref())?;
+fn look(
+    part: &Part<'_>,
+    file: &Arc<dyn Storage>,
+    format: Option<&'static dyn Format>,
+    how: &Open,
+) -> Result<Option<Listed>> {
+    let content = Content::of(file, format)?;
     let option = content.format.disk_option();
     if option.is_none_or(|option| how.options.iter().any(|(name, _)| name == option)) {
         return Ok(None);

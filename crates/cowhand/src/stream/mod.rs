@@ -233,7 +233,8 @@ fn in_order(path: &Path, how: &Stream) -> Result<Option<Incoming>> {
 fn holds_disks(path: &Path, how: &Stream) -> Result<bool> {
     let file: Arc<dyn Storage> =
         Arc::new(FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?);
-    let content = Content::of(&file, how.open.format.as_deref());
+    let format = how.open.format.as_deref().map(registry::format).transpose()?;
+    let content = Content::of(&file, format);
     Ok(content.map_err(|error| error.image(path.display()))?.packing.is_some())
 }
 

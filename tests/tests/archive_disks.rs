@@ -46,7 +46,7 @@ impl Form {
 
     /// It cannot be read at random, but from a copy.
     fn one_piece(self) -> bool {
-        matches!(self, Form::Zstd | Form::OurGzip | Form::Gzip)
+        self == Form::Zstd
     }
 
     /// The archive in a file in `folder`. `None`: the program that packs so is not there.

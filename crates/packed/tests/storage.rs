@@ -208,11 +208,11 @@ fn reading_forward_unpacks_nothing_twice() {
 
 #[test]
 fn a_table_that_lies_is_found_out() {
-    let bytes = sample(9, 6 * MIB);
+    let bytes = sample(9, 3 * MIB);
     let packed = pack(&Zstd, &bytes, How::default());
     let right = Zstd.table(storage(&packed).as_ref()).unwrap().unwrap();
     let mut noise = Noise::new(10);
-    for round in 0..60 {
+    for round in 0..40 {
         let mut table = right.clone();
         let at = 1 + noise.below(table.points.len() - 1);
         match round % 4 {
@@ -223,7 +223,7 @@ fn a_table_that_lies_is_found_out() {
         }
         let Ok(file) = PackedStorage::new(storage(&packed), &Zstd, Arc::new(table)) else { continue };
         let mut failed = 0;
-        for span in 0..6 {
+        for span in 0..3 {
             let mut buf = vec![0; 1000];
             let at = span * MIB + 4000;
             match file.read_at(at as u64, &mut buf) {
@@ -234,7 +234,7 @@ fn a_table_that_lies_is_found_out() {
         assert!(failed > 0);
     }
     // So is a stored one: it is passed over where it cannot be right, and the frames are walked.
-    for at in packed.len() - 6 * 8 - 17..packed.len() {
+    for at in packed.len() - 3 * 8 - 17..packed.len() {
         let mut packed = packed.clone();
         packed[at] ^= 1 << (at % 8);
         let Ok(Some(table)) = Zstd.table(storage(&packed).as_ref()) else { continue };

@@ -75,6 +75,8 @@ pub(crate) struct Unpack<'a> {
     on_the_way: std::collections::VecDeque<u64>,
     out: Vec<u8>,
     out_at: usize,
+    /// Buffers that were used, for what is packed and for content: new ones cost as much as unpacking into them.
+    spare: (Vec<Vec<u8>>, Vec<Vec<u8>>),
     /// Content of all frames that were begun.
     unpacked: u64,
     points: Points,
@@ -107,6 +109,7 @@ impl<'a> Unpack<'a> {
             on_the_way: std::collections::VecDeque::new(),
             out: Vec::new(),
             out_at: 0,
+            spare: (Vec::new(), Vec::new()),
             unpacked: 0,
             points: Points::new(APART),
         }
@@ -228,8 +231,11 @@ impl<'a> Unpack<'a> {
                 return Ok(Next::Large);
             }
         }
-        let packed = self.rest().get(..end).unwrap_or_default().to_vec();
-        let whole = Whole { at: self.at, packed, len: len as usize, content: Vec::new() };
+        let mut packed = self.spare.0.pop().unwrap_or_default();
+        packed.clear();
+        packed.extend_from_slice(self.rest().get(..end).unwrap_or_default());
+        let content = self.spare.1.pop().unwrap_or_default();
+        let whole = Whole { at: self.at, packed, len: len as usize, content };
         self.used(end);
         self.kept = end;
         self.unpacked += len;
@@ -287,11 +293,10 @@ impl<'a> Unpack<'a> {
     }
 
     /// Sends a frame off. Without threads it is unpacked here.
-    fn send(&mut self, mut whole: Whole) -> Result<()> {
+    fn send(&mut self, whole: Whole) -> Result<()> {
         if self.threads == 0 {
-            whole = self.decoder.whole(whole)?;
-            self.out = whole.content;
-            self.out_at = 0;
+            let whole = self.decoder.whole(whole)?;
+            self.came(whole);
             return Ok(());
         }
         let failed = |error| Error::io("cannot start a thread", error);
@@ -313,9 +318,15 @@ impl<'a> Unpack<'a> {
     fn take(&mut self) -> Result<bool> {
         let Some(done) = self.running.as_mut().and_then(Ordered::next) else { return Ok(false) };
         self.on_the_way.pop_front();
-        self.out = done.map_err(|error| Error::io("cannot unpack", error))??.content;
-        self.out_at = 0;
+        let whole = done.map_err(|error| Error::io("cannot unpack", error))??;
+        self.came(whole);
         Ok(true)
+    }
+
+    fn came(&mut self, whole: Whole) {
+        self.spare.0.push(whole.packed);
+        self.spare.1.push(std::mem::replace(&mut self.out, whole.content));
+        self.out_at = 0;
     }
 
     /// Some bytes of the frame that is unpacked as a stream; all that there are room for, unless it ends.

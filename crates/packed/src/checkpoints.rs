@@ -1,5 +1,8 @@
 //! Where in a gzip file inflating can begin: at a member's front, and between two deflate blocks for who has the bytes
 //! that came out before.
+//!
+//! A point's state is a CRC-32 of all that comes out up to the next point, for what is read at random is to be verified
+//! too. Between two blocks there follow how many bits of the byte before were not used, those bits, and the window, packed.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -26,21 +29,54 @@ const AHEAD: usize = 128 << 10;
 /// Unpacked bytes between two points, at least: what has to be inflated before a byte is reached, on average twice.
 const SPACING: u64 = 2 << 20;
 
+/// Bytes of a checksum.
+const SUM: usize = 4;
+
 /// How hard a window is packed.
 const STATE_LEVEL: i32 = 1;
 
 /// Goes through a gzip file once, and collects points on the way.
 pub(crate) fn survey(file: Arc<dyn Storage>) -> Box<dyn Survey> {
     let inflate = Inflate::new(Input::new(Part::new(file, 0, None), 0, AHEAD));
-    Box::new(Surveyed { inflate, points: Points::new(SPACING) })
+    Box::new(Surveyed { inflate, points: Points::new(SPACING), sums: Vec::new() })
 }
 
-/// Inflates `span` of a table that came of [`survey`]. What it was made of was verified then.
+/// Inflates `span` of a table that came of [`survey`], and verifies it.
 pub(crate) fn unpack_from(file: Arc<dyn Storage>, span: Span<'_>) -> Result<Box<dyn Read + Send>> {
     let Point { packed, state, .. } = span.from;
     let input = Input::new(Part::new(file, *packed, None), *packed, AHEAD);
+    let (sum, state) = state.split_first_chunk().ok_or_else(|| wrong("its state is cut"))?;
     let inflate = if state.is_empty() { Inflate::new(input) } else { Inflate::within(input, state)? };
-    Ok(Box::new(inflate.take(span.len)))
+    Ok(Box::new(Spanned { inflate, left: span.len, sum: Crc::new(), stored: u32::from_le_bytes(*sum) }))
+}
+
+fn wrong(what: &str) -> Error {
+    Error::corrupt("point in a gzip file", what)
+}
+
+/// The bytes from a point to the next.
+struct Spanned {
+    inflate: Inflate,
+    left: u64,
+    sum: Crc,
+    stored: u32,
+}
+
+impl Read for Spanned {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let most = self.left.min(buf.len() as u64) as usize;
+        let buf = &mut buf[..most]; // never out of bounds: at most its length
+        let n = self.inflate.read(buf)?;
+        self.sum.update(&buf[..n]); // never out of bounds: it was read into
+        self.left -= n as u64;
+        if n > 0 && self.left == 0 && self.sum.sum() != self.stored {
+            let at = self.inflate.input.at;
+            return Err(Error::corrupt("gzip file", "the bytes before do not have their checksum")
+                .at(at)
+                .into());
+        }
+        Ok(n)
+    }
 }
 
 /// What is in a gzip file, and how far it was followed.
@@ -85,9 +121,8 @@ impl Inflate {
         }
     }
 
-    /// Between two blocks, in the state that [`Inflate::state`] gave.
+    /// Between two blocks, as [`Inflate::between`] told.
     fn within(input: Input, state: &[u8]) -> Result<Inflate> {
-        let wrong = |what: &str| Error::corrupt("point in a gzip file", what);
         let Some(([bits, byte], packed)) = state.split_first_chunk() else {
             return Err(wrong("its state is cut"));
         };
@@ -111,8 +146,8 @@ impl Inflate {
         Ok(inflate)
     }
 
-    /// What has to be known to go on from between two blocks: the bits of the last byte that were not used, and the window.
-    fn state(&self) -> Result<Option<Vec<u8>>> {
+    /// What has to be known to go on from between two blocks. `None`: it does not stand there.
+    fn between(&self) -> Result<Option<Vec<u8>>> {
         let Some(boundary) = self.deflate.block_boundary_state() else { return Ok(None) };
         let window = self.held.get(self.end.saturating_sub(WINDOW)..self.end).unwrap_or_default();
         let packed = zstd::bulk::compress(window, STATE_LEVEL)
@@ -201,6 +236,8 @@ impl Read for Inflate {
 struct Surveyed {
     inflate: Inflate,
     points: Points,
+    /// Of the bytes from each point on, kept or not, to the one after it.
+    sums: Vec<(u64, Crc)>,
 }
 
 impl Surveyed {
@@ -209,6 +246,9 @@ impl Surveyed {
         while self.inflate.left().is_empty() && self.inflate.stage != Stage::End {
             self.note()?;
             self.inflate.step()?;
+            if let Some((_, sum)) = self.sums.last_mut() {
+                sum.update(self.inflate.left());
+            }
         }
         Ok(())
     }
@@ -216,13 +256,16 @@ impl Surveyed {
     fn note(&mut self) -> Result<()> {
         let Inflate { unpacked, stage, .. } = self.inflate;
         if self.points.wants(unpacked) {
-            let state = match stage {
+            let between = match stage {
                 Stage::Member => Some(Vec::new()),
-                Stage::Block => self.inflate.state()?,
+                Stage::Block => self.inflate.between()?,
                 Stage::Within | Stage::End => None,
             };
-            if let Some(state) = state {
+            if let Some(between) = between {
+                // The checksum comes at the end.
+                let state = [[0; SUM].as_slice(), &between].concat();
                 self.points.add(Point { packed: self.inflate.input.at, unpacked, state });
+                self.sums.push((unpacked, Crc::new()));
             }
         }
         Ok(())
@@ -258,7 +301,21 @@ impl Survey for Surveyed {
             self.inflate.given = self.inflate.end;
             self.fill()?;
         }
-        Ok(self.points.table(self.inflate.unpacked))
+        let mut table = self.points.table(self.inflate.unpacked);
+        for point in table.points.iter_mut().rev() {
+            let mut sum = Crc::new();
+            while let Some((from, mut before)) = self.sums.pop() {
+                before.combine(&sum);
+                sum = before;
+                if from == point.unpacked {
+                    break;
+                }
+            }
+            if let Some(to) = point.state.first_chunk_mut() {
+                *to = sum.sum().to_le_bytes();
+            }
+        }
+        Ok(table)
     }
 }
 
@@ -406,7 +463,7 @@ mod tests {
     /// What the survey of `file` gives, that reads `ahead` bytes at a time, and the table.
     fn surveyed(file: &[u8], spacing: u64, ahead: usize) -> Result<(Vec<u8>, SeekTable)> {
         let inflate = Inflate::new(Input::new(Part::new(stored(file), 0, None), 0, ahead));
-        let mut survey = Box::new(Surveyed { inflate, points: Points::new(spacing) });
+        let mut survey = Box::new(Surveyed { inflate, points: Points::new(spacing), sums: Vec::new() });
         let mut bytes = Vec::new();
         survey.read_to_end(&mut bytes).map_err(|error| Error::io("reading", error))?;
         Ok((bytes, survey.finish()?))
@@ -550,7 +607,25 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_state_is_an_error_or_other_bytes() {
+    fn a_flipped_bit_is_never_silent_at_random() {
+        let whole = bytes(100_000);
+        let file = [member(&whole[..60_000], 6), member(&whole[60_000..], 9)].concat();
+        let (_, table) = surveyed(&file, 10_000, AHEAD).unwrap();
+        for at in (0..file.len()).step_by(211) {
+            let mut broken = file.clone();
+            broken[at] ^= 1 << (at % 8);
+            for number in 0..table.points.len() {
+                let span = table.span(number).unwrap();
+                let mut found = Vec::new();
+                let read = unpack_from(stored(&broken), span).unwrap().read_to_end(&mut found);
+                let from = span.from.unpacked as usize;
+                assert!(read.is_err() || found == whole[from..from + span.len as usize], "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_state_is_an_error() {
         let whole = bytes(400_000);
         let file = member(&whole, 6);
         let (_, table) = surveyed(&file, 50_000, AHEAD).unwrap();
@@ -569,8 +644,10 @@ mod tests {
             }
             let Ok(reader) = unpack_from(stored(&file), Span { from: &from, ..span }) else { continue };
             let mut found = Vec::new();
-            let _ = { reader }.read_to_end(&mut found);
+            let read = { reader }.read_to_end(&mut found);
             assert!(found.len() as u64 <= span.len);
+            let right = span.from.unpacked as usize..(span.from.unpacked + span.len) as usize;
+            assert!(read.is_err() || (found.len() as u64) < span.len || found == whole[right]);
         }
     }
 }

@@ -24,7 +24,7 @@ fn reads(packed: &[u8], bytes: &[u8], name: &str) -> SeekTable {
     assert_eq!(kept, table, "{name}");
     let storage = PackedStorage::new(file, &Gzip, Arc::new(kept)).unwrap();
     let mut noise = Noise::new(8);
-    for _ in 0..60 {
+    for _ in 0..40 {
         let at = noise.below(bytes.len());
         let most = if noise.below(8) == 0 { 3_000_000 } else { 70_000 };
         let len = noise.below(most).min(bytes.len() - at);
@@ -37,7 +37,7 @@ fn reads(packed: &[u8], bytes: &[u8], name: &str) -> SeekTable {
 
 #[test]
 fn what_the_programs_write_is_read_at_random() {
-    let bytes = sample(11, 12_000_007);
+    let bytes = sample(11, 7_000_007);
     let all: [(&str, &[&str]); 7] = [
         ("gzip", &["-c1"]),
         ("gzip", &["-c"]),
@@ -51,7 +51,7 @@ fn what_the_programs_write_is_read_at_random() {
     for (program, args) in all {
         let Some(packed) = peer(program, args, &bytes) else { continue };
         let table = reads(&packed, &bytes, &format!("{program} {args:?}"));
-        assert!(table.points.len() >= 5, "{program} {args:?}: {}", table.points.len());
+        assert!(table.points.len() >= 3, "{program} {args:?}: {}", table.points.len());
         members.extend(packed);
         times += 1;
     }
@@ -59,7 +59,7 @@ fn what_the_programs_write_is_read_at_random() {
         reads(&members, &bytes.repeat(times), "all of them");
     }
     let ours = pack(&Gzip, &bytes, How { workers: 2, ..How::default() });
-    assert!(reads(&ours, &bytes, "ours").points.len() >= 5);
+    assert!(reads(&ours, &bytes, "ours").points.len() >= 3);
 }
 
 /// A disk of 32 GiB that is zero but for a few places: 32 MiB packed. It takes a minute or more.

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use cowhand::{Error, ErrorKind, MemoryStorage, Storage};
-use cowhand_packed::{How, PackedStorage, Packing, Point, SeekTable, Span, Survey, detect};
+use cowhand_packed::{How, PackedStorage, Packing, Point, SeekTable, Span, detect};
 
 use crate::mutate::Random;
 use crate::printable;

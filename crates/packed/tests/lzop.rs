@@ -134,3 +134,65 @@ fn lzop(file: &[u8]) -> Option<Vec<u8>> {
         running.wait().unwrap().success().then_some(bytes)
     })
 }
+
+/// What comes out of it, in the pieces that errors cut it into.
+fn rescued(packed: &[u8]) -> Vec<Vec<u8>> {
+    let mut unpacked = Lzop.unpack(Box::new(packed));
+    let (mut pieces, mut failed, mut buf) = (vec![Vec::new()], false, vec![0; 100_000]);
+    loop {
+        match unpacked.read(&mut buf) {
+            Ok(0) => return pieces,
+            Ok(n) => {
+                failed = false;
+                pieces.last_mut().unwrap().extend(&buf[..n]);
+            }
+            Err(_) if failed => return pieces,
+            Err(_) => {
+                failed = true;
+                pieces.push(Vec::new());
+            }
+        }
+    }
+}
+
+#[test]
+fn who_reads_on_gets_what_is_behind_the_damage() {
+    let bytes = sample(21, 9 * BLOCK + 4711);
+    let packed = pack(&Lzop, &bytes, How::default());
+    // Where each block begins; the last place is the end.
+    let mut places = vec![9 + 25 + 4];
+    while let Some(header) = packed.get(places[places.len() - 1]..).and_then(|rest| rest.first_chunk::<8>()) {
+        let len = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        places.push(places[places.len() - 1] + 12 + len as usize);
+    }
+    assert_eq!(places.len(), 11);
+    let mut noise = Noise::new(22);
+    for round in 0..60 {
+        let block = round % 10;
+        let mut broken = packed.clone();
+        // In its header, or somewhere.
+        let len = places[block + 1] - places[block];
+        let at = places[block] + if round < 30 { round % 12 } else { noise.below(len) };
+        broken[at] ^= 1 << noise.below(8);
+        let pieces = rescued(&broken);
+        let behind = ((block + 1) * BLOCK).min(bytes.len());
+        assert!(pieces.len() == 2, "byte {at} of block {block}: {} pieces", pieces.len());
+        assert!(pieces[0] == bytes[..block * BLOCK], "byte {at} of block {block}");
+        assert!(pieces[1] == bytes[behind..], "byte {at} of block {block}: {} bytes", pieces[1].len());
+    }
+    // A damaged front; several blocks in a row; bytes that went missing; an end that did.
+    let mut front = packed.clone();
+    front[20] ^= 1;
+    assert!(rescued(&front) == [vec![], bytes.clone()]);
+    let mut row = packed.clone();
+    for block in [2, 3, 4] {
+        row[places[block] + 40] ^= 1;
+    }
+    assert!(rescued(&row) == [&bytes[..2 * BLOCK], &bytes[5 * BLOCK..]]);
+    let missing = [&packed[..places[3] + 100], &packed[places[5] + 5000..]].concat();
+    assert!(rescued(&missing) == [&bytes[..3 * BLOCK], &bytes[6 * BLOCK..]]);
+    assert!(rescued(&packed[..places[7] + 9]) == [&bytes[..7 * BLOCK], &[]]);
+    // Parts are found too.
+    let parts = [&packed[..places[9] + 20], &pack(&Lzop, b"another", How::default())].concat();
+    assert!(rescued(&parts) == [&bytes[..9 * BLOCK], b"another"]);
+}

@@ -32,6 +32,7 @@ pub(crate) fn examine(storage: &MemoryStorage, random: &mut Random) -> bool {
     let file = storage.to_vec();
     let Some(packing) = detect(&file[..file.len().min(16)]) else { return false };
     let whole = outcome(packing.unpack(Box::new(file.as_slice())));
+    go_on(packing, &file, &whole);
     let shared: Arc<dyn Storage> = Arc::new(MemoryStorage::from_bytes(&file));
 
     let table = told(packing.table(&*shared)).flatten();
@@ -65,6 +66,25 @@ fn outcome(mut reader: Box<dyn Read + Send + '_>) -> Outcome {
         }
     };
     Outcome { bytes, end }
+}
+
+/// Who reads on behind an error comes to an end, and has got first what comes before it.
+fn go_on(packing: &dyn Packing, file: &[u8], whole: &Outcome) {
+    let mut reader = packing.unpack(Box::new(file));
+    let (mut bytes, mut failed, mut buf) = (Vec::<u8>::new(), false, vec![0; 50_000]);
+    while bytes.len() as u64 <= MOST {
+        match reader.read(&mut buf) {
+            Ok(0) => break,
+            Ok(n) => {
+                failed = false;
+                bytes.extend(&buf[..n]);
+            }
+            Err(_) if failed => break,
+            Err(_) => failed = true,
+        }
+    }
+    assert!(bytes.iter().zip(&whole.bytes).all(|(a, b)| a == b), "other bytes for who reads on");
+    assert!(bytes.len() >= whole.bytes.len(), "fewer bytes for who reads on");
 }
 
 /// An error is one of the file, and can be shown to a person.

@@ -59,11 +59,11 @@ impl<'s, S: Deref<Target = dyn Storage + 's> + Send> Forward for Steps<S> {
 
 /// The blocks of a file's parts, up to the packed bytes of each.
 pub(super) struct Blocks<R> {
-    from: R,
+    pub(super) from: R,
     /// Bytes of the file that were read.
-    at: u64,
+    pub(super) at: u64,
     /// The flags of the part that is being read.
-    flags: Option<u32>,
+    pub(super) flags: Option<u32>,
     /// A part was seen: the file may end before another.
     begun: bool,
 }
@@ -89,6 +89,12 @@ impl<R: Read> Blocks<R> {
     /// From the header of a block on, which stands at `at` in a part with these flags.
     pub(super) fn within_part(from: R, at: u64, flags: u32) -> Blocks<R> {
         Blocks { from, at, flags: Some(flags), begun: true }
+    }
+
+    /// What comes next begins a part, or is a block of one, whose flags are taken to be the usual ones if they are not known.
+    pub(super) fn begin(&mut self, part: bool) {
+        self.begun = true;
+        self.flags = if part { None } else { Some(self.flags.unwrap_or(ADLER_OF_DATA)) };
     }
 
     /// The next block's header, once the bytes of the one before were read or passed over.
@@ -251,6 +257,15 @@ impl<R: Forward> Blocks<R> {
         self.at += len as u64;
         Ok(())
     }
+}
+
+/// Whether `head` may begin the header of a block, that has at most `longest` bytes and can be verified.
+pub(super) fn may_be_block(head: &[u8], flags: Option<u32>, longest: usize) -> bool {
+    let number =
+        |at| head.get(at..).and_then(|rest| rest.first_chunk()).map(|number| u32::from_be_bytes(*number));
+    let (Some(unpacked), Some(packed)) = (number(0), number(4)) else { return false };
+    let summed = flags.is_none_or(|flags| flags & (ADLER_OF_DATA | CRC_OF_DATA) != 0);
+    packed > 0 && packed <= unpacked && unpacked as usize <= longest && (summed || packed < unpacked)
 }
 
 fn reading(error: io::Error) -> Error {

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod pack;
+mod rescue;
 mod unpack;
 
 use std::io::{BufReader, Read, Write};
@@ -14,7 +15,11 @@ use crate::pieces::InPieces;
 use crate::{How, Pack, Packing, SeekTable, Span, Survey};
 use blocks::{Blocks, MAGIC, Steps};
 use pack::InBlocks;
+use rescue::Rescue;
 use unpack::Unpack;
+
+/// Unpacked bytes between two points, at least.
+const APART: u64 = 1 << 20;
 
 /// Bytes that are read ahead.
 const AHEAD: usize = 64 << 10;
@@ -41,7 +46,7 @@ impl Packing for Lzop {
     }
 
     fn unpack<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a> {
-        Box::new(Unpack::new(Blocks::new(BufReader::with_capacity(AHEAD, input))))
+        Box::new(Rescue::new(BufReader::with_capacity(AHEAD, input)))
     }
 
     fn pack<'a>(&self, output: Box<dyn Write + Send + 'a>, how: How) -> Result<Box<dyn Pack + 'a>> {
@@ -50,11 +55,11 @@ impl Packing for Lzop {
     }
 
     fn table(&self, file: &dyn Storage) -> Result<Option<SeekTable>> {
-        Unpack::new(Blocks::new(Steps { file, at: 0 })).rest().map(Some)
+        Unpack::new(Blocks::new(Steps { file, at: 0 }), APART).rest().map(Some)
     }
 
     fn survey(&self, file: Arc<dyn Storage>) -> Result<Option<Box<dyn Survey>>> {
-        Ok(Some(Box::new(Unpack::new(Blocks::new(Steps { file, at: 0 })))))
+        Ok(Some(Box::new(Unpack::new(Blocks::new(Steps { file, at: 0 }), APART))))
     }
 
     fn unpack_from(&self, file: Arc<dyn Storage>, span: Span<'_>) -> Result<Box<dyn Read + Send>> {
@@ -68,7 +73,7 @@ impl Packing for Lzop {
         })?;
         let input = BufReader::with_capacity(AHEAD, Steps { file, at: from.packed });
         let blocks = Blocks::within_part(input, from.packed, u32::from_be_bytes(flags));
-        Ok(Box::new(Unpack::new(blocks).take(len)))
+        Ok(Box::new(Unpack::new(blocks, u64::MAX).take(len)))
     }
 }
 

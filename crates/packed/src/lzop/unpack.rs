@@ -9,12 +9,9 @@ use super::blocks::{Block, Blocks};
 use crate::table::Points;
 use crate::{Point, SeekTable, Survey, lzo1x};
 
-/// Unpacked bytes between two points, at least.
-const SPACING: u64 = 1 << 20;
-
 /// The unpacked bytes, and the points that were passed.
 pub(super) struct Unpack<R> {
-    blocks: Blocks<R>,
+    pub(super) blocks: Blocks<R>,
     points: Points,
     /// Unpacked bytes of the blocks whose headers were read.
     unpacked: u64,
@@ -25,9 +22,10 @@ pub(super) struct Unpack<R> {
 }
 
 impl<R: Read> Unpack<R> {
-    pub(super) fn new(blocks: Blocks<R>) -> Unpack<R> {
+    /// With points that many unpacked bytes apart, at least.
+    pub(super) fn new(blocks: Blocks<R>, apart: u64) -> Unpack<R> {
         let (packed, bytes) = (Vec::new(), Vec::new());
-        Unpack { blocks, points: Points::new(SPACING), unpacked: 0, packed, bytes, given: 0 }
+        Unpack { blocks, points: Points::new(apart), unpacked: 0, packed, bytes, given: 0 }
     }
 
     fn next(&mut self) -> Result<Option<Block>> {
@@ -40,6 +38,22 @@ impl<R: Read> Unpack<R> {
             self.unpacked += block.unpacked as u64;
         }
         Ok(block)
+    }
+
+    /// Unpacks the next block, once all of the last one was given out. Answers how many bytes it has.
+    pub(super) fn step(&mut self) -> Result<Option<usize>> {
+        let Some(block) = self.next()? else { return Ok(None) };
+        self.open(&block)?;
+        Ok(Some(block.unpacked))
+    }
+
+    /// Gives out of the block that was unpacked; nothing where all of it was.
+    pub(super) fn give(&mut self, buf: &mut [u8]) -> usize {
+        let rest = self.bytes.get(self.given..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]); // never out of bounds: not longer than either
+        self.given += n;
+        n
     }
 
     /// Unpacks a block whose header was just read.
@@ -81,17 +95,8 @@ impl<R: Forward> Unpack<R> {
 
 impl<R: Read> Read for Unpack<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.given == self.bytes.len() && !buf.is_empty() {
-            match self.next()? {
-                Some(block) => self.open(&block)?,
-                None => return Ok(0),
-            }
-        }
-        let rest = self.bytes.get(self.given..).unwrap_or_default();
-        let n = rest.len().min(buf.len());
-        buf[..n].copy_from_slice(&rest[..n]); // never out of bounds: not longer than either
-        self.given += n;
-        Ok(n)
+        while self.given == self.bytes.len() && !buf.is_empty() && self.step()?.is_some() {}
+        Ok(self.give(buf))
     }
 }
 

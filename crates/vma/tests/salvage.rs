@@ -352,7 +352,7 @@ impl Read for Gaps<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self.0.first_mut() {
             None => Ok(0),
-            Some(part) if part.is_empty() => {
+            Some([]) => {
                 self.0.remove(0);
                 if self.0.is_empty() { Ok(0) } else { Err(io::Error::other("is damaged here")) }
             }

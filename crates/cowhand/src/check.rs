@@ -43,7 +43,12 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
     let storage = files.trusted_part(&part, access)?;
     let named = |error: Error| error.image(path.display());
     let format = open.format.as_deref().map(registry::format).transpose()?;
-    let format = Content::of(&storage, format).map_err(named)?.format;
+    let Content { format, packing } = Content::of(&storage, format).map_err(named)?;
+    if packing.is_some() {
+        let name = format.names()[0]; // never empty: every format has a name
+        return Err(named(Error::unsupported("is packed, and is checked as it is unpacked"))
+            .hint(format!("use cowhand {name} verify")));
+    }
     let options = CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone() };
     let checker = format.checker();
     let report = checker.map(|checker| checker.check(storage, &files, &options, progress)).transpose();

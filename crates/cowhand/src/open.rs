@@ -149,14 +149,16 @@ impl Opened {
         self.archived.as_deref()
     }
 
-    /// An image can stand on a disk of an archive while somebody names that by hand; what stands in an image is the name of a
-    /// file, so that the image itself would not find it again.
+    /// What stands in an image is the name of a file, which is not unpacked and of which no part is looked for: so the
+    /// image would not find such a disk of an archive again.
     pub(crate) fn refuse_as_parent(&self) -> Result<()> {
-        match self.archived {
-            Some(_) => Err(Error::unsupported("a disk of an archive cannot be the parent of an image")
-                .hint("convert it to an image first")
-                .image(self.image.name())),
-            None => Ok(()),
+        match &self.archived {
+            Some(disk) if !disk.is_whole_file() => Err(Error::unsupported(
+                "this disk of an archive cannot be the parent of an image, which would not find it again",
+            )
+            .hint("convert it to an image first")
+            .image(self.image.name())),
+            _ => Ok(()),
         }
     }
 

@@ -146,8 +146,16 @@ impl Archive {
         let size = disk.size.checked_next_multiple_of(SECTOR).ok_or_else(|| {
             Error::unsupported(format!("the disk '{}' is too large: {} bytes", disk.name, disk.size))
         })?;
+        let is_named = name.is_some();
         let name = part.name.display().to_string();
-        Ok(Arc::new(ArchiveDisk { name, archive: self.clone(), number, size, layer: OnceLock::new() }))
+        Ok(Arc::new(ArchiveDisk {
+            name,
+            is_named,
+            archive: self.clone(),
+            number,
+            size,
+            layer: OnceLock::new(),
+        }))
     }
 
     /// Where its bytes stand; `progress` can stop the search.
@@ -243,6 +251,8 @@ impl Archive {
 #[derive(Debug)]
 pub(crate) struct ArchiveDisk {
     name: String,
+    /// It was named beside the file.
+    is_named: bool,
     archive: Arc<Archive>,
     number: u32,
     size: u64,
@@ -250,6 +260,11 @@ pub(crate) struct ArchiveDisk {
 }
 
 impl ArchiveDisk {
+    /// The file's name alone says it: nothing is packed, and no other disk has to be told from it.
+    pub(crate) fn is_whole_file(&self) -> bool {
+        !self.is_named && self.archive.packing.is_none()
+    }
+
     /// What people call it.
     pub(crate) fn name(&self) -> &str {
         &self.name

@@ -34,7 +34,7 @@ impl TargetFolder {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| Error::invalid("is no name for a folder").image(path.display()))?;
         // The slash at its end is no part of the name.
-        let whole = folder_of(path).join(name);
+        let whole = path.with_file_name(name);
         let there = match fs::read_dir(path) {
             Ok(mut names) if empty => {
                 names.next().is_some().then_some("is a folder that holds something already")

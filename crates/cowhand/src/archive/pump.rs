@@ -19,8 +19,6 @@ const BATCH: usize = 1 << 20;
 const RUNS: usize = 4096;
 /// Batches there are: being filled, waiting, being written.
 const BATCHES: usize = 6;
-/// Threads that write.
-const WRITERS: usize = 2;
 /// Runs of zeros of this size become holes of a machine's memory.
 const UNIT: usize = 4096;
 /// How often who waits for the writers looks whether to go on.
@@ -209,7 +207,9 @@ pub(super) fn pump(
         failed: Mutex::new(None),
     };
     let done = std::thread::scope(|scope| {
-        for _ in 0..WRITERS {
+        // Who only writes would wait for the others at the file's lock; hashes are made side by side.
+        let writers = if digester.is_some() { 2 } else { 1 };
+        for _ in 0..writers {
             let (shared, empty) = (&shared, empty.clone());
             scope.spawn(move || shared.write_all(&empty));
         }

@@ -51,5 +51,6 @@ mod vhdx_resized;
 mod vhdx_sizes;
 mod vhdx_verbs;
 mod vhdx_written;
+mod vma_extract;
 mod vma_judges;
 mod whole_or_none;

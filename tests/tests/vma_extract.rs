@@ -165,7 +165,10 @@ fn what_is_intact_is_salvaged_and_what_is_missing_is_listed() {
                 if case.unsure.is_empty() {
                     let missing = rescue.missing.get(id).cloned().unwrap_or_default();
                     assert_eq!(disk.missing.list, missing, "disk {id}");
-                    assert_eq!(disk.missing.bytes, missing.iter().map(|range| range.end - range.start).sum());
+                    assert_eq!(
+                        disk.missing.bytes,
+                        missing.iter().map(|range| range.end - range.start).sum::<u64>()
+                    );
                 }
             }
             let listed = std::fs::read(to.join("missing.json")).unwrap();

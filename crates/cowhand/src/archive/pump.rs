@@ -251,7 +251,7 @@ fn gather(
             }
         }
     }
-    hand.over()
+    hand.finish()
 }
 
 /// What of a chunk lies within its disk.
@@ -285,7 +285,9 @@ impl Hand<'_> {
             self.over()?;
         }
         if self.batch.is_none() {
-            self.batch = Some(self.next()?);
+            let mut batch = self.next()?;
+            batch.bytes.reserve(BATCH);
+            self.batch = Some(batch);
         }
         self.batch.as_mut().ok_or_else(gone)
     }
@@ -296,10 +298,7 @@ impl Hand<'_> {
                 return Err(Error::new(ErrorKind::Cancelled, "a thread that writes has failed"));
             }
             match self.empties.recv_timeout(PATIENCE) {
-                Ok(mut batch) => {
-                    batch.bytes.reserve(BATCH);
-                    return Ok(batch);
-                }
+                Ok(batch) => return Ok(batch),
                 Err(RecvTimeoutError::Timeout) => (self.idle)()?,
                 Err(RecvTimeoutError::Disconnected) => return Err(gone()),
             }
@@ -312,6 +311,12 @@ impl Hand<'_> {
             Some(batch) => self.to.send(batch).map_err(|_| gone()),
             None => Ok(()),
         }
+    }
+
+    /// Hands over the last batch, and waits until all of them are written.
+    fn finish(&mut self) -> Result<()> {
+        self.over()?;
+        (0..BATCHES).try_for_each(|_| self.next().map(drop))
     }
 }
 

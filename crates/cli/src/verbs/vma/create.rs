@@ -89,8 +89,8 @@ pub(crate) struct Args {
     time: Option<Timestamp>,
 
     /// Write digests of the disks' data to FILE, by which vma verify finds flipped bits; OUT.digest if not given
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    digest: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    digest: Option<Option<PathBuf>>,
 
     /// Name the archive in the folder OUT as Proxmox names that machine's backups: vzdump-qemu-NUMBER-DATE.vma
     #[arg(long, value_name = "NUMBER")]
@@ -279,14 +279,13 @@ impl Write for Taker {
 /// Where the digests go.
 fn digest(args: &Args, place: &Place) -> Result<Option<PathBuf>> {
     match (&args.digest, place) {
-        (Some(file), Place::File(archive)) if file.as_os_str().is_empty() => {
-            Ok(Some(Digests::beside(archive)))
-        }
-        (Some(file), _) if file.as_os_str().is_empty() => {
+        (None, _) => Ok(None),
+        (Some(Some(file)), _) => Ok(Some(file.clone())),
+        (Some(None), Place::File(archive)) => Ok(Some(Digests::beside(archive))),
+        (Some(None), _) => {
             Err(Error::invalid("digests need a file of their own, where the archive has none")
                 .hint("name it with --digest=FILE"))
         }
-        (file, _) => Ok(file.clone()),
     }
 }
 

@@ -73,8 +73,8 @@ pub(crate) struct Args {
     salvage: bool,
 
     /// Compare what comes out with the digests in the file FILE; FILE.digest beside the archive if not given
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    digest: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    digest: Option<Option<PathBuf>>,
 
     /// What writes and syncs of the images promise: none, writeback, writethrough, directsync or unsafe
     #[arg(short = 't', value_name = "CACHE", value_parser = sources::cache, default_value = "writeback")]
@@ -144,10 +144,10 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 fn digests(args: &Args, file: &OsString) -> Result<Option<PathBuf>> {
     match &args.digest {
         None => Ok(None),
-        Some(path) if !path.as_os_str().is_empty() => Ok(Some(path.clone())),
-        Some(_) if file == "-" => Err(Error::invalid("the digests of standard input are not beside it")
+        Some(Some(path)) => Ok(Some(path.clone())),
+        Some(None) if file == "-" => Err(Error::invalid("the digests of standard input are not beside it")
             .hint("name them with --digest=FILE")),
-        Some(_) => Ok(Some(Digests::beside(Path::new(file)))),
+        Some(None) => Ok(Some(Digests::beside(Path::new(file)))),
     }
 }
 

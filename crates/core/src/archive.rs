@@ -72,6 +72,30 @@ impl ArchiveFaults {
     }
 }
 
+/// Bytes that are lost: an error of who reads bytes in order and goes on behind them. Who salvages takes it for so many
+/// bytes that nobody knows.
+#[derive(Debug)]
+pub struct Gap {
+    /// How many there are.
+    pub len: u64,
+    /// Why they are lost.
+    pub error: Error,
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.error)
+    }
+}
+
+impl std::error::Error for Gap {}
+
+impl From<Gap> for io::Error {
+    fn from(gap: Gap) -> io::Error {
+        io::Error::other(gap)
+    }
+}
+
 /// An archive that is read from front to back. What comes of a disk is in chunks of any order; what is zero comes as such,
 /// so that a range that never comes is one that the archive lacks.
 pub trait ArchiveSource: Source {

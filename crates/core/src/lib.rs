@@ -29,7 +29,7 @@ pub mod testing;
 mod zero;
 
 pub use archive::{
-    ArchiveFaults, ArchiveIndex, ArchiveSource, ArchivedDisk, Archives, ConfigFile, Forward, Manifest,
+    ArchiveFaults, ArchiveIndex, ArchiveSource, ArchivedDisk, Archives, ConfigFile, Forward, Gap, Manifest,
     Reading, Sink, Walk,
 };
 pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};

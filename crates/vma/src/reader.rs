@@ -77,7 +77,7 @@ pub(crate) struct Reader<'a> {
     how: Reading,
     disks: Vec<DiskInfo>,
     came: Came,
-    /// At the cut of an archive that ends too early: no more than an extent lists.
+    /// Where the archive ends too early, and where bytes of it are lost.
     torn: Vec<Torn>,
     faults: ArchiveFaults,
     /// Of the extent that the window begins with.
@@ -152,6 +152,7 @@ impl<'a> Reader<'a> {
             let held = self.window.bytes().len();
             // The last bytes may be the front of one.
             self.window.pass(held.saturating_sub(EXTENT_HEADER));
+            self.window.leap();
             self.fill(REACH)?;
             let found = resync::find(self.window.bytes(), 0, uuid);
             if found.is_some() || self.window.bytes().len() < REACH {
@@ -178,7 +179,15 @@ impl<'a> Reader<'a> {
 
     /// The window holds `len` bytes, or all there are. Who salvages takes what cannot be read for the archive's end, for now.
     fn fill(&mut self, len: usize) -> Result<()> {
-        match self.window.fill(len) {
+        let filled = self.window.fill(len);
+        for (at, error) in self.window.news() {
+            if self.how == Reading::Strict {
+                return Err(error);
+            }
+            let message = format!("{error}; what stands there is lost");
+            self.faults.add(Fault { severity: Severity::Error, at: Some(at), message, fixed: false });
+        }
+        match filled {
             Err(error) if self.how == Reading::Salvage && error.kind() != ErrorKind::Cancelled => {
                 let at = self.window.offset() + self.window.bytes().len() as u64;
                 self.window.end();
@@ -210,7 +219,7 @@ impl<'a> Reader<'a> {
         self.window.pass(self.len);
         self.len = 0;
         self.next = 0;
-        self.runs.begin(0);
+        self.runs.begin(Vec::new());
         self.fill(EXTENT_HEADER)?;
         if self.window.bytes().is_empty() {
             if self.broken {
@@ -237,7 +246,11 @@ impl<'a> Reader<'a> {
         let Some(held) = self.whole(len, at, &uuid)? else {
             return Ok(true);
         };
-        self.runs.begin(held);
+        let mut lost = self.window.lost(EXTENT_HEADER, BLOCK, blocks);
+        if held < blocks {
+            lost.push(held..blocks);
+        }
+        self.runs.begin(lost);
         for slot in slots {
             self.place(slot)?;
         }
@@ -314,7 +327,7 @@ impl<'a> Reader<'a> {
         if let Some(wrong) = leap {
             self.wrong(wrong)?;
         }
-        let seen = self.came.bytes();
+        let seen = self.came.bytes() + self.torn.len() * size_of::<Torn>();
         if seen > before && seen > MAX_SEEN {
             return Err(Error::unsupported(format!(
                 "the archive's clusters are so scattered that {} MiB do not hold which of them came",

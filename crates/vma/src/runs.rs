@@ -1,5 +1,7 @@
 //! What an extent holds, as runs of a disk's bytes: neighbours are one run.
 
+use std::ops::Range;
+
 use crate::layout::{BLOCK, BLOCKS, CLUSTER, EXTENT_HEADER};
 
 /// Bytes of a disk that an extent tells.
@@ -24,20 +26,31 @@ impl Run {
     }
 }
 
-/// The runs of an extent whose data has `blocks` blocks, some of which may be missing at its end.
+/// The runs of an extent, some blocks of which may be lost.
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     list: Vec<Run>,
     block: usize,
-    blocks: usize,
+    /// Blocks of the data that are not there, ascending.
+    lost: Vec<Range<usize>>,
 }
 
 impl Runs {
-    /// Begins with an extent.
-    pub(crate) fn begin(&mut self, blocks: usize) {
+    /// Begins with an extent. `lost`: the blocks of its data that are not there, ascending.
+    pub(crate) fn begin(&mut self, lost: Vec<Range<usize>>) {
         self.list.clear();
         self.block = 0;
-        self.blocks = blocks;
+        self.lost = lost;
+    }
+
+    /// How many of the next `count` blocks of data are alike in being there, and whether they are.
+    fn alike(&self, count: u32) -> (u32, bool) {
+        let until = |end: usize| count.min(u32::try_from(end - self.block).unwrap_or(count));
+        match self.lost.iter().find(|lost| lost.end > self.block) {
+            Some(lost) if lost.start <= self.block => (until(lost.end), false),
+            Some(lost) => (until(lost.start), true),
+            None => (count, true),
+        }
     }
 
     /// Takes nothing of blocks that the extent's data has next.
@@ -54,18 +67,17 @@ impl Runs {
             let rest = mask >> bit;
             let there = rest & 1 == 1;
             let alike = if there { rest.trailing_ones() } else { rest.trailing_zeros() }.min(BLOCKS - bit);
-            let held =
-                if there { self.blocks.saturating_sub(self.block).min(alike as usize) as u32 } else { alike };
-            for lost in bit + held..bit + alike {
-                missing |= 1 << lost;
+            let (alike, known) = if there { self.alike(alike) } else { (alike, true) };
+            if !known {
+                (bit..bit + alike).for_each(|lost| missing |= 1 << lost);
             }
             let at = base + u64::from(bit) * BLOCK;
-            let len = (u64::from(held) * BLOCK).min(end.saturating_sub(at));
+            let len = (u64::from(alike) * BLOCK).min(end.saturating_sub(at));
             let data = there.then_some(EXTENT_HEADER + self.block * BLOCK as usize);
             if there {
                 self.block += alike as usize;
             }
-            if len > 0 {
+            if len > 0 && known {
                 self.push(Run { disk, at, len, data });
             }
             bit += alike;
@@ -93,7 +105,7 @@ mod tests {
     #[test]
     fn neighbours_are_one_run_and_the_end_clips() {
         let mut runs = Runs::default();
-        runs.begin(100);
+        runs.begin(Vec::new());
         assert_eq!(runs.cluster(0, 0, 0xffff, 140_000), 0);
         assert_eq!(runs.cluster(0, 1, 0x00f1, 140_000), 0);
         runs.skip(0x8001);
@@ -114,9 +126,16 @@ mod tests {
     #[test]
     fn blocks_behind_the_cut_are_missing() {
         let mut runs = Runs::default();
-        runs.begin(3);
+        runs.begin([3..usize::MAX].into());
         assert_eq!(runs.cluster(1, 0, 0b1010_0110, u64::MAX), 0b1000_0000);
         assert_eq!(runs.cluster(1, 1, 0b1, u64::MAX), 1);
         assert_eq!(runs.list.iter().map(|run| run.len).sum::<u64>(), 2 * 65536 - 2 * 4096);
+        runs.begin([1..2, 17..20].into());
+        assert_eq!(runs.cluster(1, 0, 0xffff, u64::MAX), 0b10);
+        assert_eq!(runs.cluster(1, 1, 0xffff, u64::MAX), 0b1110);
+        let there: Vec<(u64, Option<usize>)> =
+            runs.list.iter().map(|run| (run.len / 4096, run.data)).collect();
+        let data = |block: usize| Some(512 + block * 4096);
+        assert_eq!(there, [(1, data(0)), (15, data(2)), (12, data(20))]);
     }
 }

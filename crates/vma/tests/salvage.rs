@@ -391,3 +391,79 @@ fn what_cannot_be_read_is_a_gap_and_no_end() {
     let whole = told(&sample, [1, 2].into_iter());
     assert!(came.iter().zip(&whole).all(|(came, whole)| came >= whole));
 }
+
+/// Bytes of which some cannot be read.
+struct Holes<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    hole: Range<usize>,
+}
+
+impl std::io::Read for Holes<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.hole.contains(&self.at) {
+            let len = self.hole.end - self.at;
+            self.at = self.hole.end;
+            let error = cowhand_core::Error::corrupt("sector", "cannot be read");
+            return Err(cowhand_core::Gap { len: len as u64, error }.into());
+        }
+        let end = if self.at < self.hole.start { self.hole.start } else { self.bytes.len() };
+        let n = buf.len().min(end - self.at);
+        buf[..n].copy_from_slice(&self.bytes[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+#[test]
+fn bytes_that_cannot_be_read_lose_the_blocks_they_are_of() {
+    let sample = sample();
+    for at in (0..sample.bytes.len() - 5000).step_by(1021) {
+        for len in [1, 4096, 5000] {
+            let hole = at..at + len;
+            let what = format!("{len} bytes at {at}");
+            let input = Holes { bytes: &sample.bytes, at: 0, hole: hole.clone() };
+            let Ok(source) = Vma.read(Box::new(input), Reading::Salvage) else {
+                assert!(at < sample.extents[0].0.start, "{what}");
+                continue;
+            };
+            let taken = take(source).unwrap();
+            assert!(!taken.faults.is_empty(), "{what}");
+            for (disk, right) in taken.disks.iter().zip(&sample.disks) {
+                let wrong =
+                    disk.iter().zip(right).position(|(byte, right)| byte.is_some_and(|byte| byte != *right));
+                assert_eq!(wrong, None, "{what}");
+            }
+            if at < sample.extents[0].0.start {
+                continue;
+            }
+            let whole = |place: &Range<usize>| {
+                let front = place.start..place.start + 512;
+                hole.end <= front.start || hole.start >= front.end
+            };
+            let mut lost = 0;
+            for (place, slots) in &sample.extents {
+                if !whole(place) {
+                    lost += told(
+                        &sample,
+                        sample.extents.iter().position(|(other, _)| other == place).into_iter(),
+                    )
+                    .iter()
+                    .sum::<u64>();
+                } else if hole.start < place.end && hole.end > place.start {
+                    let blocks: usize = slots.iter().map(|slot| slot.data.len() / BLOCK).sum();
+                    let first = hole.start.max(place.start + 512) - place.start - 512;
+                    let last = hole.end.min(place.end) - place.start - 512;
+                    lost += (last.div_ceil(BLOCK).min(blocks) - first / BLOCK) as u64 * BLOCK as u64;
+                }
+            }
+            let missing: u64 = taken.missing.iter().flatten().map(|range| range.end - range.start).sum();
+            // A block at a disk's end is shorter, and a header may have zeros where it cannot be read.
+            let headers = sample.extents.iter().all(|(place, _)| whole(place));
+            assert!(
+                missing <= lost && (!headers || missing + 2 * 4096 > lost),
+                "{what}: {missing} of {lost}"
+            );
+        }
+    }
+}

@@ -174,8 +174,11 @@ pub fn extract(
         From::File(path) => std::fs::metadata(path).ok().map(|there| (there.dev(), there.ino())),
         From::Bytes(_) => None,
     };
-    let reading = if how.salvage { Reading::Salvage } else { Reading::Strict };
-    let input = input::open(from, how.archive.as_deref(), reading, progress)?;
+    let format = how.archive.as_deref();
+    let input = match how.salvage {
+        true => input::rescue(from, format, progress)?,
+        false => input::open(from, format, Reading::Strict, progress)?,
+    };
     let Input { name, format, mut source, counter, len, .. } = input;
     let format = registry::format(format)?;
     let idle = || {

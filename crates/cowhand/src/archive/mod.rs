@@ -17,6 +17,7 @@ mod pace;
 pub(crate) mod part;
 mod pump;
 mod ranges;
+mod rescue;
 mod tally;
 mod unpacked;
 mod verify;

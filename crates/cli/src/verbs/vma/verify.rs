@@ -26,7 +26,7 @@ Exit status: 0 nothing is wrong, 1 it could not be looked at, 2 something is wro
 Examples:
   cowhand vma verify backup.vma.zst
   ssh host cat backup.vma.zst | cowhand vma verify --digest backup.vma.zst.digest -
-  cowhand vma verify --proxmox vzdump-qemu-100-2026_01_31-12_00_00.vma.zst")]
+  cowhand vma verify --restorable vzdump-qemu-100-2026_01_31-12_00_00.vma.zst")]
 pub(crate) struct Args {
     /// The archive; - is standard input
     file: OsString,
@@ -36,8 +36,8 @@ pub(crate) struct Args {
     digest: Option<PathBuf>,
 
     /// Also whether Proxmox can restore it: the file's name, and the lines that say where the disks belong
-    #[arg(long)]
-    proxmox: bool,
+    #[arg(long, visible_alias = "proxmox")]
+    restorable: bool,
 
     /// Tell how far it has come, and how much was zero
     #[arg(short, long, conflicts_with_all = ["quiet", "progress"])]
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let how = VerifyArchive {
         archive: Some(FORMAT.to_owned()),
         digests: args.digest.clone().or_else(beside),
-        restorable: args.proxmox,
+        restorable: args.restorable,
     };
     let meter = args.showing.meter();
     let mut teller = Teller { out: &mut *out, verbose: args.verbose, since: Instant::now() };

@@ -87,6 +87,13 @@ struct Source<'a> {
     size: u64,
 }
 
+/// A piece to be read, and its disk.
+struct Turn<'l, 'a> {
+    disk: u32,
+    of: &'l Source<'a>,
+    piece: Piece<'a>,
+}
+
 /// A piece that was read.
 struct Came {
     disk: u32,
@@ -174,7 +181,7 @@ impl<'a> Line<'a> {
     fn work(&self) {
         while let Some(mut buf) = self.buffer() {
             let Some((number, piece)) = self.piece() else { return };
-            let came = piece.and_then(|(disk, of, piece)| self.read(disk, of, piece, &mut buf));
+            let came = piece.and_then(|turn| self.read(turn, &mut buf));
             let mut state = self.state();
             let came = came.map(|read| match read {
                 Read { disk, at, len, zero: false } => Came { disk, at, len, buf: Some(buf) },
@@ -205,15 +212,15 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// The next piece, with its disk and that one's place, and its number.
-    fn piece(&self) -> Option<(u64, Result<(u32, &Source<'a>, Piece<'a>)>)> {
+    /// The next piece, and its number.
+    fn piece(&self) -> Option<(u64, Result<Turn<'_, 'a>>)> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(disk) = self.disks.get(cursor.disk) {
             let piece = disk.plan.next().transpose();
             if let Some(piece) = piece {
-                let number = cursor.number;
+                let (number, place) = (cursor.number, cursor.disk as u32);
                 cursor.number += 1;
-                return Some((number, piece.map(|piece| (cursor.disk as u32, disk, piece))));
+                return Some((number, piece.map(|piece| Turn { disk: place, of: disk, piece })));
             }
             cursor.disk += 1;
         }
@@ -223,7 +230,8 @@ impl<'a> Line<'a> {
     }
 
     /// Reads a piece into `buf`, and looks whether it is zero.
-    fn read(&self, disk: u32, of: &Source<'_>, piece: Piece<'_>, buf: &mut Buffer) -> Result<Read> {
+    fn read(&self, turn: Turn<'_, '_>, buf: &mut Buffer) -> Result<Read> {
+        let Turn { disk, of, piece } = turn;
         let Source { source, size, .. } = of;
         let Piece { at, len, what } = piece;
         // What follows the image belongs to its last piece.

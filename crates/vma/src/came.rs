@@ -4,6 +4,7 @@ use cowhand_core::Result;
 
 use crate::extent::Slot;
 use crate::header::{Header, clusters};
+use crate::layout::{BLOCK, CLUSTER};
 use crate::seen::Seen;
 use crate::wrong::Wrong;
 
@@ -22,8 +23,8 @@ pub(crate) struct Admitted {
     pub(crate) disk: u32,
     /// The disk's guest bytes; all there can be for a machine's memory, whose number is known when they have come.
     pub(crate) end: u64,
-    /// Clusters were left out before it, of what comes in order.
-    pub(crate) leap: Option<Wrong>,
+    /// What is wrong with how it is listed, though there is no doubt about what it holds.
+    pub(crate) odd: Option<Wrong>,
 }
 
 impl Came {
@@ -56,7 +57,7 @@ impl Came {
             return Err(wrong(format!("there is no device {dev_id}")));
         };
         let name = &known.name;
-        let mut leap = None;
+        let mut odd = None;
         let end = if known.memory {
             let due = seen.end();
             if u64::from(cluster) != due {
@@ -64,10 +65,14 @@ impl Came {
                 if u64::from(cluster) < due {
                     return Err(out);
                 }
-                leap = Some(out);
+                odd = Some(out);
             }
             u64::MAX
         } else if u64::from(cluster) < clusters(known) {
+            // Only a cluster that is stored whole may have blocks that the disk does not.
+            if mask != u16::MAX && u32::from(mask) >> blocks(known.size, cluster) != 0 {
+                odd = Some(wrong(format!("cluster {cluster} of {name} has a block beyond the end")));
+            }
             known.size
         } else if mask == 0 {
             return Ok(None);
@@ -80,7 +85,7 @@ impl Came {
         if !new {
             return Err(wrong(format!("cluster {cluster} of {name} comes twice")));
         }
-        Ok(Some(Admitted { disk, end, leap }))
+        Ok(Some(Admitted { disk, end, odd }))
     }
 
     /// All clusters came, where they have to. Errors: which did not.
@@ -99,4 +104,10 @@ impl Came {
         }
         Ok(())
     }
+}
+
+/// Blocks of the cluster that a disk of `size` bytes has, wholly or in part: at most 16.
+fn blocks(size: u64, cluster: u32) -> u32 {
+    let left = size.saturating_sub(u64::from(cluster) * CLUSTER).min(CLUSTER);
+    left.div_ceil(BLOCK) as u32 // never cut: at most 16
 }

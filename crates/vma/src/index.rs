@@ -79,8 +79,8 @@ pub(crate) fn index(input: &mut dyn Forward, room: Room) -> Result<Index> {
 /// What there is to know of a cluster that an extent lists, where it stores any of it.
 fn slot(header: &Header, came: &mut Came, listed: extent::Slot) -> Result<Option<Slot>, Wrong> {
     let extent::Slot { cluster, mask, .. } = listed;
-    let Some(Admitted { disk, leap, .. }) = came.admit(header, listed)? else { return Ok(None) };
-    if let Some(wrong) = leap {
+    let Some(Admitted { disk, odd, .. }) = came.admit(header, listed)? else { return Ok(None) };
+    if let Some(wrong) = odd {
         return Err(wrong);
     }
     let disk = disk as usize;

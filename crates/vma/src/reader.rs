@@ -313,10 +313,10 @@ impl<'a> Reader<'a> {
         let Slot { cluster, mask, at, .. } = slot;
         let before = self.came.bytes();
         let admitted = match self.came.admit(&self.header, slot) {
-            Ok(Some(Admitted { leap: Some(wrong), .. })) if self.how == Reading::Strict => Err(wrong),
+            Ok(Some(Admitted { odd: Some(wrong), .. })) if self.how == Reading::Strict => Err(wrong),
             other => other,
         };
-        let Admitted { disk, end, leap } = match admitted {
+        let Admitted { disk, end, odd } = match admitted {
             Ok(Some(admitted)) => admitted,
             Ok(None) => return Ok(()),
             Err(wrong) => {
@@ -324,7 +324,7 @@ impl<'a> Reader<'a> {
                 return self.wrong(wrong);
             }
         };
-        if let Some(wrong) = leap {
+        if let Some(wrong) = odd {
             self.wrong(wrong)?;
         }
         let seen = self.came.bytes() + self.torn.len() * size_of::<Torn>();

@@ -59,7 +59,7 @@ pub(crate) fn standard_output() -> Result<File> {
     Ok(to.map_err(|error| Error::io("cannot write to standard output", error))?.into())
 }
 
-/// JSON as QEMU indents it: by four.
+/// JSON as QEMU indents it: by four. What could steer a terminal is escaped, as it is in what people read.
 pub(crate) fn json(value: &serde_json::Value) -> String {
     // A line's leading spaces are never part of a string: there a newline is written `\n`.
     let two = format!("{value:#}");
@@ -67,7 +67,13 @@ pub(crate) fn json(value: &serde_json::Value) -> String {
     for line in two.lines() {
         let spaces = line.len() - line.trim_start_matches(' ').len();
         four.extend(std::iter::repeat_n(' ', spaces));
-        four.push_str(line);
+        for c in line.chars() {
+            // Such characters stand in strings alone. What comes before the space is escaped already.
+            match c {
+                '\u{7f}'..='\u{9f}' => four.push_str(&format!("\\u{:04x}", u32::from(c))),
+                _ => four.push(c),
+            }
+        }
         four.push('\n');
     }
     four

@@ -6,11 +6,11 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Condvar, Mutex, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -122,6 +122,38 @@ pub fn probe_program() -> PathBuf {
     folder.expect("the program 'probe' of this package, built with its tests").join("probe")
 }
 
+/// The program `cowhand`, which a build of the whole workspace puts beside [`probe_program`]. Panics where it is not
+/// there or older than what it is made of: Cargo builds no program of another package for a test.
+pub fn cowhand_program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let program = probe_program().with_file_name("cowhand");
+        let made = std::fs::metadata(&program).and_then(|found| found.modified());
+        let made = made.unwrap_or_else(|error| panic!("{}: {error}; {BUILD}", program.display()));
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("crates");
+        assert!(newest(&crates) <= made, "{} is older than its sources; {BUILD}", program.display());
+        program
+    };
+    PROGRAM.get_or_init(find).clone()
+}
+
+const BUILD: &str = "cargo build -p cowhand-cli builds it, and scripts/test does";
+
+/// When a source below this folder was last changed.
+fn newest(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let dates = entries.filter(|entry| entry.file_name() != "tests").map(|entry| {
+        let kind = entry.file_type().unwrap();
+        let is_source = entry.path().extension().is_some_and(|extension| extension == "rs");
+        match (kind.is_dir(), is_source) {
+            (true, _) => newest(&entry.path()),
+            (false, true) => entry.metadata().unwrap().modified().unwrap(),
+            (false, false) => SystemTime::UNIX_EPOCH,
+        }
+    });
+    dates.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
 impl Pipes {
     fn start() -> Pipes {
         let mut command = Command::new(probe_program());
@@ -188,7 +220,12 @@ fn end(held: &mut Option<Child>) {
 fn obey(request: &Value, held: &mut Option<Child>) -> std::io::Result<Value> {
     let mut command = Command::new(request["program"].as_str().unwrap());
     command.args(request["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()));
-    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     if request["hold"] == true {

@@ -28,7 +28,8 @@ mod vma_shapes;
 mod watch;
 
 pub use command::{
-    Background, Ran, probe_program, qemu_img, qemu_io, qemu_version, run, serve, try_qemu_img,
+    Background, Ran, cowhand_program, probe_program, qemu_img, qemu_io, qemu_version, run, serve,
+    try_qemu_img,
 };
 pub use content::{Content, Rng, contents, fast_contents};
 pub use disk::{

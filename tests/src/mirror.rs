@@ -202,6 +202,24 @@ impl Mirror {
         }
     }
 
+    /// What a raw file holds.
+    pub fn of_file(path: &Path) -> Mirror {
+        let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut mirror = Mirror::new(file.metadata().unwrap().len());
+        let mut at = 0;
+        while let Ok(data) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+            let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).unwrap();
+            at = data;
+            while at < hole {
+                let mut buf = vec![0; (hole - at).min(1 << 20) as usize];
+                file.read_exact_at(&mut buf, at).unwrap();
+                mirror.write(at, &buf);
+                at += buf.len() as u64;
+            }
+        }
+        mirror
+    }
+
     /// As a raw, sparse file.
     pub fn save(&self, path: &Path) {
         let file = File::create(path).unwrap();

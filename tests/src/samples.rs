@@ -22,6 +22,8 @@ pub struct Sample {
     pub sha256_guest: String,
     /// The parent's file name, beside it; empty: none.
     pub parent: String,
+    /// What else there is to say: hashes of an archive's parts among it.
+    pub notes: String,
 }
 
 /// All samples, unpacked once into `target`. Empty where they are not at hand, or cannot be unpacked: says so.
@@ -59,7 +61,7 @@ fn parse(line: &str, into: &Path) -> Sample {
     let mut columns = line.split('\t').map(str::to_owned);
     let mut next = || columns.next().unwrap_or_default();
     let (path, format, _kind, size, _maker) = (next(), next(), next(), next(), next());
-    let (sha256_file, sha256_guest, parent) = (next(), next(), next());
+    let (sha256_file, sha256_guest, parent, notes) = (next(), next(), next(), next());
     Sample {
         file: into.join(&path),
         virtual_size: size.parse().ok(),
@@ -68,5 +70,6 @@ fn parse(line: &str, into: &Path) -> Sample {
         sha256_file,
         sha256_guest,
         parent,
+        notes,
     }
 }

@@ -1,0 +1,186 @@
+//! Archives that are broken: refused where all is asked for, judged by `verify`, and rescued.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use cowhand_tests::{
+    Mirror, VmaDamaged, VmaDisk, file_sha256, for_all, temp, vma_bad_extents, vma_bad_headers,
+    vma_bad_memory, vma_broken_files, vma_flipped_headers, vma_passed_over, vma_sound,
+};
+
+use crate::vma::{assert_extracted, cowhand, good, names, refused, text};
+
+const CLUSTER: u64 = 65_536;
+
+fn cases(all: Vec<Vec<VmaDamaged>>, check: impl Fn(&VmaDamaged, &Path, &Path) + Sync) {
+    let folder = temp();
+    let cases: Vec<(VmaDamaged, PathBuf)> = all
+        .concat()
+        .into_iter()
+        .enumerate()
+        .map(|(n, case)| (case, folder.path().join(format!("{n}.vma"))))
+        .collect();
+    for_all(
+        &cases,
+        |(case, path)| format!("{} ({})", case.name, path.file_name().unwrap().to_string_lossy()),
+        |(case, path)| {
+            std::fs::write(path, &case.bytes).unwrap();
+            let sum = file_sha256(path);
+            check(case, path, &path.with_extension("out"));
+            assert_eq!(file_sha256(path), sum, "the archive was changed");
+            if std::env::var_os("COWHAND_KEEP").is_none() {
+                std::fs::remove_file(path).unwrap();
+            }
+        },
+    );
+}
+
+/// Everything that Proxmox's tool refuses is refused, with nothing left behind.
+#[test]
+fn strict_reading_refuses_what_is_broken() {
+    let all = vec![
+        vma_bad_headers(),
+        vma_flipped_headers(),
+        vma_bad_extents(),
+        vma_bad_memory(),
+        vma_broken_files(),
+    ];
+    cases(all, |case, path, place| {
+        let words = ["vma", "extract", &text(path), &text(place)];
+        if case.says.is_none() {
+            good(&words);
+            assert_extracted(place, &vma_sound().file);
+            std::fs::remove_dir_all(place).unwrap();
+            return;
+        }
+        let said = refused(&words, 1);
+        assert!(said.contains(&text(path)), "the archive is not named: {said}");
+        assert!(!place.exists(), "left behind: {:?}", names(place));
+        // Each disk by its name: opening it goes through the whole archive.
+        for disk in ["drive-scsi0", "vmstate"] {
+            let named = format!("{}#{disk}", text(path));
+            refused(&["convert", "-f", "vma", "-O", "raw", &named, &text(place)], 1);
+            assert!(!place.exists());
+        }
+    });
+}
+
+/// `verify` knows all that is wrong, and says it in words and in JSON.
+#[test]
+fn verify_finds_it() {
+    let all = vec![
+        vma_bad_headers(),
+        vma_flipped_headers(),
+        vma_bad_extents(),
+        vma_bad_memory(),
+        vma_broken_files(),
+    ];
+    cases(all, |case, path, _| {
+        let ran = cowhand(&["vma", "verify", &text(path)]);
+        if case.says.is_none() {
+            assert!(ran.ok(), "{ran:?}");
+            return;
+        }
+        // Where the header is of no use, there is nothing to be listed.
+        let statuses: &[i32] = if case.rescue.is_some() { &[2] } else { &[1, 2] };
+        assert!(statuses.contains(&ran.code.unwrap()), "{ran:?}");
+        assert!(!ran.out.is_empty() || !ran.err.is_empty(), "it says nothing");
+        if ran.code == Some(2) {
+            let json = cowhand(&["vma", "verify", "--output", "json", &text(path)]);
+            assert_eq!(json.code, Some(2));
+            let report: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+            let missing = listed(&report).values().any(|ranges| !ranges.is_empty());
+            assert_eq!(report["sound"], false);
+            assert!(missing || report["fault-count"].as_u64().unwrap() > 0, "{report}");
+            let Some(rescue) = &case.rescue else { return };
+            if case.unsure.is_empty() && !rescue.missing.is_empty() {
+                let found: Vec<_> =
+                    listed(&report).into_values().filter(|ranges| !ranges.is_empty()).collect();
+                assert_eq!(found, rescue.missing.values().cloned().collect::<Vec<_>>(), "what is missing");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_passed_over_is_no_fault_of_reading() {
+    cases(vec![vma_passed_over()], |_, path, place| {
+        good(&["vma", "extract", &text(path), &text(place)]);
+        assert_extracted(place, &vma_sound().file);
+        std::fs::remove_dir_all(place).unwrap();
+    });
+}
+
+/// Everything intact comes out, what is missing is listed, and nothing else is.
+#[test]
+fn salvage_gets_out_what_is_intact() {
+    cases(vec![vma_flipped_headers(), vma_bad_extents(), vma_broken_files()], rescue_one);
+}
+
+fn rescue_one(case: &VmaDamaged, path: &Path, place: &Path) {
+    let rescue = case.rescue.as_ref().unwrap();
+    let ran = cowhand(&["vma", "extract", "--salvage", "--output", "json", &text(path), &text(place)]);
+    let report: serde_json::Value =
+        serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    let listed = listed(&report);
+    let file = vma_sound().file;
+    let mut any = false;
+    for disk in &file.disks {
+        let name = String::from_utf8(disk.name.clone()).unwrap();
+        let said = listed.get(&name).cloned().unwrap_or_default();
+        any |= !said.is_empty();
+        let right = rescue.missing.get(&disk.id).cloned().unwrap_or_default();
+        let found = Mirror::of_file(&place.join(format!("disk-{name}.raw")));
+        let expected = &rescue.disks[&disk.id];
+        assert_eq!(found.size(), expected.size(), "{name}");
+        check_disk(case, disk, &name, (&said, &right), (&found, expected));
+    }
+    let config = std::fs::read(place.join("qemu-server.conf")).unwrap();
+    if !case.name.contains("configuration") {
+        assert_eq!(config, file.configs[0].2);
+    }
+    assert_eq!(ran.code, Some(if any { 3 } else { 0 }), "{}", ran.out);
+    std::fs::remove_dir_all(place).unwrap();
+}
+
+/// Block by block, but for clusters of which nobody can tell.
+fn check_disk(
+    case: &VmaDamaged,
+    disk: &VmaDisk,
+    name: &str,
+    (said, right): (&[Range<u64>], &[Range<u64>]),
+    (found, expected): (&Mirror, &Mirror),
+) {
+    let has = |ranges: &[Range<u64>], at: u64| ranges.iter().any(|range| range.contains(&at));
+    let mut at = 0;
+    while at < disk.content.size() {
+        let len = (disk.content.size() - at).min(4096);
+        if !case.unsure.contains(&(disk.id, (at / CLUSTER) as u32)) {
+            assert_eq!(
+                has(said, at),
+                has(right, at),
+                "{name} at {at} (true: missing; left: said, right: so it is)"
+            );
+            let (found, expected) = (found.bytes(at, len as usize), expected.bytes(at, len as usize));
+            assert!(found == expected, "{name}: other bytes at {at}");
+        } else if has(said, at) {
+            assert!(found.is_zero(at, len), "{name}: bytes at {at}, which is said to be missing");
+        }
+        at += len;
+    }
+}
+
+/// Which ranges of which disk the report calls missing.
+fn listed(report: &serde_json::Value) -> BTreeMap<String, Vec<Range<u64>>> {
+    let mut listed = BTreeMap::new();
+    for disk in report["disks"].as_array().unwrap() {
+        let ranges =
+            disk["missing"]["ranges"].as_array().map_or(&[][..], Vec::as_slice).iter().map(|range| {
+                let start = range["start"].as_u64().unwrap();
+                start..start + range["length"].as_u64().unwrap()
+            });
+        listed.insert(disk["name"].as_str().unwrap().to_owned(), ranges.collect());
+    }
+    listed
+}

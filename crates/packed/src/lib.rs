@@ -81,6 +81,11 @@ pub trait Packing: Send + Sync + Debug {
     /// the thread that reads.
     fn unpack<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a>;
 
+    /// As [`Packing::unpack`], for who wants no more than the front: nothing is unpacked before it is asked for.
+    fn front<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a> {
+        self.unpack(input)
+    }
+
     /// Packs what is written into `output`. The bytes depend on the level alone, not on the threads. Errors: no such level.
     fn pack<'a>(&self, output: Box<dyn Write + Send + 'a>, how: How) -> Result<Box<dyn Pack + 'a>>;
 

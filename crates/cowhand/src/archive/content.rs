@@ -50,7 +50,7 @@ fn packing(file: &dyn Storage) -> Result<Option<&'static dyn Packing>> {
 /// The format of what is packed, where its files come so. What cannot be unpacked is nothing that does.
 fn packed_format(file: &Arc<dyn Storage>, packing: &dyn Packing) -> Option<&'static dyn Format> {
     let mut head = Vec::new();
-    let unpacked = packing.unpack(Box::new(Walk::new(file.clone())));
+    let unpacked = packing.front(Box::new(Walk::new(file.clone())));
     // An error behind the first bytes is said when those are read that it is about.
     let _ = unpacked.take(HEAD).read_to_end(&mut head);
     let whole = cowhand_core::MemoryStorage::from_bytes(&head);

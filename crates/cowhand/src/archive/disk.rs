@@ -88,7 +88,7 @@ impl Archive {
         if let Some(there) = open.iter().filter_map(Weak::upgrade).find(same) {
             return Ok(Some(there));
         }
-        let front = unpacked::bytes(file.clone(), packing);
+        let front = unpacked::front(file.clone(), packing);
         let manifest = archives.read(front, Reading::Strict)?.manifest().clone();
         let mut sidecar = part.file.as_os_str().to_owned();
         sidecar.push(".index");

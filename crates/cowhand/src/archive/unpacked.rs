@@ -1,4 +1,4 @@
-//! An archive's bytes, whatever it is packed in: from front to back, at random, and as a copy.
+//! An archive's bytes, whatever it is packed in: its front, all of them at random, and a copy.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,11 +16,11 @@ use crate::stream::pipe::read_full;
 /// Bytes that are copied at a time.
 const CHUNK: usize = 1 << 20;
 
-/// From front to back.
-pub(crate) fn bytes(file: Arc<dyn Storage>, packing: Option<&dyn Packing>) -> Box<dyn Read + Send> {
+/// From front to back, for who wants no more than the front.
+pub(crate) fn front(file: Arc<dyn Storage>, packing: Option<&dyn Packing>) -> Box<dyn Read + Send> {
     let walk = Box::new(Walk::new(file));
     match packing {
-        Some(packing) => packing.unpack(walk),
+        Some(packing) => packing.front(walk),
         None => walk,
     }
 }
@@ -44,7 +44,7 @@ pub(crate) fn copy(
     let failed = |error| Error::io("cannot write an unpacked copy there", error).image(folder.display());
     let to = nameless(folder).map_err(failed)?;
     let to = FileStorage::from_file(to, Access::Write, Lock::None, Cache::Unsafe)?;
-    let mut from = bytes(file.clone(), Some(packing));
+    let mut from = packing.unpack(Box::new(Walk::new(file.clone())));
     let mut buf = vec![0; CHUNK];
     let mut at = 0;
     loop {

@@ -40,6 +40,10 @@ impl Packing for Zstd {
         Box::new(Unpack::new(input, How::default().threads()))
     }
 
+    fn front<'a>(&self, input: Box<dyn Read + Send + 'a>) -> Box<dyn Read + Send + 'a> {
+        Box::new(Unpack::at(input, 0))
+    }
+
     fn pack<'a>(&self, output: Box<dyn Write + Send + 'a>, how: How) -> Result<Box<dyn Pack + 'a>> {
         let level = how.level_of(self, 1)?;
         Ok(Box::new(crate::pieces::InPieces::new(Frames::new(level), output, how.threads())?))

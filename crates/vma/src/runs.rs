@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn blocks_behind_the_cut_are_missing() {
         let mut runs = Runs::default();
-        runs.begin([3..usize::MAX].into());
+        runs.begin(std::iter::once(3..usize::MAX).collect());
         assert_eq!(runs.cluster(1, 0, 0b1010_0110, u64::MAX), 0b1000_0000);
         assert_eq!(runs.cluster(1, 1, 0b1, u64::MAX), 1);
         assert_eq!(runs.list.iter().map(|run| run.len).sum::<u64>(), 2 * 65536 - 2 * 4096);

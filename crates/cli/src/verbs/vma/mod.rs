@@ -1,5 +1,7 @@
 //! `vma`: backup archives of virtual machines, as Proxmox makes them.
 
+#![allow(rustdoc::broken_intra_doc_links)] // Doc comments are the words of the help: their brackets are no links.
+
 mod config;
 mod create;
 mod extract;

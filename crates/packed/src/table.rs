@@ -104,9 +104,14 @@ impl SeekTable {
         let count = number()?;
         // Each takes three bytes at the least, so that no more are made room for than there can be.
         let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / 3);
-        let mut points = Vec::with_capacity(count.ok_or_else(|| bad("it is cut"))?);
+        let count = count.ok_or_else(|| bad("it is cut"))?;
+        // A place takes more memory than it may take here.
+        if count > MOST / size_of::<Point>() {
+            return Err(bad("it has more places than are ever kept"));
+        }
+        let mut points = Vec::with_capacity(count);
         let (mut packed, mut unpacked) = (0_u64, 0_u64);
-        for _ in 0..points.capacity() {
+        for _ in 0..count {
             let mut number = || take(&mut rest).ok_or_else(|| bad("it is cut"));
             let far = || bad("a place lies behind all files");
             packed = packed.checked_add(number()?).ok_or_else(far)?;
@@ -272,6 +277,16 @@ mod tests {
         assert_eq!((span.len, span.next), ((1 << 50) - (1 << 41), None));
         assert!(table.span(3).is_none());
         assert_eq!(SeekTable::default().find(0), None);
+    }
+
+    #[test]
+    fn more_places_than_are_ever_kept_are_refused() {
+        let most = MOST / size_of::<Point>();
+        for count in [most, most + 1] {
+            let points: Vec<Point> = (0..count as u64).map(|at| point(at, at, b"")).collect();
+            let bytes = SeekTable { len: count as u64, points }.to_bytes();
+            assert_eq!(SeekTable::from_bytes(&bytes).is_ok(), count == most);
+        }
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl Packing for Lzop {
 
 #[cfg(test)]
 mod tests {
+    use super::blocks::ADLER_OF_DATA;
     use super::*;
     use crate::Point;
     use cowhand_core::testing::Rng;
@@ -185,6 +186,37 @@ mod tests {
                 // Without checksums of data nothing is known of it.
                 assert_eq!(missed > 0, sums & 0b0101 == 0, "{flags:#x}: {missed}");
             }
+        }
+    }
+
+    #[test]
+    fn nothing_comes_out_of_a_broken_block_that_is_stored() {
+        let (long, short) = (bytes(900), bytes(300));
+        for (blocks, broken) in [([&long, &short], 0), ([&short, &long], 0), ([&long, &short], 1)] {
+            let intact = blocks[1 - broken];
+            let bad = blocks[broken];
+            // Each in a part of its own: so it is stored.
+            let mut parts = blocks.map(|block| part(ADLER_OF_DATA, &[block]));
+            let at = parts[broken].len() - 4 - bad.len() / 2;
+            parts[broken][at] ^= 1;
+            let file = parts.concat();
+            let (mut found, mut errors) = (Vec::new(), 0);
+            let mut unpack = Lzop.unpack(Box::new(file.as_slice()));
+            while errors < 2 {
+                match unpack.read_to_end(&mut found) {
+                    Ok(_) => break,
+                    Err(_) => errors += 1,
+                }
+            }
+            assert_eq!(errors, 1);
+            assert!(found == *intact, "{} bytes", found.len());
+            // Who goes on at random is told again, and not that it is the end.
+            let mut survey = Lzop.survey(stored(&file)).unwrap().unwrap();
+            let mut passed = vec![0; if broken == 0 { 0 } else { intact.len() }];
+            survey.read_exact(&mut passed).unwrap();
+            survey.read(&mut [0; 10]).unwrap_err();
+            let next = survey.skip(1);
+            assert_eq!(next.is_ok(), broken == 0, "{next:?}");
         }
     }
 

@@ -68,9 +68,9 @@ impl<R: Read> Unpack<R> {
         holds(block.adler_of_packed, adler32, &self.packed, "the packed bytes do not have its checksum")?;
         holds(block.crc_of_packed, crc32, &self.packed, "the packed bytes do not have its checksum")?;
         // Nothing is given out of a block that is broken.
-        self.given = self.bytes.len();
         if block.packed == block.unpacked {
             std::mem::swap(&mut self.packed, &mut self.bytes);
+            self.given = self.bytes.len();
         } else {
             self.bytes.resize(block.unpacked, 0);
             self.given = self.bytes.len();

@@ -514,6 +514,47 @@ fn an_index_that_is_kept_spares_the_next_its_look() {
 }
 
 #[test]
+fn an_image_is_not_checked_by_a_name_it_does_not_have() {
+    let folder = temp();
+    let path = folder.path().join("a.qcow2");
+    qemu_img(["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "1M"]);
+    let found = cowhand::check(&part(&path, "disk"), &cowhand::Check::default(), &Quiet);
+    assert_eq!(found.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn no_index_is_written_through_a_link() {
+    let folder = temp();
+    let path = Form::Plain.save(&archive().bytes, folder.path()).unwrap();
+    let elsewhere = folder.path().join("elsewhere");
+    let sidecar = PathBuf::from(format!("{}.index", path.display()));
+    std::os::unix::fs::symlink(&elsewhere, &sidecar).unwrap();
+    let mut keep = Open::default();
+    keep.indexing.keep = true;
+    let image = cowhand::open(&part(&path, "drive-scsi0"), &keep).unwrap();
+    assert_eq!(image.prepare(&Quiet).unwrap_err().kind(), ErrorKind::Exists);
+    assert!(!elsewhere.exists());
+}
+
+/// A guest writes what it likes to its disk: here what says that packed bytes follow, again and again, with nothing in them.
+#[test]
+fn what_says_that_it_is_packed_and_never_begins_is_soon_known_to_be_a_disk() {
+    let folder = temp();
+    let path = folder.path().join("guest.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    let len = u64::from(u32::MAX) - 7;
+    for at in 0..64 {
+        let head = [0x184d_2a50_u32.to_le_bytes(), (len as u32).to_le_bytes()].concat();
+        std::os::unix::fs::FileExt::write_all_at(&file, &head, at * (len + 8)).unwrap();
+    }
+    file.set_len(64 * (len + 8) / 512 * 512).unwrap();
+    let since = std::time::Instant::now();
+    let image = cowhand::open(&path, &Open::default()).unwrap();
+    assert_eq!(image.links()[0].format, "raw");
+    assert!(since.elapsed() < std::time::Duration::from_secs(10));
+}
+
+#[test]
 fn an_index_that_is_damaged_is_none() {
     let folder = temp();
     let built = VmaFile::new("damaged").disk("drive-scsi0", MIB + 512).disk("drive-scsi1", MIB).build();

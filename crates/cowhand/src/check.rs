@@ -49,6 +49,9 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
         return Err(named(Error::unsupported("is packed, and is checked as it is unpacked"))
             .hint(format!("use cowhand {name} verify")));
     }
+    if format.archives().is_none() {
+        part.refuse_disk(format)?;
+    }
     let options = CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone() };
     let checker = format.checker();
     let report = checker.map(|checker| checker.check(storage, &files, &options, progress)).transpose();

@@ -270,7 +270,10 @@ fn into_new(
     let once = once.filter(|_| !in_blocks && !base.has_backing());
     match once {
         Some(disk) => job.take(disk, progress)?,
-        None => job.run(&source, progress)?,
+        None => {
+            sources.iter().try_for_each(|source| source.prepare(progress))?;
+            job.run(&source, progress)?;
+        }
     }
     bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(named)?;
     // What the file is to have beside what was written may take long too.

@@ -20,6 +20,9 @@ pub(crate) struct Content {
 const SIGNATURE: u64 = 16;
 /// Bytes that a format is shown of what is packed.
 const HEAD: u64 = 4096;
+/// Bytes of the file that are looked through for them, at most: more than the largest block of any packing. A guest may
+/// have written to its disk what says that it is packed, and goes on without end with nothing in it.
+const FAR: u64 = 80 << 20;
 
 impl Content {
     /// By the content, or of the format that somebody `named`.
@@ -50,7 +53,7 @@ fn packing(file: &dyn Storage) -> Result<Option<&'static dyn Packing>> {
 /// The format of what is packed, where its files come so. What cannot be unpacked is nothing that does.
 fn packed_format(file: &Arc<dyn Storage>, packing: &dyn Packing) -> Option<&'static dyn Format> {
     let mut head = Vec::new();
-    let unpacked = packing.front(Box::new(Walk::new(file.clone())));
+    let unpacked = packing.front(Box::new(Walk::new(file.clone()).take(FAR)));
     // An error behind the first bytes is said when those are read that it is about.
     let _ = unpacked.take(HEAD).read_to_end(&mut head);
     let whole = cowhand_core::MemoryStorage::from_bytes(&head);

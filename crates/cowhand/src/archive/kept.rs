@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cowhand_core::{Access, Cache, Error, ErrorKind, FileStorage, Identity, Lock, Result, Storage};
 use cowhand_packed::{Packing, SeekTable};
 use zerocopy::byteorder::little_endian::{I128, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::target::Target;
 
@@ -83,13 +83,18 @@ impl Kept {
     ) -> Option<Kept> {
         let kept = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback).ok()?;
         let len = kept.len().ok().filter(|len| *len <= MOST)?;
-        let mut bytes = vec![0; len as usize];
-        kept.read_at(0, &mut bytes).ok()?;
-        let (raw, rest) = Raw::read_from_prefix(&bytes).ok()?;
-        let sum = crc32c::crc32c(bytes.get(BEFORE_SUM..)?);
-        if (raw.magic, raw.version.get(), raw.sum.get()) != (MAGIC, VERSION, sum)
+        let mut raw = Raw::new_zeroed();
+        kept.read_at(0, raw.as_mut_bytes()).ok()?;
+        // Of what is about something else no more is read.
+        if (raw.magic, raw.version.get()) != (MAGIC, VERSION)
             || raw.of != Of::archive(file, identity, packing).ok()?
         {
+            return None;
+        }
+        let mut bytes = vec![0; len as usize];
+        kept.read_at(0, &mut bytes).ok()?;
+        let rest = bytes.get(size_of::<Raw>()..)?;
+        if raw.sum.get() != crc32c::crc32c(bytes.get(BEFORE_SUM..)?) {
             return None;
         }
         let (table, index) = rest.split_at_checked(usize::try_from(raw.table_len.get()).ok()?)?;
@@ -142,6 +147,12 @@ impl Kept {
 
 /// What is no index is not replaced by one.
 fn refuse_another(path: &Path) -> Result<()> {
+    // Who may put a link beside the archive must not choose which file is written.
+    if path.is_symlink() {
+        return Err(Error::new(ErrorKind::Exists, "is a symbolic link, and no index is written through one")
+            .hint("remove it, or leave out --keep-index")
+            .image(path.display()));
+    }
     let Ok(there) = FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback) else {
         return Ok(());
     };

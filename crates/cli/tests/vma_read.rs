@@ -201,7 +201,7 @@ fn without_its_front_an_archive_tells_what_it_holds() {
     let mut zeroed = whole.clone();
     zeroed[..12_800].fill(0);
     fs::write(dir.join("a.vma"), &zeroed).unwrap();
-    assert_eq!(rescued(dir, "a.vma", &disk, "1"), SIZE);
+    assert_eq!(rescued(dir, "a.vma", &disk, "disk-1"), SIZE);
     // The size alone is damaged.
     let mut shrunk = whole.clone();
     shrunk[4096 + 32 + 13] ^= 0x40;

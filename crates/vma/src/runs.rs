@@ -99,6 +99,7 @@ impl Runs {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // One run is what is meant.
 mod tests {
     use super::*;
 

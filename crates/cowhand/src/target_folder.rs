@@ -20,8 +20,15 @@ impl TargetFolder {
     /// Errors: something bears that name already.
     pub(crate) fn begin(path: &Path, empty: bool) -> Result<TargetFolder> {
         let (path, name) = TargetFolder::named(path, empty)?;
-        let now = folder_of(&path).join(format!(".{name}.partial-{:x}", std::process::id()));
-        TargetFolder::make(path, now)
+        let mut attempt = 0;
+        loop {
+            let now = folder_of(&path).join(partial_name(&name, attempt));
+            match TargetFolder::make(path.clone(), now) {
+                // One that was killed left it behind: in a container the next has its number.
+                Err(error) if error.kind() == ErrorKind::Exists && attempt < 1000 => attempt += 1,
+                made => return made,
+            }
+        }
     }
 
     /// Makes the new folder `path` under its own name at once, for somebody who looks into it meanwhile.
@@ -79,11 +86,51 @@ impl TargetFolder {
     }
 }
 
+/// What a folder is called until it is finished. File names end at 255 bytes: of a longer one people see the front.
+fn partial_name(name: &str, attempt: u32) -> String {
+    let mut shown = name;
+    while shown.len() > 220 {
+        let mut chars = shown.chars();
+        chars.next_back();
+        shown = chars.as_str();
+    }
+    let again = if attempt == 0 { String::new() } else { format!("-{attempt}") };
+    format!(".{shown}.partial-{:x}{again}", std::process::id())
+}
+
 impl Drop for TargetFolder {
     fn drop(&mut self) {
         if !self.done {
             // Nobody can be told: the error that led here is already on its way.
             let _ = fs::remove_dir_all(&self.now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_behind_is_in_nobodys_way() {
+        let parent = tempfile::tempdir().unwrap();
+        let left = parent.path().join(partial_name("out", 0));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("file"), "x").unwrap();
+        let to = parent.path().join("out");
+        let folder = TargetFolder::begin(&to, false).unwrap();
+        fs::write(folder.now().join("mine"), "y").unwrap();
+        folder.finish(Cache::Unsafe).unwrap();
+        let found: Vec<_> = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(found, ["mine"]);
+        assert_eq!(fs::read(left.join("file")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn names_may_be_as_long_as_names_are() {
+        let parent = tempfile::tempdir().unwrap();
+        let to = parent.path().join("\u{e9}".repeat(127));
+        TargetFolder::begin(&to, false).unwrap().finish(Cache::Unsafe).unwrap();
+        assert!(to.is_dir());
     }
 }

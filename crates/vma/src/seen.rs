@@ -17,6 +17,8 @@ const OVERHEAD: usize = 64;
 pub(crate) struct Seen {
     pages: BTreeMap<u16, Page>,
     bytes: usize,
+    /// One more than the highest; 0: none.
+    end: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ impl Seen {
         let new = page.insert(low);
         self.bytes = (self.bytes + page.bytes()).saturating_sub(before);
         self.bytes += (self.pages.len() - pages) * OVERHEAD;
+        self.end = self.end.max(u64::from(cluster) + 1);
         new
     }
 
@@ -47,11 +50,7 @@ impl Seen {
 
     /// One more than the highest; 0: none.
     pub(crate) fn end(&self) -> u64 {
-        let mut end = 0;
-        if let Some((page, last)) = self.pages.last_key_value() {
-            last.each(&mut |run| end = from(*page) + u64::from(run[1]) + 1); // never out of bounds: it has two
-        }
-        end
+        self.end
     }
 
     /// Calls `see` with each run of numbers below `end` that are not in it, ascending.
@@ -212,6 +211,19 @@ mod tests {
             assert!(seen.bytes() <= 8192 + OVERHEAD, "{}", seen.bytes());
         }
         assert_eq!(gaps(&seen, 6), [1..2, 3..4, 5..6]);
+    }
+
+    #[test]
+    fn asking_for_the_end_costs_the_same_however_much_came() {
+        let since = std::time::Instant::now();
+        let mut seen = Seen::default();
+        for cluster in (0..1 << 18).step_by(2) {
+            assert!(seen.end() <= u64::from(cluster));
+            seen.insert(cluster);
+        }
+        assert_eq!(seen.end(), (1 << 18) - 1);
+        // Looking through a page each time takes minutes.
+        assert!(since.elapsed().as_secs() < 10, "{:?}", since.elapsed());
     }
 
     proptest! {

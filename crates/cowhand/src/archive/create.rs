@@ -150,6 +150,15 @@ pub fn create_archive(
         naming::check_restorable(path, &manifest)?;
     }
     let job = Job { how, archives, packing, images: &images, manifest: &manifest };
+    if let Some(digest) = &how.digest {
+        let read: Vec<_> = images.iter().flat_map(|image| image.watched()).collect();
+        refuse_one_of(digest, &read)?;
+        if matches!(to, ArchiveTo::File(path) if path == digest) {
+            return Err(Error::invalid("is where the archive goes")
+                .image(digest.display())
+                .hint("name another file for the digests"));
+        }
+    }
     let mut done = match to {
         ArchiveTo::Bytes { to, .. } => {
             let (done, digests) = job.run(to, progress).map_err(named)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    ArchiveFaults, ArchiveSource, Cache, Chunk, Error, ErrorKind, Format, Manifest, Progress, Reading,
+    ArchiveFaults, ArchiveSource, Body, Cache, Chunk, Error, ErrorKind, Format, Manifest, Progress, Reading,
     Result, Secrets,
 };
 use serde_json::{Value, json};
@@ -256,6 +256,10 @@ impl Work<'_> {
             source.missing(number, &mut |range| {
                 if let Some(digester) = &digester {
                     digester.lost(number, range.clone())?;
+                }
+                if let To::Image(image) = &outlet.to {
+                    // Whatever stood in a target that was there is none of the disk's.
+                    image.put(range.start, Body::Zero(range.end - range.start))?;
                 }
                 missing.add(range);
                 Ok(())

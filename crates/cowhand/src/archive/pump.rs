@@ -13,13 +13,13 @@ use super::pace::Pace;
 use crate::fill::Filling;
 use crate::target::Target;
 
-/// Bytes that are handed over together.
+/// Bytes that are handed over together, and less than a block more.
 const BATCH: usize = 1 << 20;
 /// Runs that are handed over together at most.
 const RUNS: usize = 4096;
 /// Batches there are: being filled, waiting, being written.
 const BATCHES: usize = 6;
-/// Runs of zeros of this size become holes of a machine's memory.
+/// A block: chunks are cut between them, and those that are zero become holes of a machine's memory.
 const UNIT: usize = 4096;
 /// How often who waits for the writers looks whether to go on.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -108,12 +108,14 @@ impl Batch {
         self.bytes.len() >= BATCH || self.runs.len() >= RUNS
     }
 
-    /// Takes as much of the front of `body` as there is room for. How much that is.
+    /// Takes as much of the front of `body` as there is room for, cut between blocks alone: who digests them wants them
+    /// whole. How much that is.
     fn take(&mut self, disk: usize, at: u64, body: Body<'_>) -> usize {
         let (len, start, taken) = match body {
             Body::Zero(len) => (len, None, 0),
             Body::Bytes(bytes) => {
-                let room = BATCH.saturating_sub(self.bytes.len()).min(bytes.len());
+                // Whole blocks, though what a disk that ends within one has of it stands before them.
+                let room = BATCH.saturating_sub(self.bytes.len()).next_multiple_of(UNIT).min(bytes.len());
                 let start = self.bytes.len();
                 self.bytes.extend_from_slice(&bytes[..room]); // never out of bounds: at most its length
                 (room as u64, Some(start), room)
@@ -286,7 +288,7 @@ impl Hand<'_> {
         }
         if self.batch.is_none() {
             let mut batch = self.next()?;
-            batch.bytes.reserve(BATCH);
+            batch.bytes.reserve(BATCH + UNIT);
             self.batch = Some(batch);
         }
         self.batch.as_mut().ok_or_else(gone)

@@ -325,3 +325,20 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
     refused(long, "too long for a configuration");
     refused(CreateArchive { restorable: true, ..how }, "no name of an archive that Proxmox restores");
 }
+
+#[test]
+fn digests_are_never_written_over_what_is_read_nor_over_the_archive() {
+    let (dir, mut how, _) = scene();
+    // Without locks nothing else is in the way.
+    how.disks.iter_mut().for_each(|disk| disk.open.lock = Lock::None);
+    let source = how.disks[0].path.clone();
+    let before = std::fs::read(&source).unwrap();
+    let target = dir.path().join("x.vma");
+    for digest in [source.clone(), target.clone()] {
+        let how = CreateArchive { digest: Some(digest), ..how.clone() };
+        let error = create_archive(&how, ArchiveTo::File(&target), &Quiet).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(!target.exists());
+    }
+    assert!(std::fs::read(&source).unwrap() == before);
+}

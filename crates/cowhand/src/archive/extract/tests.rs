@@ -363,6 +363,42 @@ fn a_map_leads_disks_into_what_is_there() {
 }
 
 #[test]
+fn what_is_missing_reads_zero_in_a_target_that_was_full_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, _) = targets(&folder);
+    let (mut source, mut disks) = fake(14);
+    let lost = CLUSTER as u64..3 * CLUSTER as u64;
+    source.chunks.retain(|(disk, at, _)| *disk != 0 || !lost.contains(at));
+    source.missing.push((0, lost.clone()));
+    disks[0][lost.start as usize..lost.end as usize].fill(0);
+    let how = map(&folder, "1:drive-scsi0=@/a.raw\nskip=drive-scsi1\n");
+    let done = run(&mut source, &folder.path().join("out"), &Extract { salvage: true, ..how }).unwrap();
+    assert!(!done.is_whole());
+    assert_disk(&raw, "raw", &disks[0]);
+}
+
+#[test]
+fn digests_take_disks_that_end_within_a_block_and_stand_in_front_of_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = [CLUSTER + 512, 3 << 20, 700];
+    let mut fake = Fake::default();
+    for (number, size) in (0_u32..).zip(sizes) {
+        let name = format!("drive-scsi{number}");
+        fake.what.disks.push(ArchivedDisk { number: number + 1, name, size: size as u64, memory: false });
+        let bytes: Vec<u8> = (0..size).map(|at| (at % 253) as u8 + 1).collect();
+        fake.chunks.push_back((number, 0, Ok(bytes)));
+    }
+    let digester = Digester::new(&fake.what);
+    for (disk, at, bytes) in &fake.chunks {
+        digester.add(*disk, *at, Body::Bytes(bytes.as_ref().unwrap())).unwrap();
+    }
+    let path = folder.path().join("digest");
+    digester.finish().write(&path, Cache::Unsafe).unwrap();
+    let how = Extract { digests: Some(path), ..Extract::default() };
+    assert!(run(&mut fake, &folder.path().join("out"), &how).unwrap().is_whole());
+}
+
+#[test]
 fn a_map_that_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (raw, _) = targets(&folder);

@@ -481,7 +481,7 @@ fn read_so_far() -> u64 {
 
 #[test]
 fn an_index_that_is_kept_spares_the_next_its_look() {
-    let small = VmaFile::new("kept").disk("drive-scsi0", 40 * MIB).disk("drive-efidisk0", 528 << 10).build();
+    let small = VmaFile::new("kept").disk("drive-scsi0", 16 * MIB).disk("drive-efidisk0", 528 << 10).build();
     for form in Form::ALL.into_iter().filter(|form| !form.one_piece()) {
         let folder = temp();
         let Some(path) = form.save(&small.bytes, folder.path()) else { continue };

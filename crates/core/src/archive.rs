@@ -111,6 +111,13 @@ pub trait ArchiveSource: Source {
     /// Calls `see` with the guest ranges of the disk that did not come, ascending; all of them once
     /// [`Source::next`] has answered that nothing follows.
     fn missing(&self, disk: u32, see: &mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()>;
+
+    /// Calls `see` with the guest ranges of the disk that came from where bytes of the archive may be lost or have come in
+    /// between, so that they may be wrong; in the order in which they came. [`Reading::Strict`] knows none.
+    fn doubtful(&self, disk: u32, see: &mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()> {
+        let _ = (disk, see);
+        Ok(())
+    }
 }
 
 /// Takes the disks of an archive that is being written, in chunks of any order and alignment.

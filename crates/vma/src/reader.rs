@@ -80,6 +80,10 @@ pub(crate) struct Reader<'a> {
     /// Where the archive ends too early, and where bytes of it are lost.
     torn: Vec<Torn>,
     faults: ArchiveFaults,
+    /// Clusters with data that may be wrong: the disk, and which.
+    doubtful: Vec<(u32, Range<u32>)>,
+    /// The extent that the window begins with holds such.
+    in_doubt: bool,
     /// Of the extent that the window begins with.
     runs: Runs,
     next: usize,
@@ -110,6 +114,8 @@ impl<'a> Reader<'a> {
             header,
             torn: Vec::new(),
             faults: ArchiveFaults::default(),
+            doubtful: Vec::new(),
+            in_doubt: false,
             runs: Runs::default(),
             next: 0,
             len: 0,
@@ -263,6 +269,7 @@ impl<'a> Reader<'a> {
     fn whole(&mut self, len: usize, at: u64, uuid: &[u8; 16]) -> Result<Option<usize>> {
         let held = self.window.bytes().len();
         let strict = self.how == Reading::Strict;
+        self.in_doubt = false;
         let next = if strict || held == len || resync::in_place(self.window.bytes(), len, uuid) {
             None
         } else if held < len {
@@ -271,6 +278,12 @@ impl<'a> Reader<'a> {
             self.fill(len + REACH)?;
             match resync::judge(self.window.bytes(), len, uuid) {
                 Verdict::Whole => None,
+                Verdict::Doubtful => {
+                    self.in_doubt = true;
+                    let message = "none stands behind it: where bytes of it are lost or came in between, what it holds is wrong";
+                    self.wrong(Wrong::new("extent", at, message))?;
+                    None
+                }
                 Verdict::Shifted(next) => Some(next),
             }
         };
@@ -327,7 +340,15 @@ impl<'a> Reader<'a> {
         if let Some(wrong) = odd {
             self.wrong(wrong)?;
         }
-        let seen = self.came.bytes() + self.torn.len() * size_of::<Torn>();
+        if self.in_doubt && mask != 0 {
+            match self.doubtful.last_mut() {
+                Some((of, clusters)) if *of == disk && clusters.end == cluster => clusters.end += 1,
+                _ => self.doubtful.push((disk, cluster..cluster.saturating_add(1))),
+            }
+        }
+        let seen = self.came.bytes()
+            + self.torn.len() * size_of::<Torn>()
+            + self.doubtful.len() * size_of::<(u32, Range<u32>)>();
         if seen > before && seen > MAX_SEEN {
             return Err(Error::unsupported(format!(
                 "the archive's clusters are so scattered that {} MiB do not hold which of them came",
@@ -441,5 +462,15 @@ impl ArchiveSource for Reader<'_> {
         }
         // What is open is handed out by what would come next.
         join(u64::MAX..u64::MAX, see)
+    }
+
+    fn doubtful(&self, disk: u32, see: &mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()> {
+        let known = self.header.manifest.disks.get(disk as usize);
+        let size = known.filter(|disk| !disk.memory).map_or(u64::MAX, |disk| disk.size);
+        let here = self.doubtful.iter().filter(|(of, _)| *of == disk);
+        here.map(|(_, clusters)| {
+            u64::from(clusters.start) * CLUSTER..(u64::from(clusters.end) * CLUSTER).min(size)
+        })
+        .try_for_each(see)
     }
 }

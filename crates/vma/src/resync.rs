@@ -82,6 +82,8 @@ fn leads(bytes: &[u8], from: usize, to: usize, uuid: &[u8; 16]) -> bool {
 pub(crate) enum Verdict {
     /// It is where it shall be, and whole.
     Whole,
+    /// The one behind it is damaged so far that nobody knows whether it is in its place: so it may be whole.
+    Doubtful,
     /// Bytes of it are lost or came in between: the next extent stands there.
     Shifted(usize),
 }
@@ -92,8 +94,9 @@ pub(crate) fn in_place(bytes: &[u8], len: usize, uuid: &[u8; 16]) -> bool {
     stands(bytes, len, Some(uuid)) && (last == 0 || !stands(bytes, last, Some(uuid)))
 }
 
-/// Finds that out. What follows whole sectors behind its end stands behind extents whose headers are damaged: that whole
-/// sectors of this one came in between, or were lost together with a header, cannot be told from that. `bytes` are as much as [`REACH`] behind its end, where there is so much.
+/// Finds that out. What follows whole sectors behind its end may stand behind extents whose headers are damaged; that whole
+/// sectors of this one came in between, or were lost together with a header, cannot be told from that. `bytes` are as much
+/// as [`REACH`] behind its end, where there is so much.
 pub(crate) fn judge(bytes: &[u8], len: usize, uuid: &[u8; 16]) -> Verdict {
     let behind = bytes.get(len..).unwrap_or_default();
     let damaged = resembles(behind, uuid) && !stands(behind, 0, Some(uuid));
@@ -101,10 +104,10 @@ pub(crate) fn judge(bytes: &[u8], len: usize, uuid: &[u8; 16]) -> Verdict {
         return Verdict::Whole;
     }
     match find(bytes, EXTENT_HEADER, Some(uuid)) {
-        // The one that follows is damaged, and in its place.
-        Some(next) if next > len && (next - len).is_multiple_of(EXTENT_HEADER) => Verdict::Whole,
+        // The one that follows is damaged, and may be in its place.
+        Some(next) if next > len && (next - len).is_multiple_of(EXTENT_HEADER) => Verdict::Doubtful,
         Some(next) => Verdict::Shifted(next),
-        None => Verdict::Whole,
+        None => Verdict::Doubtful,
     }
 }
 

@@ -124,14 +124,16 @@ pub struct ExtractedDisk {
     pub written: u64,
     /// What the archive did not have: it reads zero.
     pub missing: Ranges,
+    /// What may be wrong, since bytes of the archive may be lost or have come in between where it stands.
+    pub doubtful: Ranges,
     /// What is not what its digest was made of.
     pub differing: Ranges,
 }
 
 impl Extracted {
-    /// Every byte of the disks is there, and is what its digest was made of.
+    /// Every byte of the disks is there beyond doubt, and is what its digest was made of.
     pub fn is_whole(&self) -> bool {
-        self.disks.iter().all(|disk| disk.missing.count == 0 && disk.differing.count == 0)
+        self.disks.iter().all(|disk| disk.missing.count + disk.doubtful.count + disk.differing.count == 0)
     }
 
     /// For programs.
@@ -144,6 +146,7 @@ impl Extracted {
             value["virtual-size"] = json!(disk.image_size);
             value["written"] = json!(disk.written);
             value["missing"] = disk.missing.to_json();
+            value["doubtful"] = disk.doubtful.to_json();
             value["differing"] = disk.differing.to_json();
             value
         };
@@ -264,6 +267,11 @@ impl Work<'_> {
                 missing.add(range);
                 Ok(())
             })?;
+            let mut doubtful = Ranges::default();
+            source.doubtful(number, &mut |range| {
+                doubtful.add(range);
+                Ok(())
+            })?;
             let (format, image_size, written) = match outlet.to {
                 To::Memory(memory) => {
                     let (len, written) = memory.finish()?;
@@ -284,6 +292,7 @@ impl Work<'_> {
                 image_size,
                 written,
                 missing,
+                doubtful,
                 ..ExtractedDisk::default()
             });
         }
@@ -504,6 +513,7 @@ impl Work<'_> {
                 "filename": disk.file.path.display().to_string(),
                 "size": disk.size,
                 "missing-bytes": disk.missing.bytes,
+                "doubtful": disk.doubtful.list.iter().map(range_json).collect::<Vec<_>>(),
                 "differing": disk.differing.list.iter().map(range_json).collect::<Vec<_>>(),
             });
             let value = value.to_string();

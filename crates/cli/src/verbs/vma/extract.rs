@@ -33,7 +33,8 @@ use crate::work::Showing;
 /// listed on standard output and in missing.json beside the disks.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit status: 0 done, 1 failed, 3 --salvage: something is missing
+Exit status: 0 done, 1 failed, 3 --salvage: the archive is damaged, or with -d: something of these disks is
+missing or in doubt
 
 Examples:
   cowhand vma extract vzdump-qemu-100-2026_01_31-12_00_00.vma.zst disks
@@ -138,7 +139,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     } else {
         tell(args, folder, &done, out)?;
     }
-    Ok(if args.salvage && !done.is_whole() { INCOMPLETE } else { DONE })
+    // Who wants all of a damaged archive cannot know whether that was all of it.
+    let damaged = done.faults.count > 0 && args.disks.is_none();
+    Ok(if args.salvage && (damaged || !done.is_whole()) { INCOMPLETE } else { DONE })
 }
 
 fn digests(args: &Args, file: &OsString) -> Result<Option<PathBuf>> {
@@ -216,16 +219,23 @@ fn tell(args: &Args, folder: &Path, done: &Extracted, out: &mut Output) -> Resul
     losses::faults(out, &done.faults)?;
     for disk in &done.disks {
         losses::ranges(out, "missing", &disk.file.name, &disk.missing)?;
+        losses::ranges(out, "may be wrong", &disk.file.name, &disk.doubtful)?;
         losses::ranges(out, losses::DIFFERS, &disk.file.name, &disk.differing)?;
     }
     let name = folder.display().to_string();
     if done.is_whole() {
-        return writeln!(out, "{}: nothing is missing", Printable(&name));
+        // What is wrong elsewhere may be all there was of a disk that nothing names any more.
+        let of = if done.faults.count == 0 { "" } else { " of these disks" };
+        return writeln!(out, "{}: nothing is missing{of}", Printable(&name));
     }
     let sum = |of: fn(&Extracted) -> Vec<&Ranges>| of(done).iter().map(|ranges| ranges.bytes).sum::<u64>();
     let missing = sum(|done| done.disks.iter().map(|disk| &disk.missing).collect());
+    let doubtful = sum(|done| done.disks.iter().map(|disk| &disk.doubtful).collect());
     let differing = sum(|done| done.disks.iter().map(|disk| &disk.differing).collect());
     write!(out, "{}: {} missing", Printable(&name), Size(missing))?;
+    if doubtful > 0 {
+        write!(out, ", {} in doubt", Size(doubtful))?;
+    }
     if differing > 0 {
         write!(out, ", {} in which something differs", Size(differing))?;
     }

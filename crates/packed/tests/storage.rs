@@ -268,3 +268,20 @@ fn a_flipped_bit_is_never_silent_at_random_either() {
     let (_, error) = unpack(&Zstd, &packed);
     assert!(error.is_none());
 }
+
+#[test]
+fn a_seek_table_that_shifts_what_follows_is_not_taken() {
+    let bytes = sample(11, 4 * MIB);
+    let packed = pack(&Zstd, &bytes, How::default());
+    // Entries of 8 bytes stand before the footer: the second half of each is how much its frame holds.
+    let footer = packed.len() - 9;
+    for (from_end, bit) in [(1, 0), (2, 12), (4, 19)] {
+        let mut lies = packed.clone();
+        let entry = footer - 8 * from_end + 4;
+        lies[entry + bit / 8] ^= 1 << (bit % 8);
+        let file = storage(&lies);
+        let table = Zstd.table(&*file).unwrap().unwrap();
+        let random = PackedStorage::new(file, &Zstd, Arc::new(table)).unwrap();
+        reads_slices(&random, &bytes, 12, 40);
+    }
+}

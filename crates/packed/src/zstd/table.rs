@@ -48,6 +48,10 @@ pub(super) fn stored(file: &dyn Storage) -> Result<Option<SeekTable>> {
         file.read_at(begin + SKIP_HEAD as u64 + done, part).map_err(failed)?;
         for entry in part.chunks_exact(entry as usize) {
             let (Some(one), Some(other)) = (le(entry, 0, 4), le(entry, 4, 4)) else { return Ok(None) };
+            // One that is wrong would shift what stands in all the frames behind it.
+            if other > 0 && !holds(file, packed, one.min(begin.saturating_sub(packed)), other)? {
+                return Ok(None);
+            }
             if other > 0 {
                 points.add(Point { packed, unpacked, state: Vec::new() });
             }
@@ -59,6 +63,15 @@ pub(super) fn stored(file: &dyn Storage) -> Result<Option<SeekTable>> {
     }
     let table = points.table(unpacked);
     Ok((packed == begin && table.check(begin).is_ok()).then_some(table))
+}
+
+/// Whether the frame at `at`, of `len` bytes, may hold that much: many do not say.
+fn holds(file: &dyn Storage, at: u64, len: u64, content: u64) -> Result<bool> {
+    let mut head = [0; LONGEST];
+    let head = &mut head[..len.min(LONGEST as u64) as usize]; // never out of bounds: at most its length
+    file.read_at(at, head).map_err(failed)?;
+    let Ok(Some(Head::Frame { content: stated, .. })) = Head::parse(head) else { return Ok(false) };
+    Ok(stated.is_none_or(|stated| stated == content))
 }
 
 /// A file's bytes here and there: a small piece is read at a time, and what lies between is not.

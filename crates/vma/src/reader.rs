@@ -278,10 +278,13 @@ impl<'a> Reader<'a> {
             self.fill(len + REACH)?;
             match resync::judge(self.window.bytes(), len, uuid) {
                 Verdict::Whole => None,
-                Verdict::Doubtful => {
+                Verdict::Doubtful(next) => {
                     self.in_doubt = true;
-                    let message = "none stands behind it: where bytes of it are lost or came in between, what it holds is wrong";
-                    self.wrong(Wrong::new("extent", at, message))?;
+                    // What stands at the archive's end, and is no extent, is a fault of its own.
+                    if next.is_some() {
+                        let message = "none stands behind it: where bytes of it are lost or came in between, what it holds is wrong";
+                        self.wrong(Wrong::new("extent", at, message))?;
+                    }
                     None
                 }
                 Verdict::Shifted(next) => Some(next),

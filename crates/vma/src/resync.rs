@@ -82,8 +82,9 @@ fn leads(bytes: &[u8], from: usize, to: usize, uuid: &[u8; 16]) -> bool {
 pub(crate) enum Verdict {
     /// It is where it shall be, and whole.
     Whole,
-    /// The one behind it is damaged so far that nobody knows whether it is in its place: so it may be whole.
-    Doubtful,
+    /// The one behind it is damaged so far that nobody knows whether it is in its place, or is none at all: so it may be
+    /// whole. Where the next one stands.
+    Doubtful(Option<usize>),
     /// Bytes of it are lost or came in between: the next extent stands there.
     Shifted(usize),
 }
@@ -105,9 +106,11 @@ pub(crate) fn judge(bytes: &[u8], len: usize, uuid: &[u8; 16]) -> Verdict {
     }
     match find(bytes, EXTENT_HEADER, Some(uuid)) {
         // The one that follows is damaged, and may be in its place.
-        Some(next) if next > len && (next - len).is_multiple_of(EXTENT_HEADER) => Verdict::Doubtful,
+        Some(next) if next > len && (next - len).is_multiple_of(EXTENT_HEADER) => {
+            Verdict::Doubtful(Some(next))
+        }
         Some(next) => Verdict::Shifted(next),
-        None => Verdict::Doubtful,
+        None => Verdict::Doubtful(None),
     }
 }
 

@@ -214,7 +214,7 @@ fn claims() -> Vec<Claim> {
         || VmaFile { slots: 3, ..VmaFile::new("claims") }.config("qemu-server.conf", "x").disk("a", 300 * K);
     // Disks that say they are enormous.
     for size in
-        [1 << 40, 1 << 48, (1 << 48) + 1, i64::MAX as u64 & !511, i64::MAX as u64, u64::MAX & !511, u64::MAX]
+        [1 << 40, 1 << 48, (1 << 48) + 1, i64::MAX as u64 & !511, i64::MAX as u64, !511, u64::MAX]
     {
         let built = small().build();
         let mut bytes = built.bytes;
@@ -224,7 +224,7 @@ fn claims() -> Vec<Claim> {
     }
     let mut many = VmaFile::new("many");
     for id in 1..=254 {
-        many.disks.push(VmaDisk::new(id, &format!("d{id}"), Mirror::new(u64::MAX & !511)));
+        many.disks.push(VmaDisk::new(id, &format!("d{id}"), Mirror::new(!511)));
     }
     let mut bytes = many.header();
     bytes.extend(many.extent_bytes(&[]));

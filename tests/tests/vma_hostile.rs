@@ -213,9 +213,7 @@ fn claims() -> Vec<Claim> {
     let small =
         || VmaFile { slots: 3, ..VmaFile::new("claims") }.config("qemu-server.conf", "x").disk("a", 300 * K);
     // Disks that say they are enormous.
-    for size in
-        [1 << 40, 1 << 48, (1 << 48) + 1, i64::MAX as u64 & !511, i64::MAX as u64, !511, u64::MAX]
-    {
+    for size in [1 << 40, 1 << 48, (1 << 48) + 1, i64::MAX as u64 & !511, i64::MAX as u64, !511, u64::MAX] {
         let built = small().build();
         let mut bytes = built.bytes;
         bytes[4096 + 32 + 8..4096 + 32 + 16].copy_from_slice(&size.to_be_bytes());

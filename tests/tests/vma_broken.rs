@@ -57,12 +57,10 @@ fn strict_reading_refuses_what_is_broken() {
         let said = refused(&words, 1);
         assert!(said.contains(&text(path)), "the archive is not named: {said}");
         assert!(!place.exists(), "left behind: {:?}", names(place));
-        // Each disk by its name: opening it goes through the whole archive.
-        for disk in ["drive-scsi0", "vmstate"] {
-            let named = format!("{}#{disk}", text(path));
-            refused(&["convert", "-f", "vma", "-O", "raw", &named, &text(place)], 1);
-            assert!(!place.exists());
-        }
+        // One disk by its name: opening it goes through the whole archive.
+        let named = format!("{}#drive-scsi0", text(path));
+        refused(&["convert", "-f", "vma", "-O", "raw", &named, &text(place)], 1);
+        assert!(!place.exists());
     });
 }
 

@@ -387,7 +387,8 @@ fn things_that_are_no_archive() {
     std::os::unix::fs::symlink("loop", at("loop")).unwrap();
     let file = File::create(at("sparse")).unwrap();
     file.write_all_at(b"VMA\0\0\0\0\x01", 0).unwrap();
-    file.set_len(1 << 40).unwrap();
+    // All of it is searched for extents.
+    file.set_len(64 << 20).unwrap();
     for name in ["empty", "folder", "loop", "gone", "sparse"] {
         for verb in ["list", "config", "verify"] {
             let ran = cowhand(&["vma", verb, &text(&at(name))]);

@@ -79,11 +79,13 @@ fn data_bytes(content: &Mirror) -> u64 {
 
 #[test]
 fn extract_from_a_pipe_packed_in_every_way() {
+    let slow = std::env::var_os("COWHAND_SLOW").is_some();
     each(|(built, path), place| {
         let path = text(path);
-        for (n, pack) in
-            ["cat", "zstd -q -1 -c", "gzip -1 -c", "pigz -1 -c", "lzop -1 -c"].into_iter().enumerate()
-        {
+        // The shapes take turns.
+        let turn = built.file.name.len() % 5;
+        let packs = ["cat", "zstd -q -1 -c", "gzip -1 -c", "pigz -1 -c", "lzop -1 -c"];
+        for (n, pack) in packs.into_iter().enumerate().filter(|(n, _)| slow || *n == turn) {
             let place = place.with_extension(format!("{n}"));
             let script = format!("{pack} <'{path}' | \"$0\" vma extract - '{}'", text(&place));
             let ran = shell(Path::new("/"), &script);
@@ -101,7 +103,8 @@ fn extract_into_images() {
         if built.file.disks.len() > 20 {
             return;
         }
-        for (format, extension) in formats {
+        let many = built.file.disks.len() > 4;
+        for (format, extension) in formats.into_iter().take(if many { 1 } else { 3 }) {
             let place = place.with_extension(extension);
             good(&["vma", "extract", "-O", format, &text(path), &text(&place)]);
             for disk in built.file.disks.iter().filter(|disk| !disk.is_memory()) {
@@ -146,7 +149,7 @@ fn a_disk_by_its_name() {
         if built.file.disks.len() > 20 {
             return;
         }
-        for disk in built.file.disks.iter().filter(|disk| !disk.is_memory()) {
+        for (n, disk) in built.file.disks.iter().enumerate().filter(|(_, disk)| !disk.is_memory()) {
             let name = String::from_utf8(disk.name.clone()).unwrap();
             let named = format!("{}#{name}", text(path));
             let how = Open { lock: cowhand::Lock::None, ..Open::default() };
@@ -157,9 +160,12 @@ fn a_disk_by_its_name() {
             disk.content.save(&raw);
             let compared = good(&["compare", "-f", "vma", "-F", "raw", &named, &text(&raw)]);
             assert!(compared.contains("identical"), "{compared}");
-            let target = place.with_extension("qcow2");
-            good(&["convert", "-O", "qcow2", &named, &text(&target)]);
-            assert_image(&target, "qcow2", &disk.content);
+            if n < 2 {
+                let target = place.with_extension("qcow2");
+                good(&["convert", "-O", "qcow2", &named, &text(&target)]);
+                assert_image(&target, "qcow2", &disk.content);
+                std::fs::remove_file(&target).unwrap();
+            }
             let info = good(&["info", "--output", "json", &named]);
             let info: serde_json::Value = serde_json::from_str(&info).unwrap();
             assert_eq!(info["format"], "vma");
@@ -167,7 +173,6 @@ fn a_disk_by_its_name() {
             let map = good(&["map", "--output", "json", &named]);
             let map: serde_json::Value = serde_json::from_str(&map).unwrap();
             assert_map(&map, &disk.content, &built.bytes);
-            std::fs::remove_file(&target).unwrap();
         }
     });
 }

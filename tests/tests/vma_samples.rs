@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cowhand_tests::{Mirror, Sample, file_sha256, samples, temp, vma_extract};
+use cowhand_tests::{Sample, file_sha256, samples, temp, vma_extract};
 
 use crate::vma::{good, names, refused, shell, text};
 
@@ -18,10 +18,6 @@ fn hash(sample: &Sample, of: &str) -> String {
 
 fn hashes(sample: &Sample) -> [(&'static str, String); 4] {
     ["disk A", "disk B", "qemu-server.conf", "qemu-server.fw"].map(|of| (of, hash(sample, of)))
-}
-
-fn same(one: &Path, other: &Path) {
-    Mirror::of_file(one).assert_same(&Mirror::of_file(other), &text(other));
 }
 
 #[test]
@@ -40,11 +36,11 @@ fn two_disks_and_two_configurations() {
         .map(|line| line.rsplit(' ').next().unwrap().to_owned())
         .collect();
     let [a, b] = &devices[..] else { panic!("{list}") };
-    // All of it, from the file and from a pipe.
+    // All of it from the file, and one disk from a pipe.
     let place = folder.path().join("from a file");
     good(&["vma", "extract", &path, &text(&place)]);
     let pipe = folder.path().join("from a pipe");
-    let script = format!("zstd -q -d -c '{path}' | \"$0\" vma extract - '{}'", text(&pipe));
+    let script = format!("zstd -q -d -c '{path}' | \"$0\" vma extract -d '{b}' - '{}'", text(&pipe));
     assert!(shell(Path::new("/"), &script).ok());
     let [disk_a, disk_b, conf, fw] = hashes(&sample);
     let files = [
@@ -55,20 +51,23 @@ fn two_disks_and_two_configurations() {
     ];
     for (file, (of, right)) in files.iter().zip([&disk_a, &disk_b, &conf, &fw]) {
         assert_eq!(file_sha256(&place.join(file)), *right, "{of}");
-        // Hashing takes its time: what else is made of the archive is compared with this.
-        same(&place.join(file), &pipe.join(file));
     }
-    assert_eq!((names(&place), names(&pipe)), (files.to_vec(), files.to_vec()));
+    assert_eq!((names(&place), names(&pipe)), (files.to_vec(), files[1..].to_vec()));
+    assert_eq!(file_sha256(&pipe.join(&files[1])), disk_b.1);
     // One of them, from what is packed, and unpacked.
     let unpacked = folder.path().join("two.vma");
     assert!(shell(folder.path(), &format!("zstd -q -d '{path}' -o two.vma")).ok());
     for archive in [path, text(&unpacked)] {
         good(&["vma", "verify", &archive]);
-        for name in [a, b] {
-            let target = folder.path().join("one.raw");
-            good(&["convert", "-O", "raw", &format!("{archive}#{name}"), &text(&target)]);
-            same(&place.join(format!("disk-{name}.raw")), &target);
-            std::fs::remove_file(&target).unwrap();
+        // What is packed in one piece is read from a copy.
+        let (names, copy) = match archive.ends_with(".zst") {
+            true => (&[b][..], &["--unpack-to", folder.path().to_str().unwrap()][..]),
+            false => (&[a, b][..], &[][..]),
+        };
+        for name in names {
+            let (named, raw) = (format!("{archive}#{name}"), text(&place.join(format!("disk-{name}.raw"))));
+            let compared = good(&[&["compare", "-F", "raw"], copy, &[&named, &raw]].concat());
+            assert!(compared.contains("identical"), "{name}: {compared}");
         }
     }
     // The independent reader thinks so too.

@@ -5,28 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cowhand::{Convert, ErrorKind, Open, Quiet};
-use cowhand_tests::{Content, assert_holds, assert_qemu_accepts, file_sha256, options, run, temp};
-
-/// A loop device over a file, until this is dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    /// `None`, and says so, where that cannot be done.
-    fn over(file: &Path) -> Option<Loop> {
-        let ran = run(Command::new("losetup").args(["--find", "--show"]).arg(file));
-        if !ran.ok() {
-            eprintln!("SKIPPED: losetup: {}", ran.err.trim());
-            return None;
-        }
-        Some(Loop(ran.out.trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        run(Command::new("losetup").arg("--detach").arg(&self.0));
-    }
-}
+use cowhand_tests::{Content, Loop, assert_holds, assert_qemu_accepts, file_sha256, options, run, temp};
 
 #[test]
 fn devices_are_read_and_written() {

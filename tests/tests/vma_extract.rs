@@ -1,14 +1,13 @@
 //! VMA archives extracted: every legal shape of them, into every format, onto devices, and against digests.
 
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use cowhand::archive::{Digester, Digests, Extract, Extracted, extract};
 use cowhand::stream::{From, Incoming};
 use cowhand::{ArchivedDisk, Body, Cache, Error, ErrorKind, Manifest, Open, Quiet, Result};
 use cowhand_tests::{
-    Mirror, VmaBuilt, VmaDisk, VmaFile, assert_qemu_accepts, for_all, options, run, temp, vma_fix_extent,
+    Loop, Mirror, VmaBuilt, VmaDisk, VmaFile, assert_qemu_accepts, for_all, options, temp, vma_fix_extent,
     vma_shapes, vma_sound,
 };
 
@@ -212,27 +211,6 @@ fn hostile_names_stay_in_the_folder() {
         assert_eq!(std::fs::read_dir(outer.join("out")).unwrap().count(), 3);
     }
     assert!(!Path::new("/tmp/cowhand-was-here").exists());
-}
-
-/// A loop device over a file, until this is dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    /// `None`, and says so, where that cannot be done.
-    fn over(file: &Path) -> Option<Loop> {
-        let ran = run(Command::new("losetup").args(["--find", "--show"]).arg(file));
-        if !ran.ok() {
-            eprintln!("SKIPPED: losetup: {}", ran.err.trim());
-            return None;
-        }
-        Some(Loop(ran.out.trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        run(Command::new("losetup").arg("--detach").arg(&self.0));
-    }
 }
 
 #[test]

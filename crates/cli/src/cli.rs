@@ -11,7 +11,7 @@ use crate::output::Output;
 use crate::signals;
 use crate::verbs::*;
 
-/// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX and raw images.
+/// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX and raw images, and VMA archives.
 ///
 /// The verbs and their flags are those of qemu-img where it has them. A target is whole or absent: it is written under
 /// another name beside the old one, and takes its place once it is complete.
@@ -39,7 +39,7 @@ Exit status:
   2    compare: an image cannot be opened, or the command line makes no sense; check: errors;
        vma verify: something is wrong
   3    compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else;
-       stream --size: the front does not tell; vma extract --salvage: something is missing
+       stream --size: the front does not tell; vma extract --salvage: the archive is damaged
   4    compare: reading failed; inspect: ambiguous or unreadable
   63   check: images of this format cannot be checked
   130  stopped by a signal

@@ -5,7 +5,7 @@
 //! | 0 | done; `compare`: the disks are the same; `inspect`: safe |
 //! | 1 | failed, or the command line makes no sense; `compare`: the disks differ |
 //! | 2 | `compare`: an image cannot be opened, or the command line makes no sense; `check`: errors; `vma verify`: something is wrong |
-//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe; `check`: leaks and nothing else; `stream --size`: the front does not tell; `vma extract --salvage`: something is missing |
+//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe; `check`: leaks and nothing else; `stream --size`: the front does not tell; `vma extract --salvage`: the archive is damaged |
 //! | 4 | `compare`: reading failed; `inspect`: ambiguous or unreadable |
 //! | 63 | `check`: images of this format cannot be checked |
 //! | 130 | stopped by a signal |

@@ -47,7 +47,8 @@ pub(crate) struct Sharing {
     /// Keep the places of a backup archive's disks in ARCHIVE.index, so that the next run need not look for them
     ///
     /// ARCHIVE#DISK names a disk of an archive. Where its bytes stand is found by one look at the whole archive. An index
-    /// that is there, and is of the archive as it is now, is used with or without this.
+    /// that is there, and is of the archive as it is now, is used with or without this. Of a foreign .zst in one piece none
+    /// can be kept.
     #[arg(long)]
     pub(crate) keep_index: bool,
 

@@ -1,4 +1,5 @@
-//! Virtual disks: open, create, convert, compare, map and inspect qcow2, VHD, VHDX and raw images.
+//! Virtual disks: open, create, convert, compare, map and inspect qcow2, VHD, VHDX and raw images, and the
+//! disks of VMA archives.
 //!
 //! ```no_run
 //! use cowhand::{Convert, Open, Quiet};

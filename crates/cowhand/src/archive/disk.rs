@@ -292,9 +292,15 @@ impl ArchiveDisk {
         input::open(From::Bytes(incoming), format, Reading::Strict, progress)
     }
 
-    /// Who wants the whole disk once does better to read the archive from front to back.
+    /// Who wants the whole disk once does better to read the archive from front to back, unless an index is to be kept of
+    /// it, where there can be one.
     pub(crate) fn is_best_read_once(&self) -> bool {
-        self.archive.packing.is_some() && !self.archive.keep && !self.archive.is_found()
+        let Archive { packing: Some(packing), file, keep, .. } = self.archive.as_ref() else { return false };
+        let has_places = || {
+            let told = packing.table(file.as_ref()).is_ok_and(|table| table.is_some());
+            told || packing.survey(file.clone()).is_ok_and(|survey| survey.is_some())
+        };
+        !self.archive.is_found() && !(*keep && has_places())
     }
 
     fn layer(&self) -> Result<&Arc<dyn Layer>> {

@@ -118,10 +118,11 @@ pub fn check_backup_name(name: &str) -> Result<()> {
     if !is_time(time) {
         return wrong("its time is none");
     }
-    match extension {
-        "vma" | "vma.zst" | "vma.gz" | "vma.lzo" => Ok(()),
-        _ => wrong("it does not end with .vma, nor with .vma and how it is packed"),
+    let packed = |how: &str| cowhand_packed::packings().iter().any(|packing| packing.extension() == how);
+    if extension == "vma" || extension.strip_prefix("vma.").is_some_and(packed) {
+        return Ok(());
     }
+    wrong("it does not end with .vma, nor with .vma and how it is packed")
 }
 
 /// `YYYY_MM_DD-HH_MM_SS`.

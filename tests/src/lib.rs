@@ -8,7 +8,9 @@
 mod command;
 mod content;
 mod disk;
+mod drop_in;
 mod guid;
+mod loop_device;
 mod mirror;
 mod patch;
 mod probe;
@@ -36,7 +38,9 @@ pub use disk::{
     assert_holds, assert_map_agrees, assert_qemu_accepts, assert_same, file_sha256, guest_sha256, options,
     qemu_raw,
 };
+pub use drop_in::{Tally, drop_in, drop_in_lists};
 pub use guid::{guid, guid_text};
+pub use loop_device::Loop;
 pub use mirror::Mirror;
 pub use patch::Patch;
 pub use probe::{Probed, probe};

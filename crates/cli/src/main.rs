@@ -7,6 +7,7 @@ mod consumer;
 mod exit;
 mod keys;
 mod output;
+mod persona;
 mod progress;
 mod signals;
 mod sizes;
@@ -14,8 +15,14 @@ mod sources;
 mod verbs;
 mod work;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(cli::run(std::env::args_os().collect()))
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let persona = words.split_first().and_then(|(name, rest)| Some((persona::called(name)?, rest)));
+    ExitCode::from(match persona {
+        Some((persona, rest)) => persona.run(rest),
+        None => cli::run(words),
+    })
 }

@@ -161,6 +161,22 @@ impl Error {
         self.0.image.as_deref()
     }
 
+    /// What is wrong, without the image, the field, the cause and the advice.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The field or structure that was named, if one was.
+    pub fn field_name(&self) -> Option<&str> {
+        self.0.field.as_deref()
+    }
+
+    /// What the operating system said, as it says it itself (`No such file or directory`), if it was behind this.
+    pub fn os_error(&self) -> Option<String> {
+        let source = self.0.source.as_deref()?.downcast_ref::<io::Error>()?;
+        Some(plain(&io::Error::from_raw_os_error(source.raw_os_error()?)))
+    }
+
     /// The advice, if there is one.
     pub fn advice(&self) -> Option<&str> {
         self.0.hint.as_deref()

@@ -1,0 +1,67 @@
+//! The other names that the program answers to: called by one of them, it is that tool.
+
+mod getopt;
+mod qemu_img;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::output::Output;
+use crate::signals;
+
+/// A tool that callers know by its name.
+pub(crate) struct Persona {
+    /// What it is called by.
+    pub(crate) name: &'static str,
+    /// Does what the words behind the name say.
+    run: fn(&[OsString], &mut Output) -> Outcome,
+}
+
+/// All of them.
+pub(crate) const PERSONAS: &[Persona] = &[Persona { name: "qemu-img", run: qemu_img::run }];
+
+/// What a tool that failed says on standard error, without the last line's end, and its exit status.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: u8,
+    pub(crate) text: String,
+}
+
+/// What a tool answers: its exit status.
+pub(crate) type Outcome = Result<u8, Failure>;
+
+/// The tool that a program called `name` is; `None`: it is cowhand itself.
+pub(crate) fn called(name: &OsString) -> Option<&'static Persona> {
+    let name = Path::new(name).file_name()?;
+    PERSONAS.iter().find(|persona| persona.name == name)
+}
+
+impl Persona {
+    /// Does what `words`, those behind the name, say. The answer is the exit status.
+    pub(crate) fn run(&self, words: &[OsString]) -> u8 {
+        signals::fail_at_the_file_size_limit();
+        let mut out = Output::new();
+        let outcome = (self.run)(words, &mut out);
+        // What was printed comes before the complaint, where both go to one place.
+        let flushed = out.flush();
+        match (outcome, flushed) {
+            (Ok(status), Ok(())) => status,
+            (Ok(_), Err(error)) => {
+                complain(&format!("{}: {error}", self.name));
+                crate::exit::FAILED
+            }
+            (Err(Failure { status, text }), _) => {
+                if !text.is_empty() {
+                    complain(&text);
+                }
+                status
+            }
+        }
+    }
+}
+
+/// Lines on standard error.
+#[allow(clippy::print_stderr)] // The one place that does, for these tools.
+pub(crate) fn complain(text: &str) {
+    eprintln!("{text}");
+}

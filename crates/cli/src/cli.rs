@@ -89,6 +89,7 @@ enum Verb {
     SizeByFile(size_by_file::Args),
     Vma(vma::Args),
     Formats(formats::Args),
+    InstallLinks(install_links::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -149,6 +150,7 @@ fn perform(verb: Verb, out: &mut Output) -> Outcome {
         Verb::KillData(args) => kill_data::run(&args, out),
         Verb::Vma(args) => vma::run(&args, out),
         Verb::Formats(_) => formats::run(out),
+        Verb::InstallLinks(args) => install_links::run(&args, out),
         Verb::Completions(args) => completions::run(&args, out),
         Verb::Man(args) => man::run(&args, out),
     }

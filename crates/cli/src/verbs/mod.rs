@@ -19,6 +19,7 @@ pub(crate) mod formats;
 pub(crate) mod hidden;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod install_links;
 pub(crate) mod kill_data;
 pub(crate) mod man;
 pub(crate) mod map;

@@ -6,6 +6,7 @@ mod cli;
 mod consumer;
 mod exit;
 mod keys;
+mod objects;
 mod output;
 mod persona;
 mod progress;

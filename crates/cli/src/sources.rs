@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use cowhand::archive::Indexing;
 use cowhand::{
-    Cache, Error, Lock, Open, Parent, Policy, Printable, Result, Sectors, folder_to_allow,
-    parse_option_string,
+    Cache, Error, ImageOptions, Lock, Node, Open, Parent, Policy, Printable, Result, Sectors, folder_to_allow,
 };
 
 use crate::keys::Keys;
@@ -92,19 +91,25 @@ impl Holes {
 }
 
 /// One image on the command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
     pub(crate) format: Option<String>,
-    /// Options of the format.
-    pub(crate) options: Vec<(String, String)>,
+    /// What describes it, where a path and a format do not.
+    pub(crate) node: Option<Node>,
+}
+
+impl Source {
+    fn of(node: Node) -> Source {
+        Source { path: node.path().to_owned(), format: None, node: Some(node) }
+    }
 }
 
 impl Sharing {
     /// What `word` means, given `-f`.
     pub(crate) fn source(&self, word: &OsString, format: Option<&str>) -> Result<Source> {
         if !self.image_opts {
-            return Ok(Source { path: word.into(), format: format.map(str::to_owned), options: Vec::new() });
+            return Ok(Source { path: word.into(), format: format.map(str::to_owned), node: None });
         }
         if format.is_some() {
             return Err(Error::invalid("--image-opts and -f exclude each other")
@@ -121,10 +126,9 @@ impl Sharing {
         let mut indexing = Indexing::default();
         indexing.keep = self.keep_index;
         indexing.unpack_to.clone_from(&self.unpack_to);
-        Ok(Open {
+        let open = Open {
             indexing,
             format: source.format.clone(),
-            options: source.options.clone(),
             secrets: self.keys.secrets()?,
             lock: if self.force_share { Lock::None } else { Lock::Default },
             cache,
@@ -135,6 +139,10 @@ impl Sharing {
             search: self.search_dir.clone(),
             ignore_checksums: self.ignore_checksums,
             ..Open::default()
+        };
+        Ok(match &source.node {
+            Some(node) => node.clone().open(open),
+            None => open,
         })
     }
 
@@ -178,36 +186,10 @@ pub(crate) fn quoted(name: &str) -> String {
 
 /// `driver=qcow2,file.driver=file,file.filename=PATH`; what else is named is the format's own.
 fn image_options(text: &str) -> Result<Source> {
-    let (mut path, mut format, mut protocol) = (None, None, None);
-    let mut options = Vec::new();
-    for (name, value) in parse_option_string(text) {
-        match name.as_str() {
-            "driver" => format = Some(value),
-            "file.driver" => protocol = Some(value),
-            "file.filename" | "filename" => path = Some(PathBuf::from(value)),
-            _ if name.starts_with("file.") || name.starts_with("backing") => {
-                return Err(Error::unsupported(format!("the image option '{name}' is not known here"))
-                    .hint("known are driver, file.driver, file.filename, filename, and the driver's own"));
-            }
-            _ => options.push((name, value)),
-        }
-    }
-    // A bare protocol driver is the file itself: its bytes as they stand.
-    if let Some("file" | "host_device") = format.as_deref() {
-        format = Some("raw".to_owned());
-    }
-    match protocol.as_deref() {
-        None | Some("file" | "host_device") => {}
-        Some(other) => {
-            return Err(Error::unsupported(format!("the protocol driver '{other}' is not spoken here"))
-                .hint("known are file and host_device"));
-        }
-    }
-    let path = path.ok_or_else(|| {
-        Error::invalid(format!("'{text}' names no file"))
-            .hint("--image-opts takes driver=FORMAT,file.filename=PATH")
-    })?;
-    Ok(Source { path, format, options })
+    let node = ImageOptions::parse(text).and_then(ImageOptions::node);
+    let node =
+        node.map_err(|error| error.image(text).hint("--image-opts takes driver=FORMAT,file.filename=PATH"))?;
+    Ok(Source::of(node.node))
 }
 
 /// A cache mode by QEMU's name.
@@ -225,20 +207,20 @@ mod tests {
     #[test]
     fn image_options_name_a_file_and_its_format() {
         let found = image_options("driver=qcow2,file.driver=file,file.filename=a,,b").unwrap();
-        let source = |path: &str, format: Option<&str>| Source {
-            path: path.into(),
-            format: format.map(str::to_owned),
-            options: Vec::new(),
+        assert_eq!(found.path, PathBuf::from("a,b"));
+        let opened = |text: &str| {
+            let source = image_options(text).unwrap();
+            Sharing::default().open(&source, &Parents::default(), Cache::default()).unwrap()
         };
-        assert_eq!(found, source("a,b", Some("qcow2")));
-        assert_eq!(image_options("filename=x").unwrap(), source("x", None));
-        let found = image_options("driver=luks,key-secret=s,file.filename=x").unwrap();
-        assert_eq!(found.options, [("key-secret".to_owned(), "s".to_owned())]);
+        assert_eq!(opened("file.filename=x").format, None);
+        let open = opened("driver=luks,key-secret=s,file.filename=x");
+        assert_eq!(open.format.as_deref(), Some("luks"));
+        assert_eq!(open.options, [("key-secret".to_owned(), "s".to_owned())]);
         for (text, part) in [
-            ("driver=qcow2", "names no file"),
-            ("driver=raw,file.driver=nbd,file.host=h", "file.host"),
-            ("file.driver=nbd,filename=x", "nbd"),
-            ("backing.driver=raw,filename=x", "backing.driver"),
+            ("driver=qcow2", "A block device must be specified"),
+            ("driver=raw,file.driver=nbd,file.host=h", "Unknown driver 'nbd'"),
+            ("filename=x", "Must specify either driver or file"),
+            ("driver=raw,file.filename=x,file.foo=y", "'foo'"),
         ] {
             let error = image_options(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

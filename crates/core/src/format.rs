@@ -162,6 +162,12 @@ pub trait Format: Send + Sync + Debug {
         &[]
     }
 
+    /// Of these, the ones without which the same file would be another disk, or could not be read: a name of the image
+    /// is not whole without them.
+    fn defining_options(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// What [`Layer::amend`] can change.
     fn amend_options(&self) -> &'static [OptionSpec] {
         &[]

@@ -44,7 +44,7 @@ pub use image::{Image, Link, Mapped};
 pub use inspect::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place, Problem, TAIL};
 pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc};
 pub use measure::{Content, Measured, largest, touched};
-pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_size};
+pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_option_words, parse_size};
 pub use progress::{Progress, Quiet};
 pub use secret::Secrets;
 pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};

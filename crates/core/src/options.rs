@@ -120,6 +120,12 @@ fn parse_flag(text: &str) -> Option<bool> {
 
 /// Splits `a=1,b=x,,y,c` as QEMU does: `,,` is a comma within a value, and a name without a value is `on`.
 pub fn parse_option_string(text: &str) -> Vec<(String, String)> {
+    let words = parse_option_words(text).into_iter();
+    words.map(|(name, value)| (name, value.unwrap_or_else(|| "on".to_owned()))).collect()
+}
+
+/// Splits `a=1,b=x,,y,c` as QEMU does: `,,` is a comma within a value, and a name may stand without a value.
+pub fn parse_option_words(text: &str) -> Vec<(String, Option<String>)> {
     let mut words = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -137,8 +143,8 @@ pub fn parse_option_string(text: &str) -> Vec<(String, String)> {
         .into_iter()
         .filter(|word| !word.is_empty())
         .map(|word| match word.split_once('=') {
-            Some((name, value)) => (name.to_owned(), value.to_owned()),
-            None => (word, "on".to_owned()),
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (word, None),
         })
         .collect()
 }

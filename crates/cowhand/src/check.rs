@@ -40,7 +40,7 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
     let part = Part::of(path);
     let files = Files::beside(part.file, open);
     let access = if how.repair == Repair::Nothing { Access::Read } else { Access::Write };
-    let storage = files.trusted_part(&part, access)?;
+    let storage = files.top(&part, open, access)?;
     let named = |error: Error| error.image(path.display());
     let format = open.format.as_deref().map(registry::format).transpose()?;
     let Content { format, packing } = Content::of(&storage, format).map_err(named)?;

@@ -81,7 +81,7 @@ pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
     let takes = taken_by(consumer)?;
     let part = Part::of(path);
     let files = Files::beside(part.file, open);
-    let storage = files.trusted_part(&part, Access::Read)?;
+    let storage = files.top(&part, open, Access::Read)?;
     let named = |error: Error| error.image(path.display());
     let format = open.format.as_deref().map(registry::format).transpose()?;
     let format = Content::of(&storage, format).map_err(named)?.format;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Access, Cache, Error, ErrorKind, FileStorage, Format, Image, Layer, Link, Lock, OpenOptions, Options,
-    ParentRef, Progress, Result, Secrets, Storage,
+    Access, Cache, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Options, ParentRef,
+    Progress, Result, Secrets, Storage,
 };
 
 use crate::archive::Indexing;
@@ -14,6 +14,7 @@ use crate::archive::content::Content;
 use crate::archive::disk::{Archive, ArchiveDisk};
 use crate::archive::part::Part;
 use crate::kinship::modified;
+use crate::node::{Backing, Described, Node};
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
 use crate::registry;
 use crate::resolve::{Files, Policy, Watched};
@@ -36,6 +37,8 @@ pub enum Parent {
 pub struct Open {
     /// The top file's format; `None`: by content.
     pub format: Option<String>,
+    /// What describes the top beside its path, its format and its options.
+    pub node: Option<Arc<Node>>,
     /// The top for writing too. Parents are read-only, but for `writable_parents`. Where the top remembers its parent's
     /// identity and wants its names kept current ([`ParentRef::kept_current`]), and that parent is no longer where the top
     /// says first, it is told where it was found.
@@ -188,16 +191,18 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
 pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Error>)> {
     let part = Part::of(path);
     let files = Files::beside(part.file, how);
-    let storage = files.trusted_part(&part, access(how.writable))?;
+    let storage = files.top(&part, how, access(how.writable))?;
     let named = |error: Error| error.image(path.display());
     let format = how.format.as_deref().map(registry::format).transpose()?;
     let content = Content::of(&storage, format).map_err(named)?;
-    let options = Options::check(content.format.open_options(), &how.options).map_err(named)?;
+    let options = registry::open_options(content.format, &how.options).map_err(named)?;
     let (mut top, archived) = match archive_disk(&part, &storage, content, &options, how).map_err(named)? {
         Some(disk) => (link_to(path, content, &disk), Some(disk)),
         None => {
             let options = OpenOptions { writable: how.writable, options, ..how.layer(0) };
-            (open_layer(path, storage, content.format, &files, &options)?, None)
+            let link = open_layer(path, storage, content.format, &files, &options)?;
+            let format = protocol_of(how).unwrap_or(link.format);
+            (Link { format, ..link }, None)
         }
     };
     let parent = top.layer.parent();
@@ -205,10 +210,20 @@ pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Err
         top.layer = snapshot(&top, which)?;
     }
     let mut links = vec![top];
-    let below = match &how.parent {
-        Parent::Ignored => Ok(Found::AsNamed),
-        Parent::Named => follow(&mut links, path, parent, &files, how),
-        Parent::Given(given) => follow_given(&mut links, path, given, parent.as_ref(), &files, how),
+    let backing = how.node.as_ref().map(|node| node.backing()).unwrap_or(&Backing::Named);
+    let below = match (&how.parent, backing) {
+        (Parent::Ignored, Backing::Described(described)) => Err(Error::invalid(format!(
+            "Block format '{}' does not support the option 'backing.{}'",
+            content.format.names()[0], // never empty: every format has a name
+            described.first()
+        ))
+        .image(path.display())),
+        (Parent::Ignored, _) | (Parent::Named, Backing::Nothing) => Ok(Found::AsNamed),
+        (Parent::Named, Backing::Described(described)) => {
+            follow_described(&mut links, path, described, parent, content, &files, how)
+        }
+        (Parent::Named, Backing::Named) => follow(&mut links, path, parent, &files, how),
+        (Parent::Given(given), _) => follow_given(&mut links, path, given, parent.as_ref(), &files, how),
     };
     let below = below.and_then(|found| match how.writable_parents.iter().max() {
         Some(depth) if *depth >= links.len() => {
@@ -262,6 +277,52 @@ fn follow_given(
     Ok(Found::AsNamed)
 }
 
+/// The driver of the top, where it is no format.
+fn protocol_of(how: &Open) -> Option<&'static str> {
+    let name = how.format.as_deref()?;
+    [registry::FILE, registry::DEVICE].into_iter().find(|protocol| *protocol == name)
+}
+
+/// Opens the parent that the caller describes, and what that stands on.
+fn follow_described(
+    links: &mut Vec<Link>,
+    child: &Path,
+    described: &Described,
+    wanted: Option<ParentRef>,
+    content: Content,
+    files: &Files,
+    how: &Open,
+) -> Result<Found> {
+    let child_named = |error: Error| error.image(child.display());
+    if content.format.is_bare() {
+        return Err(child_named(Error::invalid("Driver doesn't support backing files")));
+    }
+    let stated = wanted.as_ref().and_then(|wanted| wanted.format.as_deref());
+    let named =
+        wanted.as_ref().and_then(|wanted| wanted.candidates.first()).filter(|_| !described.has_file());
+    let file = match named {
+        // What the image names is opened under the policy, whoever says how.
+        Some(name) => Some(files.of(child).named_by_image(name, access(how.writes(1)))?.0),
+        None => None,
+    };
+    let node = described.node(stated, file.as_deref()).map_err(child_named)?;
+    let path = node.path().to_owned();
+    let below = Open {
+        writable: how.writes(1),
+        writable_parents: how.writable_parents.iter().filter_map(|depth| depth.checked_sub(1)).collect(),
+        format: None,
+        options: Vec::new(),
+        node: None,
+        snapshot: None,
+        parent: Parent::Named,
+        ..how.clone()
+    };
+    let (parent, broken) = open_as_far(&path, &node.open(below))?;
+    files.opened().extend(parent.watched());
+    links.extend(parent.image.links().iter().cloned());
+    broken.map_or(Ok(Found::AsNamed), Err)
+}
+
 /// Opens one file to look at what it says of itself, and none that it names: guest data cannot be read where it is
 /// encrypted. A raw image is looked at even while somebody writes to it.
 pub fn open_alone(path: &Path, how: &Open) -> Result<Opened> {
@@ -276,8 +337,8 @@ pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
             return Ok(registry::format(name)?.is_bare());
         }
         let part = Part::of(path);
-        let file: Arc<dyn Storage> =
-            Arc::new(FileStorage::open(part.file, Access::Read, Lock::None, Cache::Writeback)?);
+        let unlocked = Open { lock: Lock::None, cache: Cache::Writeback, ..how.clone() };
+        let file = Files::beside(part.file, &unlocked).top(&part, &unlocked, Access::Read)?;
         Ok(Content::of(&file, None).map_err(|error| error.image(path.display()))?.format.is_bare())
     };
     let lock = if how.lock == Lock::Default && is_bare()? { Lock::Shared } else { how.lock };

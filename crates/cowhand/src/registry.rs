@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cowhand_core::raw::Raw;
-use cowhand_core::{Error, ErrorKind, Format, Probe, Result, Storage};
+use cowhand_core::{Error, ErrorKind, Format, Options, Probe, Result, Storage};
 
 /// All formats. Raw is last: it takes what nothing else claims.
 pub fn formats() -> &'static [&'static dyn Format] {
@@ -22,8 +22,38 @@ pub(crate) fn bare() -> &'static dyn Format {
     &Raw
 }
 
-/// The format of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.
+/// The driver of plain files.
+pub(crate) const FILE: &str = "file";
+/// The driver of devices.
+pub(crate) const DEVICE: &str = "host_device";
+
+/// The name is that of what bytes are kept on, and of no format: such a file is its bytes as they stand.
+pub(crate) fn is_protocol(name: &str) -> bool {
+    [FILE, DEVICE].contains(&name)
+}
+
+/// A driver of that name: a format, or what bytes are kept on. Errors: [`ErrorKind::Invalid`] for a name nobody bears.
+pub fn driver(name: &str) -> Result<&'static dyn Format> {
+    format(name).map_err(|_| Error::invalid(format!("Unknown driver '{name}'")))
+}
+
+/// Checks the options that an image of `format` is opened with.
+pub(crate) fn open_options(format: &dyn Format, given: &[(String, String)]) -> Result<Options> {
+    let table = format.open_options();
+    match given.iter().find(|(name, _)| table.iter().all(|spec| spec.name != name)) {
+        Some((name, _)) => Err(Error::invalid(format!(
+            "Block format '{}' does not support the option '{name}'",
+            format.names()[0] // never empty: every format has a name
+        ))),
+        None => Options::check(table, given),
+    }
+}
+
+/// The format of that name, or of the files of a driver of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.
 pub fn format(name: &str) -> Result<&'static dyn Format> {
+    if is_protocol(name) {
+        return Ok(&Raw);
+    }
     formats().iter().copied().find(|format| format.names().contains(&name)).ok_or_else(|| {
         let known: Vec<&str> = formats().iter().flat_map(|format| format.names()).copied().collect();
         Error::invalid(format!("Unknown file format '{name}'"))

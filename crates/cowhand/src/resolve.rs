@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,6 +12,7 @@ use cowhand_core::{
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::archive::part::Part;
+use crate::node::Node;
 use crate::open::Open;
 
 /// Which files may be opened because an image names them (a backing file, a data file, a parent locator). Names given
@@ -71,6 +73,8 @@ pub(crate) struct Files {
     pub(crate) cache: Cache,
     /// What is opened for writing is to have no holes.
     pub(crate) solid: bool,
+    /// What the caller says of the image's data file, in place of what the image says.
+    pub(crate) data_file: Option<Arc<Node>>,
     /// All files opened so far, so that their changing can be noticed.
     pub(crate) opened: Arc<Mutex<Vec<Watched>>>,
 }
@@ -91,13 +95,27 @@ impl Files {
             lock: how.lock,
             cache: how.cache,
             solid: how.solid,
+            data_file: how.node.as_ref().and_then(|node| node.data_file()).cloned().map(Arc::new),
             opened: Arc::default(),
         }
     }
 
     /// For the files that another image of the same chain names.
     pub(crate) fn of(&self, image: &Path) -> Files {
-        Files { folder: folder_of(image), ..self.clone() }
+        Files { folder: folder_of(image), data_file: None, ..self.clone() }
+    }
+
+    /// The same with another lock.
+    pub(crate) fn with_lock(&self, lock: Lock) -> Files {
+        Files { lock, ..self.clone() }
+    }
+
+    /// Opens the top of what the caller means: the file that `how` describes, else the one that `part` names.
+    pub(crate) fn top(&self, part: &Part<'_>, how: &Open, access: Access) -> Result<Arc<dyn Storage>> {
+        match &how.node {
+            Some(node) => node.top_storage(self, how, access),
+            None => self.trusted_part(part, access),
+        }
     }
 
     /// Opens a name that the caller gave.
@@ -248,6 +266,10 @@ impl Storage for Withheld {
 
 impl Resolver for Files {
     fn open(&self, name: &Path, writable: bool) -> Result<Arc<dyn Storage>> {
+        if let Some(node) = &self.data_file {
+            let access = if writable { Access::Write } else { Access::Read };
+            return node.storage(self, &Open::default(), access);
+        }
         if self.policy == Policy::Deny && !writable {
             return Ok(Arc::new(Withheld(name.to_owned())));
         }
@@ -273,6 +295,15 @@ pub fn folder_to_allow(child: &Path, parent: &Path) -> Option<PathBuf> {
 pub(crate) fn without_holes(storage: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
     let solid = Solid::over(storage).map_err(|error| Error::io("cannot fill its holes", error))?;
     Ok(Arc::new(solid))
+}
+
+/// A block or character device.
+pub(crate) fn is_device(path: &Path) -> bool {
+    let device = |there: std::fs::Metadata| {
+        let kind = there.file_type();
+        kind.is_block_device() || kind.is_char_device()
+    };
+    std::fs::metadata(path).is_ok_and(device)
 }
 
 pub(crate) fn folder_of(path: &Path) -> PathBuf {

@@ -17,6 +17,7 @@ mod options;
 mod sectors;
 mod split;
 mod volume;
+mod wrapped;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub use hash::HASHES;
 pub use header::MAGIC;
 pub use sectors::{SECTOR, Sectors};
 pub use volume::{Choice, Volume, candidates, chosen, locked};
+pub use wrapped::unwrap_secret;
 
 /// Files that are a LUKS volume.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +59,10 @@ impl Format for Luks {
 
     fn open_options(&self) -> &'static [OptionSpec] {
         options::OPEN
+    }
+
+    fn defining_options(&self) -> &'static [&'static str] {
+        &["key-secret"]
     }
 
     fn amend_options(&self) -> &'static [OptionSpec] {

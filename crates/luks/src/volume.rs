@@ -57,6 +57,9 @@ pub fn candidates<'a>(options: &Options, name: &str, secrets: &'a Secrets) -> Re
     if let Some(id) = options.text(name) {
         return Ok(vec![secrets.get(id)?]);
     }
+    if !secrets.may_be_tried() {
+        return Err(required(name));
+    }
     if secrets.is_empty() {
         return Err(
             Error::new(ErrorKind::Denied, "is encrypted, and no secret was given").hint(GIVE_A_SECRET)
@@ -72,9 +75,13 @@ pub fn chosen<'a>(options: &Options, name: &str, secrets: &'a Secrets) -> Result
             found.first().copied().ok_or_else(|| Error::invalid("no secret was given"))
         }
         Err(error) if error.kind() != ErrorKind::Denied => Err(error),
-        _ => Err(Error::invalid(format!("Parameter '{name}' is required for cipher"))
-            .hint(format!("pass --object secret,id=ID,file=PATH and -o {name}=ID"))),
+        _ => Err(required(name)),
     }
+}
+
+fn required(name: &str) -> Error {
+    Error::invalid(format!("Parameter '{name}' is required for cipher"))
+        .hint(format!("pass --object secret,id=ID,file=PATH and {name}=ID"))
 }
 
 /// Other programs take passphrases as text, so that is what key slots are made for.

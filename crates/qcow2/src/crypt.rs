@@ -99,7 +99,14 @@ impl Crypt {
     /// What the header says, unlocked unless only metadata is wanted. `None`: the image is not encrypted.
     pub(crate) fn open(file: &Arc<dyn Storage>, header: &Header, how: &OpenOptions) -> Result<Option<Crypt>> {
         let format = match header.crypt_method {
-            0 => return Ok(None),
+            0 => {
+                return match how.options.text("encrypt.format") {
+                    Some(asked) => Err(Error::invalid(format!(
+                        "No encryption in image header, but options specified format '{asked}'"
+                    ))),
+                    None => Ok(None),
+                };
+            }
             AES => "aes",
             _ => "luks",
         };

@@ -17,6 +17,7 @@ use crate::crypt::Crypt;
 use crate::header::Header;
 use crate::measure;
 use crate::options::{self, Chosen};
+use crate::runtime;
 use crate::snapshot::{self, Snapshot};
 use crate::view::{Shared, View};
 use crate::writer::Writer;
@@ -55,6 +56,7 @@ impl Qcow2Layer {
                 .at(72));
             }
         };
+        runtime::check(&how.options, header.geometry.cluster_size())?;
         let crypt = Crypt::open(&file, &header, how)?;
         let writer = how.writable.then(|| {
             let alloc = Allocator::open(file.clone(), header.geometry, header.refcount_table_offset);

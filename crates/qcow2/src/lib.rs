@@ -29,6 +29,7 @@ mod read;
 mod refcount;
 mod resize;
 mod rewrite;
+mod runtime;
 mod snapshot;
 mod tables;
 mod unpacked;
@@ -75,7 +76,11 @@ impl Format for Qcow2 {
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {
-        options::OPEN_OPTIONS
+        runtime::OPEN_OPTIONS
+    }
+
+    fn defining_options(&self) -> &'static [&'static str] {
+        &["encrypt.key-secret"]
     }
 
     fn amend_options(&self) -> &'static [OptionSpec] {

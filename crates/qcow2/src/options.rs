@@ -8,26 +8,23 @@ use crate::crypt::NewCrypt;
 use crate::geometry::Geometry;
 use crate::header::Header;
 
-const LEVEL: OptionSpec = OptionSpec {
+pub(crate) const LEVEL: OptionSpec = OptionSpec {
     name: "compression_level",
     kind: OptionKind::Number,
     help: "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
 };
 
-const KEY_SECRET: OptionSpec = OptionSpec {
+pub(crate) const KEY_SECRET: OptionSpec = OptionSpec {
     name: "encrypt.key-secret",
     kind: OptionKind::Text,
     help: "ID of secret providing qcow AES key or LUKS passphrase",
 };
 
-const ENCRYPT_FORMAT: OptionSpec = OptionSpec {
+pub(crate) const ENCRYPT_FORMAT: OptionSpec = OptionSpec {
     name: "encrypt.format",
     kind: OptionKind::Choice(&["aes", "luks"]),
     help: "Encrypt the image, format choices: 'aes', 'luks'",
 };
-
-/// What can be set when an image is opened.
-pub(crate) const OPEN_OPTIONS: &[OptionSpec] = &[LEVEL, ENCRYPT_FORMAT, KEY_SECRET];
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec { name: "cluster_size", kind: OptionKind::Size, help: "qcow2 cluster size" },

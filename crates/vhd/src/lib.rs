@@ -86,6 +86,10 @@ impl Format for Vhd {
         }]
     }
 
+    fn defining_options(&self) -> &'static [&'static str] {
+        &["force_size_calc"]
+    }
+
     fn amend_options(&self) -> &'static [OptionSpec] {
         amend::OPTIONS
     }

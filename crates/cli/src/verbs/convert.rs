@@ -223,7 +223,7 @@ fn job(args: &Args, sources: &[Source], target: &Path, fitted: Option<&Fitted>) 
     let Some(first) = sources.first() else {
         return Err(Error::invalid("Must specify image file name").hint("name a source and a target"));
     };
-    if sources.iter().any(|source| (&source.format, &source.options) != (&first.format, &first.options)) {
+    if sources.iter().any(|source| (&source.format, &source.node) != (&first.format, &first.node)) {
         return Err(Error::unsupported(
             "sources of different formats or options in one --image-opts conversion",
         )

@@ -41,13 +41,33 @@ impl Format for Raw {
         }]
     }
 
+    fn open_options(&self) -> &'static [OptionSpec] {
+        &[
+            OptionSpec {
+                name: "offset",
+                kind: OptionKind::Size,
+                help: "Where in the file the disk begins, in bytes",
+            },
+            OptionSpec {
+                name: "size",
+                kind: OptionKind::Size,
+                help: "Bytes of the disk; without it, up to the file's end",
+            },
+        ]
+    }
+
+    fn defining_options(&self) -> &'static [&'static str] {
+        &["offset", "size"]
+    }
+
     fn open(
         &self,
         file: Arc<dyn Storage>,
         _files: &dyn Resolver,
         how: &OpenOptions,
     ) -> Result<Arc<dyn Layer>> {
-        Ok(Arc::new(RawLayer::over(file, how.writable)?))
+        let (from, size) = (how.options.size("offset").unwrap_or(0), how.options.size("size"));
+        Ok(Arc::new(RawLayer::window(file, from, size, how.writable)?))
     }
 
     fn create(
@@ -120,19 +140,51 @@ fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<(
 #[derive(Debug)]
 pub struct RawLayer {
     file: Arc<dyn Storage>,
+    /// Where in the file the disk begins.
+    from: u64,
     /// Guest bytes: the file's, rounded up to a sector.
     size: AtomicU64,
-    /// The file's bytes: from here to `size` the guest reads zero.
+    /// The file's bytes, from `from` on: from here to `size` the guest reads zero.
     len: AtomicU64,
+    /// What lies behind the disk in the file is not its own.
+    fixed: bool,
     writable: bool,
 }
 
 impl RawLayer {
     /// The whole of `file` as a disk.
     pub fn over(file: Arc<dyn Storage>, writable: bool) -> Result<RawLayer> {
-        let len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
-        let size = round_up(len)?;
-        Ok(RawLayer { file, size: AtomicU64::new(size), len: AtomicU64::new(len), writable })
+        RawLayer::window(file, 0, None, writable)
+    }
+
+    /// What of `file` begins at `from`, as a disk: `size` bytes, or all up to its end. Errors: there is not so much.
+    fn window(file: Arc<dyn Storage>, from: u64, size: Option<u64>, writable: bool) -> Result<RawLayer> {
+        let there = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+        let Some(behind) = there.checked_sub(from) else {
+            return Err(Error::invalid(format!(
+                "Offset ({from}) cannot be greater than size of the containing file ({there})"
+            )));
+        };
+        if let Some(size) = size {
+            if size > behind {
+                return Err(Error::invalid(format!(
+                    "The sum of offset ({from}) and size ({size}) has to be smaller or equal to the  actual size of the \
+                     containing file ({there})"
+                )));
+            }
+            if size % SECTOR != 0 {
+                return Err(Error::invalid(format!("Specified size is not multiple of {SECTOR}")));
+            }
+        }
+        let len = size.unwrap_or(behind);
+        Ok(RawLayer {
+            file,
+            from,
+            size: AtomicU64::new(round_up(len)?),
+            len: AtomicU64::new(len),
+            fixed: size.is_some(),
+            writable,
+        })
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -160,6 +212,7 @@ impl Layer for RawLayer {
 
     fn extent(&self, at: u64, max: u64) -> Result<Extent> {
         let max = max.min(self.size().saturating_sub(at));
+        let at = self.from + at;
         let data = self.file.data_at(at).map_err(|error| Error::io("cannot find the holes", error).at(at))?;
         let host = Some(at);
         Ok(match data {
@@ -174,15 +227,17 @@ impl Layer for RawLayer {
         let there = usize::try_from(len.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
         let (stored, tail) = buf.split_at_mut(there);
         if !stored.is_empty() {
-            self.file.read_at(at, stored).map_err(|error| Error::io("cannot read", error).at(at))?;
+            let host = self.from + at;
+            self.file.read_at(host, stored).map_err(|error| Error::io("cannot read", error).at(host))?;
         }
         tail.fill(0);
-        Ok(Extent::data(buf.len() as u64, Some(at)))
+        Ok(Extent::data(buf.len() as u64, Some(self.from + at)))
     }
 
     fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
         self.check_writable()?;
-        self.file.write_at(at, buf).map_err(|error| Error::io("cannot write", error).at(at))?;
+        let host = self.from + at;
+        self.file.write_at(host, buf).map_err(|error| Error::io("cannot write", error).at(host))?;
         self.reached(at + buf.len() as u64);
         Ok(())
     }
@@ -191,7 +246,7 @@ impl Layer for RawLayer {
         self.check_writable()?;
         let done = self
             .file
-            .copy_from(at, src, src_at, len)
+            .copy_from(self.from + at, src, src_at, len)
             .map_err(|error| Error::io("cannot share blocks", error).at(at))?;
         if done > 0 {
             self.reached(at + done);
@@ -207,6 +262,7 @@ impl Layer for RawLayer {
         if inside == 0 {
             return Ok(len);
         }
+        let at = self.from + at;
         let done = match how {
             Erase::Zero => self.file.zero(at, inside).map_err(failed)?,
             Erase::Free => {
@@ -220,13 +276,20 @@ impl Layer for RawLayer {
 
     fn resize(&self, size: u64, prealloc: Prealloc, _below: u64) -> Result<()> {
         self.check_writable()?;
+        if self.fixed {
+            return Err(Error::unsupported("Cannot resize fixed-size raw disks"));
+        }
         let size = round_up(size)?;
+        let end = self
+            .from
+            .checked_add(size)
+            .ok_or_else(|| Error::invalid("Disk size too large for the chosen offset"))?;
         let old = self.len.load(Ordering::Relaxed);
         self.file
-            .set_len(size)
+            .set_len(end)
             .map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
         if size > old {
-            preallocate(self.file.as_ref(), old, size - old, prealloc)?;
+            preallocate(self.file.as_ref(), self.from + old, size - old, prealloc)?;
         }
         self.flush()?;
         self.len.store(size, Ordering::Relaxed);

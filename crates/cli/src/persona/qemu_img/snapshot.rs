@@ -4,7 +4,6 @@ use std::ffi::OsString;
 
 use cowhand::{ErrorKind, apply_snapshot, create_snapshot, delete_snapshot, list_snapshots};
 
-use super::errors::could_not_open;
 use super::source::Opening;
 use super::{Call, Flag, Outcome, Verb, says, text};
 use crate::exit::DONE;
@@ -35,9 +34,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     while let Some((flag, value)) = call.next()? {
         match flag {
             "help" => return call.help(),
-            "format" => how.format = Some(text(&value)),
-            "image-opts" => how.image_opts = true,
-            "force-share" => how.force_share = true,
+            _ if how.take(flag, &value)? => {}
             "list" | "create" | "apply" | "delete" if action.is_some() => {
                 return Err(call.usage("Cannot mix '-l', '-a', '-c', '-d'"));
             }
@@ -48,7 +45,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let others = call.others();
     let [word] = others.as_slice() else { return Err(call.usage("Expecting one image file name")) };
     let source = how.source(word)?;
-    let failed = |error| could_not_open(&source.name, &source.path, &error);
+    let failed = |error| source.failed(&error);
     let Some((action, value)) = action.filter(|(action, _)| *action != "list") else {
         list(call.out, &list_snapshots(&source.path, &source.open).map_err(failed)?)?;
         return Ok(DONE);

@@ -1,40 +1,99 @@
 //! The images that a command line names, and how they are opened.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use cowhand::{Lock, Open, Policy};
+use cowhand::{Error, ImageOptions, Lock, Name, Open, Policy, ReadNode, Secrets, driver, image_name};
 
-use super::{Failure, text};
+use super::errors::could_not_open;
+use super::{Failure, says, text};
+use crate::objects::SecretObject;
+use crate::persona::complain;
 
 /// One image as the caller names it.
 pub(super) struct Source {
     /// For messages: the word as it stands.
     pub(super) name: String,
+    /// The file that holds it, whatever describes it.
     pub(super) path: PathBuf,
     pub(super) open: Open,
 }
 
 /// What the verbs' flags say of how images are opened.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Opening {
     pub(super) format: Option<String>,
     pub(super) image_opts: bool,
     pub(super) force_share: bool,
+    pub(super) secrets: Secrets,
 }
 
 impl Opening {
-    /// The image that `word` names. What its file names is followed, as callers of this tool expect: local files only.
+    /// Takes what the flags `format`, `image-opts`, `force-share` and `object` say. False: the flag is another.
+    pub(super) fn take(&mut self, flag: &str, value: &OsStr) -> Result<bool, Failure> {
+        match flag {
+            "format" => self.format = Some(text(value)),
+            "image-opts" => self.image_opts = true,
+            "force-share" => self.force_share = true,
+            "object" => SecretObject::parse(&text(value))
+                .and_then(|object| object.add_to(&mut self.secrets))
+                .map_err(|error| says(error.message()))?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The image that `word` names or describes. What its file names is followed, as callers of this tool expect: local
+    /// files only.
     pub(super) fn source(&self, word: &OsStr) -> Result<Source, Failure> {
-        Ok(Source {
-            name: text(word),
-            path: word.into(),
-            open: Open {
-                format: self.format.clone(),
-                lock: if self.force_share { Lock::None } else { Lock::Default },
-                policy: Policy::Local,
-                ..Open::default()
-            },
+        let name = text(word);
+        let failed = |error: Error| says(format!("Could not open '{name}': {}", error.message()));
+        let open = Open {
+            format: self.format.clone(),
+            lock: if self.force_share { Lock::None } else { Lock::Default },
+            policy: Policy::Local,
+            secrets: self.secrets.clone().by_name(),
+            ..Open::default()
+        };
+        let meant = if self.image_opts {
+            Name::Node(self.described(&name)?.node().map_err(failed)?)
+        } else {
+            Name::of(Path::new(word), self.format.as_deref()).map_err(failed)?
+        };
+        if let Some(format) = &self.format {
+            driver(format).map_err(failed)?;
+        }
+        Ok(match meant {
+            Name::Path(path) => Source { name, path, open },
+            Name::Node(ReadNode { node, warnings }) => {
+                warnings.iter().for_each(|warning| complain(&format!("qemu-img: warning: {warning}")));
+                Source { name, path: node.path().to_owned(), open: node.open(open) }
+            }
         })
+    }
+
+    /// What `--image-opts` makes of the word.
+    fn described(&self, word: &str) -> Result<ImageOptions, Failure> {
+        if self.format.is_some() {
+            return Err(says("--image-opts and --format are mutually exclusive"));
+        }
+        let mut options = ImageOptions::parse(word).map_err(|error| says(error.message()))?;
+        if self.force_share {
+            options.share().map_err(|error| says(error.message()))?;
+        }
+        Ok(options)
+    }
+}
+
+impl Source {
+    /// The name that is printed of the image, once it is known what format it has.
+    #[allow(dead_code)]
+    pub(super) fn shown(&self, format: &str) -> String {
+        image_name(&self.path, &self.open, format)
+    }
+
+    /// It could not be opened.
+    pub(super) fn failed(&self, error: &Error) -> Failure {
+        could_not_open(&self.name, &self.path, error)
     }
 }

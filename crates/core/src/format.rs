@@ -54,6 +54,8 @@ pub struct CreateOptions {
     pub fresh: bool,
     /// The disk comes from an image of this format: where options do not say how its size is rounded, it is not.
     pub keep_size: bool,
+    /// Nothing is written to the disk before somebody opens the image: what grows with it is as small as can be.
+    pub empty: bool,
 }
 
 impl CreateOptions {
@@ -81,6 +83,15 @@ pub struct Details {
     pub compressed: bool,
     /// The format's own facts, named as QEMU names them where it does.
     pub specific: Map<String, Value>,
+}
+
+/// What QEMU's driver of a format can do that not all of them can: programs that call `qemu-img` expect no more of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QemuDriver {
+    /// A disk can become longer or shorter.
+    pub resizes: bool,
+    /// The file's length can be told in advance.
+    pub measures: bool,
 }
 
 /// Gives a format the other files that an image names or that belong to it (qcow2's external data file), under the
@@ -118,6 +129,11 @@ pub trait Format: Send + Sync + Debug {
     /// Its names. The first is the one that is printed (QEMU's, so that programs that read it find it), the others
     /// are taken as well.
     fn names(&self) -> &'static [&'static str];
+
+    /// What QEMU's driver of that name can do; `None`: it has none.
+    fn qemu(&self) -> Option<QemuDriver> {
+        Some(QemuDriver { resizes: true, measures: true })
+    }
 
     /// File name extensions, without the dot, that mean this format when a target is named.
     fn extensions(&self) -> &'static [&'static str];

@@ -39,15 +39,20 @@ pub use consumer::{Consumer, Objection};
 pub use epoch::{Epochs, Operation};
 pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};
-pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, Resolver};
+pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, QemuDriver, Resolver};
 pub use image::{Image, Link, Mapped};
 pub use inspect::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place, Problem, TAIL};
 pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc};
 pub use measure::{Content, Measured, largest, touched};
-pub use options::{OptionKind, OptionSpec, Options, parse_option_string, parse_option_words, parse_size};
+pub use options::{
+    OptionKind, OptionSpec, Options, Owner, parse_option_string, parse_option_words, parse_size,
+};
 pub use progress::{Progress, Quiet};
 pub use secret::Secrets;
 pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};
-pub use storage::{Access, Cache, FileStorage, Identity, Lock, MemoryStorage, Solid, Storage, hole_at};
+pub use storage::{
+    Access, Cache, FILE_OPTIONS, FileHints, FileStorage, Identity, Lock, MemoryStorage, Solid, Storage,
+    hole_at,
+};
 pub use stream::{Body, Chunk, Contents, DiskInfo, Encoded, Head, Made, Pieces, Source, Streams, read_up_to};
 pub use zero::{is_zero, zero_prefix};

@@ -19,7 +19,18 @@ pub enum OptionKind {
     Text,
 }
 
-/// One option of a format.
+/// Whose an option is in QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The format's driver knows it.
+    Driver,
+    /// The driver of the file that the image stands in knows it.
+    File,
+    /// QEMU does not have it.
+    Nowhere,
+}
+
+/// One option of a format. A table of them stands in the order in which `qemu-img create` prints them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionSpec {
     /// Its name, as QEMU spells it where QEMU has it.
@@ -28,6 +39,12 @@ pub struct OptionSpec {
     pub kind: OptionKind,
     /// One line for `-o help`.
     pub help: &'static str,
+    /// Whose it is in QEMU.
+    pub owner: Owner,
+    /// What `qemu-img create` prints where it was not given; `None`: nothing.
+    pub shown: Option<&'static str>,
+    /// What QEMU's complaints about its value call it.
+    pub called: &'static str,
 }
 
 /// Options that were checked against a format's table.
@@ -81,6 +98,44 @@ impl Options {
 }
 
 impl OptionSpec {
+    /// The disk's size, which every format has.
+    pub const SIZE: OptionSpec = OptionSpec::new("size", OptionKind::Size, "Virtual disk size");
+    /// The parent's name, where QEMU's driver has parents.
+    pub const BACKING_FILE: OptionSpec =
+        OptionSpec::new("backing_file", OptionKind::Text, "File name of a base image");
+    /// The parent's format.
+    pub const BACKING_FMT: OptionSpec =
+        OptionSpec::new("backing_fmt", OptionKind::Text, "Image format of the base image");
+
+    /// One that the format's driver in QEMU has too.
+    pub const fn new(name: &'static str, kind: OptionKind, help: &'static str) -> OptionSpec {
+        OptionSpec { name, kind, help, owner: Owner::Driver, shown: None, called: name }
+    }
+
+    /// `qemu-img create` prints `value` where it was not given.
+    #[must_use]
+    pub const fn shown(self, value: &'static str) -> OptionSpec {
+        OptionSpec { shown: Some(value), ..self }
+    }
+
+    /// QEMU's complaints about its value call it `name`.
+    #[must_use]
+    pub const fn called(self, name: &'static str) -> OptionSpec {
+        OptionSpec { called: name, ..self }
+    }
+
+    /// In QEMU the file's driver has it.
+    #[must_use]
+    pub const fn of_file(self) -> OptionSpec {
+        OptionSpec { owner: Owner::File, ..self }
+    }
+
+    /// QEMU does not have it.
+    #[must_use]
+    pub const fn own(self) -> OptionSpec {
+        OptionSpec { owner: Owner::Nowhere, ..self }
+    }
+
     fn check(&self, value: &str) -> Result<()> {
         let wrong = |expected: String| {
             Err(Error::invalid(format!("Parameter '{}' expects {expected}, not '{value}'", self.name)))
@@ -234,8 +289,8 @@ mod tests {
     #[test]
     fn tables_check() {
         const TABLE: &[OptionSpec] = &[
-            OptionSpec { name: "n", kind: OptionKind::Number, help: "" },
-            OptionSpec { name: "c", kind: OptionKind::Choice(&["a", "b"]), help: "" },
+            OptionSpec::new("n", OptionKind::Number, ""),
+            OptionSpec::new("c", OptionKind::Choice(&["a", "b"]), ""),
         ];
         let given = |n: &str, v: &str| Options::check(TABLE, &[(n.to_owned(), v.to_owned())]);
         assert_eq!(given("n", "7").unwrap().number("n"), Some(7));

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Cache, CreateOptions, Error, Format, Layer, Lock, Options, ParentRef, Progress, Quiet, Result, Secrets,
-    Storage, parse_size,
+    Cache, CreateOptions, Error, FileHints, Format, Layer, Lock, Options, ParentRef, Progress, Quiet, Result,
+    Secrets, Storage, parse_size,
 };
 
 use crate::open::{Open, Opened, open, open_alone};
 use crate::parent::remembered;
 use crate::registry;
-use crate::resolve::{Policy, folder_of, in_folder};
+use crate::resolve::{Policy, Watched, folder_of, in_folder};
 use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles, refuse_one_of};
 
@@ -61,14 +61,42 @@ pub fn create(path: &Path, how: &Create) -> Result<Created> {
 
 /// Makes `path`, and tells `progress` of the space that is written in advance. Where that asks to stop, nothing is left.
 pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result<Created> {
+    new_image(path, how)?.make(progress)
+}
+
+/// An image that is to be made: the backing file, if there is one, was opened, and nothing is written.
+#[derive(Debug)]
+pub struct NewImage<'a> {
+    path: &'a Path,
+    how: &'a Create,
+    format: &'static dyn Format,
+    base: Base,
+    size: Option<u64>,
+    /// The backing file's format, found by its content, where nobody named it.
+    undeclared: Option<&'static str>,
+    /// Files that must stay as they are.
+    read: Vec<Watched>,
+}
+
+/// Looks at what the image `path` is to stand on. Errors: that cannot be opened; there is no such format; an option that
+/// every format has is wrong.
+pub fn new_image<'a>(path: &'a Path, how: &'a Create) -> Result<NewImage<'a>> {
     let format = registry::format(&how.format)?;
     let mut base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
-    let mut size = how.size.or(base.size);
-    let mut read = Vec::new();
+    base.empty = true;
+    let mut new = NewImage {
+        path,
+        how,
+        format,
+        size: how.size.or(base.size),
+        undeclared: None,
+        read: Vec::new(),
+        base,
+    };
     if how.unchecked {
-        base.refuse_itself(path)?;
-        base.glance(path);
-    } else if let Some(backing) = base.open(
+        new.base.refuse_itself(path)?;
+        new.base.glance(path);
+    } else if let Some(backing) = new.base.look(
         path,
         &Open {
             policy: how.policy.clone(),
@@ -77,28 +105,58 @@ pub fn create_with(path: &Path, how: &Create, progress: &dyn Progress) -> Result
             ..Open::default()
         },
     )? {
-        size = size.or(Some(backing.size()));
-        read = backing.watched();
-        refuse_one_of(path, &read)?;
+        new.undeclared = new.base.undeclared(&backing);
+        new.size = new.size.or(Some(backing.size()));
+        new.read = backing.watched();
     }
-    let Some(size) = size else {
-        return Err(Error::invalid("Image creation needs a size parameter")
-            .hint("name a size, like 20G")
-            .image(path.display()));
-    };
-    let target = Target::begin(path, how.cache, false)?;
-    let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid);
-    let layer = base
-        .make(format, &target, &files, size, &how.secrets, progress)
-        .map_err(|error| error.image(path.display()))?;
-    let (size, sectors) = (layer.size(), base.sectors_in(layer.as_ref()));
-    let closed = files.gate().during(progress, size, || layer.close());
-    closed.map_err(|error| error.image(path.display()))?;
-    drop(layer);
-    files.finish()?;
-    let file_len = target.storage().len().unwrap_or(0);
-    target.finish()?;
-    Ok(Created { size, file_len, sectors })
+    Ok(new)
+}
+
+impl NewImage<'_> {
+    /// Guest bytes asked for, or the backing file's; `None`: nobody says.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// The format that the backing file has by its content, where nobody named it: such an image is not made.
+    pub fn undeclared(&self) -> Option<&'static str> {
+        self.undeclared
+    }
+
+    /// Makes it. What bore the name before is replaced only once the image is whole. `progress` is told of the space that
+    /// is written in advance.
+    pub fn make(self, progress: &dyn Progress) -> Result<Created> {
+        let NewImage { path, how, format, base, size, undeclared, read } = self;
+        refuse_one_of(path, &read)?;
+        if let (Some(format), Some(backing)) = (undeclared, &base.backing) {
+            return Err(refuse_undeclared(format, &in_folder(&folder_of(path), backing)));
+        }
+        let Some(size) = size else {
+            return Err(Error::invalid("Image creation needs a size parameter")
+                .hint("name a size, like 20G")
+                .image(path.display()));
+        };
+        let target = Target::begin(path, how.cache, false)?;
+        let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid);
+        let layer = base
+            .make(format, &target, &files, size, &how.secrets, progress)
+            .map_err(|error| error.image(path.display()))?;
+        let (size, sectors) = (layer.size(), base.sectors_in(layer.as_ref()));
+        let closed = files.gate().during(progress, size, || layer.close());
+        closed.map_err(|error| error.image(path.display()))?;
+        drop(layer);
+        files.finish()?;
+        let file_len = target.storage().len().unwrap_or(0);
+        target.finish()?;
+        Ok(Created { size, file_len, sectors })
+    }
+}
+
+/// An image over a backing file whose format nobody named.
+fn refuse_undeclared(detected: &str, backing: &Path) -> Error {
+    Error::invalid(format!("Backing file specified without backing format; detected format of {detected}"))
+        .hint(format!("if that is right, pass -F {detected}"))
+        .image(backing.display())
 }
 
 /// What every way of making an image has in common: the options, and the parent.
@@ -114,15 +172,20 @@ pub(crate) struct Base {
     pub(crate) fresh: bool,
     /// The disk comes from an image of the same format, and keeps its size.
     keep_size: bool,
+    /// Nothing is written to the disk before the image is there.
+    empty: bool,
+    /// What is asked of the file system.
+    hints: FileHints,
 }
 
 impl Base {
     /// Takes the options that every format has out of the list.
     pub(crate) fn of(
-        options: Vec<(String, String)>,
+        mut options: Vec<(String, String)>,
         backing: Option<PathBuf>,
         backing_format: Option<String>,
     ) -> Result<Base> {
+        let hints = FileHints::take(&mut options)?;
         let mut base = Base {
             options: Vec::new(),
             size: None,
@@ -131,6 +194,8 @@ impl Base {
             parent: None,
             fresh: true,
             keep_size: false,
+            empty: false,
+            hints,
         };
         for (name, value) in options {
             match name.as_str() {
@@ -149,8 +214,8 @@ impl Base {
         Ok(base)
     }
 
-    /// Opens the backing file as the new image `path` will find it.
-    pub(crate) fn open(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
+    /// Opens the backing file as the new image `path` will find it, whatever its format.
+    fn look(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
         let Some(backing) = self.backing.clone() else { return Ok(None) };
         let found = in_folder(&folder_of(path), &backing);
         let opened = open(
@@ -166,16 +231,25 @@ impl Base {
             },
         )?;
         opened.refuse_as_parent()?;
-        if self.backing_format.is_none() {
-            let detected = opened.links()[0].format; // never empty: every image has a layer
-            return Err(Error::invalid(format!(
-                "Backing file specified without backing format; detected format of {detected}"
-            ))
-            .hint(format!("if that is right, pass -F {detected}"))
-            .image(found.display()));
-        }
         self.parent = Some(remembered(path, &backing, self.backing_format.clone(), opened.seen(0)));
         Ok(Some(opened))
+    }
+
+    /// Opens the backing file as the new image `path` will find it. Errors: also, nobody named its format.
+    pub(crate) fn open(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
+        let opened = self.look(path, how)?;
+        if let (Some(opened), Some(backing)) = (&opened, &self.backing)
+            && let Some(detected) = self.undeclared(opened)
+        {
+            return Err(refuse_undeclared(detected, &in_folder(&folder_of(path), backing)));
+        }
+        Ok(opened)
+    }
+
+    /// The format of the backing file that was opened, where nobody named it.
+    fn undeclared(&self, backing: &Opened) -> Option<&'static str> {
+        let detected = backing.links()[0].format; // never empty: every image has a layer
+        self.backing_format.is_none().then_some(detected)
     }
 
     /// Looks at the backing file where that is possible: it need not be there.
@@ -211,6 +285,7 @@ impl Base {
         progress: &dyn Progress,
     ) -> Result<Arc<dyn Layer>> {
         let options = self.create_options(format, size, secrets)?;
+        self.hints.apply(target.storage());
         files.gate().during(progress, size, || format.create(files.over(target)?, files, &options))
     }
 
@@ -230,6 +305,7 @@ impl Base {
             parent,
             fresh: self.fresh,
             keep_size: self.keep_size,
+            empty: self.empty,
         })
     }
 

@@ -83,7 +83,7 @@ pub use consumer::{Fitted, Verdict, consumers, fitted, verdict};
 pub use convert::{Convert, Converted, convert};
 pub use cowhand_core::*;
 pub use cowhand_luks::unwrap_secret;
-pub use create::{Create, Created, create, create_with};
+pub use create::{Create, Created, NewImage, create, create_with, new_image};
 pub use dd::{Copied, Dd, DdInput, DdOutput, dd};
 pub use flatten::{Flatten, flatten};
 pub use hidden::{hidden, kill_data, set_hidden};

@@ -5,79 +5,39 @@ use cowhand_core::{OptionKind, OptionSpec};
 use crate::algorithms::{CIPHERS, IVGENS, MODES};
 use crate::hash::HASHES;
 
-const KEY_SECRET: OptionSpec = OptionSpec {
-    name: "key-secret",
-    kind: OptionKind::Text,
-    help: "ID of the secret that provides the keyslot passphrase",
-};
-const ITER_TIME: OptionSpec = OptionSpec {
-    name: "iter-time",
-    kind: OptionKind::Number,
-    help: "Time to spend in PBKDF in milliseconds",
-};
+const KEY_SECRET: OptionSpec =
+    OptionSpec::new("key-secret", OptionKind::Text, "ID of the secret that provides the keyslot passphrase");
+const ITER_TIME: OptionSpec =
+    OptionSpec::new("iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds");
 
 pub(crate) const CREATE: &[OptionSpec] = &[
-    OptionSpec {
-        name: "cipher-alg",
-        kind: OptionKind::Choice(CIPHERS),
-        help: "Name of encryption cipher algorithm",
-    },
-    OptionSpec {
-        name: "cipher-mode",
-        kind: OptionKind::Choice(MODES),
-        help: "Name of encryption cipher mode",
-    },
-    OptionSpec {
-        name: "hash-alg",
-        kind: OptionKind::Choice(HASHES),
-        help: "Name of encryption hash algorithm",
-    },
-    ITER_TIME,
-    OptionSpec {
-        name: "ivgen-alg",
-        kind: OptionKind::Choice(IVGENS),
-        help: "Name of IV generator algorithm",
-    },
-    OptionSpec {
-        name: "ivgen-hash-alg",
-        kind: OptionKind::Choice(HASHES),
-        help: "Name of IV generator hash algorithm",
-    },
+    OptionSpec::SIZE,
     KEY_SECRET,
-    OptionSpec {
-        name: "preallocation",
-        kind: OptionKind::Choice(&["off", "falloc", "full"]),
-        help: "Preallocation mode (allowed values: off, falloc, full)",
-    },
+    OptionSpec::new("cipher-alg", OptionKind::Choice(CIPHERS), "Name of encryption cipher algorithm"),
+    OptionSpec::new("cipher-mode", OptionKind::Choice(MODES), "Name of encryption cipher mode"),
+    OptionSpec::new("ivgen-alg", OptionKind::Choice(IVGENS), "Name of IV generator algorithm"),
+    OptionSpec::new("ivgen-hash-alg", OptionKind::Choice(HASHES), "Name of IV generator hash algorithm"),
+    OptionSpec::new("hash-alg", OptionKind::Choice(HASHES), "Name of encryption hash algorithm"),
+    ITER_TIME,
+    OptionSpec::new(
+        "preallocation",
+        OptionKind::Choice(&["off", "falloc", "full"]),
+        "Preallocation mode (allowed values: off, falloc, full)",
+    )
+    .of_file(),
 ];
 
 pub(crate) const OPEN: &[OptionSpec] = &[KEY_SECRET];
 
 pub(crate) const AMEND: &[OptionSpec] = &[
-    OptionSpec {
-        name: "force",
-        kind: OptionKind::Flag,
-        help: "Overwrite active keyslots, erase the last one",
-    },
+    OptionSpec::new("force", OptionKind::Flag, "Overwrite active keyslots, erase the last one").own(),
     ITER_TIME,
-    OptionSpec {
-        name: "keyslot",
-        kind: OptionKind::Number,
-        help: "Select a single keyslot to modify explicitly",
-    },
-    OptionSpec {
-        name: "new-secret",
-        kind: OptionKind::Text,
-        help: "New secret to set in the matching keyslots",
-    },
-    OptionSpec {
-        name: "old-secret",
-        kind: OptionKind::Text,
-        help: "Select all keyslots that match this password",
-    },
-    OptionSpec {
-        name: "state",
-        kind: OptionKind::Choice(&["active", "inactive"]),
-        help: "Select new state of affected keyslots (active/inactive)",
-    },
+    OptionSpec::new("keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly"),
+    OptionSpec::new("new-secret", OptionKind::Text, "New secret to set in the matching keyslots"),
+    OptionSpec::new("old-secret", OptionKind::Text, "Select all keyslots that match this password"),
+    OptionSpec::new(
+        "state",
+        OptionKind::Choice(&["active", "inactive"]),
+        "Select new state of affected keyslots (active/inactive)",
+    ),
 ];

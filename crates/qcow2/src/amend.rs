@@ -17,53 +17,29 @@ use crate::writer::Writer;
 const ZEROS: u64 = 1 << 20;
 
 pub(crate) const AMEND_OPTIONS: &[OptionSpec] = &[
-    OptionSpec {
-        name: "compat",
-        kind: OptionKind::Text,
-        help: "Compatibility level (v2 [0.10] or v3 [1.1])",
-    },
-    OptionSpec { name: "data_file", kind: OptionKind::Text, help: "File name of an external data file" },
-    OptionSpec {
-        name: "data_file_raw",
-        kind: OptionKind::Flag,
-        help: "The external data file must stay valid as a raw image",
-    },
-    OptionSpec {
-        name: "encrypt.iter-time",
-        kind: OptionKind::Number,
-        help: "Time to spend in PBKDF in milliseconds",
-    },
-    OptionSpec {
-        name: "encrypt.keyslot",
-        kind: OptionKind::Number,
-        help: "Select a single keyslot to modify explicitly",
-    },
-    OptionSpec {
-        name: "encrypt.new-secret",
-        kind: OptionKind::Text,
-        help: "New secret to set in the matching keyslots",
-    },
-    OptionSpec {
-        name: "encrypt.old-secret",
-        kind: OptionKind::Text,
-        help: "Select all keyslots that match this password",
-    },
-    OptionSpec {
-        name: "encrypt.state",
-        kind: OptionKind::Choice(&["active", "inactive"]),
-        help: "Select new state of affected keyslots (active/inactive)",
-    },
-    OptionSpec {
-        name: "force",
-        kind: OptionKind::Flag,
-        help: "Overwrite active keyslots, erase the last one",
-    },
-    OptionSpec { name: "lazy_refcounts", kind: OptionKind::Flag, help: "Postpone refcount updates" },
-    OptionSpec {
-        name: "refcount_bits",
-        kind: OptionKind::Number,
-        help: "Width of a reference count entry in bits",
-    },
+    OptionSpec::BACKING_FILE,
+    OptionSpec::BACKING_FMT,
+    OptionSpec::SIZE,
+    OptionSpec::new("compat", OptionKind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    OptionSpec::new("data_file", OptionKind::Text, "File name of an external data file"),
+    OptionSpec::new(
+        "data_file_raw",
+        OptionKind::Flag,
+        "The external data file must stay valid as a raw image",
+    ),
+    OptionSpec::new("encrypt.iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds"),
+    OptionSpec::new("encrypt.keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly"),
+    OptionSpec::new("encrypt.new-secret", OptionKind::Text, "New secret to set in the matching keyslots"),
+    OptionSpec::new("encrypt.old-secret", OptionKind::Text, "Select all keyslots that match this password"),
+    OptionSpec::new(
+        "encrypt.state",
+        OptionKind::Choice(&["active", "inactive"]),
+        "Select new state of affected keyslots (active/inactive)",
+    )
+    .called("state"),
+    OptionSpec::new("force", OptionKind::Flag, "Overwrite active keyslots, erase the last one").own(),
+    OptionSpec::new("lazy_refcounts", OptionKind::Flag, "Postpone refcount updates"),
+    OptionSpec::new("refcount_bits", OptionKind::Number, "Width of a reference count entry in bits"),
 ];
 
 /// What the header is to say in the end.

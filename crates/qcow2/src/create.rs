@@ -27,7 +27,8 @@ pub(crate) fn create(
     let chosen = Chosen::from(how)?;
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
-    let layout = Layout::new(how.size, &chosen)?;
+    let least = how.empty && chosen.prealloc == Prealloc::Off;
+    let layout = if least { Layout::least(how.size, &chosen)? } else { Layout::new(how.size, &chosen)? };
     let size = layout.size;
     let mut header = Header::new(size, geometry, chosen.version, chosen.codec);
     header.lazy_refcounts = chosen.lazy_refcounts;

@@ -24,26 +24,38 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// For a disk of `asked` bytes. Errors: the format cannot say this size.
-    pub(crate) fn new(asked: u64, chosen: &Chosen) -> Result<Layout> {
+    /// For a disk of `asked` bytes of which nothing is written before the image is there: QEMU's layout, with the least
+    /// refcount table. Errors: the format cannot say this size.
+    pub(crate) fn least(asked: u64, chosen: &Chosen) -> Result<Layout> {
         let geometry = chosen.geometry;
         // As QEMU: a disk is whole sectors.
         let size = asked.checked_next_multiple_of(512).unwrap_or(u64::MAX);
         check_l1(geometry, size)?;
         let bits = geometry.cluster_bits();
         let l1 = (geometry.l1_entries(size) * 8).div_ceil(1 << bits);
-        let most = MAX_REFCOUNT_TABLE_BYTES >> bits;
         let crypto = chosen.crypto_len().div_ceil(1 << bits);
-        let mut layout = Layout { geometry, size, table: 1, l1, crypto };
-        let outside = chosen.data_file.is_some();
-        let full = geometry.l1_entries(size) + if outside { 0 } else { size.div_ceil(1 << bits) };
+        Ok(Layout { geometry, size, table: 1, l1, crypto }.with_table_for(0))
+    }
+
+    /// For a disk of `asked` bytes that is filled. Errors: the format cannot say this size.
+    pub(crate) fn new(asked: u64, chosen: &Chosen) -> Result<Layout> {
+        let layout = Layout::least(asked, chosen)?;
+        let (size, bits) = (layout.size, layout.geometry.cluster_bits());
+        let data = if chosen.data_file.is_some() { 0 } else { size.div_ceil(1 << bits) };
+        Ok(layout.with_table_for(layout.geometry.l1_entries(size) + data))
+    }
+
+    /// With a refcount table that counts `more` clusters beside the header and the tables.
+    fn with_table_for(mut self, more: u64) -> Layout {
+        let bits = self.geometry.cluster_bits();
+        let most = MAX_REFCOUNT_TABLE_BYTES >> bits;
         loop {
-            let blocks = layout.file(full).div_ceil(geometry.block_entries());
+            let blocks = self.file(more).div_ceil(self.geometry.block_entries());
             let table = (blocks * 8).div_ceil(1 << bits).min(most);
-            if table <= layout.table {
-                return Ok(layout);
+            if table <= self.table {
+                return self;
             }
-            layout.table = table;
+            self.table = table;
         }
     }
 

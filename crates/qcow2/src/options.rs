@@ -8,92 +8,83 @@ use crate::crypt::NewCrypt;
 use crate::geometry::Geometry;
 use crate::header::Header;
 
-pub(crate) const LEVEL: OptionSpec = OptionSpec {
-    name: "compression_level",
-    kind: OptionKind::Number,
-    help: "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
-};
+pub(crate) const LEVEL: OptionSpec = OptionSpec::new(
+    "compression_level",
+    OptionKind::Number,
+    "Level of compression (zlib: 1 to 9, default 6; zstd: 1 to 22, default 3)",
+)
+.own();
 
-pub(crate) const KEY_SECRET: OptionSpec = OptionSpec {
-    name: "encrypt.key-secret",
-    kind: OptionKind::Text,
-    help: "ID of secret providing qcow AES key or LUKS passphrase",
-};
+pub(crate) const KEY_SECRET: OptionSpec = OptionSpec::new(
+    "encrypt.key-secret",
+    OptionKind::Text,
+    "ID of secret providing qcow AES key or LUKS passphrase",
+);
 
-pub(crate) const ENCRYPT_FORMAT: OptionSpec = OptionSpec {
-    name: "encrypt.format",
-    kind: OptionKind::Choice(&["aes", "luks"]),
-    help: "Encrypt the image, format choices: 'aes', 'luks'",
-};
+pub(crate) const ENCRYPT_FORMAT: OptionSpec = OptionSpec::new(
+    "encrypt.format",
+    OptionKind::Choice(&["aes", "luks"]),
+    "Encrypt the image, format choices: 'aes', 'luks'",
+)
+.called("format");
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
-    OptionSpec { name: "cluster_size", kind: OptionKind::Size, help: "qcow2 cluster size" },
-    OptionSpec {
-        name: "compat",
-        kind: OptionKind::Choice(&["0.10", "v2", "1.1", "v3"]),
-        help: "Compatibility level (v2 [0.10] or v3 [1.1])",
-    },
-    LEVEL,
-    OptionSpec {
-        name: "compression_type",
-        kind: OptionKind::Choice(&["zlib", "zstd"]),
-        help: "Compression method used for image cluster compression",
-    },
-    OptionSpec { name: "data_file", kind: OptionKind::Text, help: "File name of an external data file" },
-    OptionSpec {
-        name: "data_file_raw",
-        kind: OptionKind::Flag,
-        help: "The external data file must stay valid as a raw image",
-    },
-    OptionSpec {
-        name: "encrypt.cipher-alg",
-        kind: OptionKind::Choice(CIPHERS),
-        help: "Name of encryption cipher algorithm",
-    },
-    OptionSpec {
-        name: "encrypt.cipher-mode",
-        kind: OptionKind::Choice(MODES),
-        help: "Name of encryption cipher mode",
-    },
+    OptionSpec::new(
+        "encryption",
+        OptionKind::Flag,
+        "Encrypt the image with format 'aes'; encrypt.format=aes says the same",
+    ),
     ENCRYPT_FORMAT,
-    OptionSpec {
-        name: "encrypt.hash-alg",
-        kind: OptionKind::Choice(HASHES),
-        help: "Name of encryption hash algorithm",
-    },
-    OptionSpec {
-        name: "encrypt.iter-time",
-        kind: OptionKind::Number,
-        help: "Time to spend in PBKDF in milliseconds",
-    },
-    OptionSpec {
-        name: "encrypt.ivgen-alg",
-        kind: OptionKind::Choice(IVGENS),
-        help: "Name of IV generator algorithm",
-    },
-    OptionSpec {
-        name: "encrypt.ivgen-hash-alg",
-        kind: OptionKind::Choice(HASHES),
-        help: "Name of IV generator hash algorithm",
-    },
     KEY_SECRET,
-    OptionSpec {
-        name: "encryption",
-        kind: OptionKind::Flag,
-        help: "Encrypt the image with format 'aes'; encrypt.format=aes says the same",
-    },
-    OptionSpec { name: "extended_l2", kind: OptionKind::Flag, help: "Extended L2 tables" },
-    OptionSpec { name: "lazy_refcounts", kind: OptionKind::Flag, help: "Postpone refcount updates" },
-    OptionSpec {
-        name: "preallocation",
-        kind: OptionKind::Choice(&["off", "metadata", "falloc", "full"]),
-        help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    },
-    OptionSpec {
-        name: "refcount_bits",
-        kind: OptionKind::Number,
-        help: "Width of a reference count entry in bits",
-    },
+    OptionSpec::new("encrypt.cipher-alg", OptionKind::Choice(CIPHERS), "Name of encryption cipher algorithm")
+        .called("cipher-alg"),
+    OptionSpec::new("encrypt.cipher-mode", OptionKind::Choice(MODES), "Name of encryption cipher mode")
+        .called("cipher-mode"),
+    OptionSpec::new("encrypt.ivgen-alg", OptionKind::Choice(IVGENS), "Name of IV generator algorithm")
+        .called("ivgen-alg"),
+    OptionSpec::new(
+        "encrypt.ivgen-hash-alg",
+        OptionKind::Choice(HASHES),
+        "Name of IV generator hash algorithm",
+    )
+    .called("ivgen-hash-alg"),
+    OptionSpec::new("encrypt.hash-alg", OptionKind::Choice(HASHES), "Name of encryption hash algorithm")
+        .called("hash-alg"),
+    OptionSpec::new("encrypt.iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds")
+        .called("iter-time"),
+    OptionSpec::new("cluster_size", OptionKind::Size, "qcow2 cluster size").shown("65536"),
+    OptionSpec::new("extended_l2", OptionKind::Flag, "Extended L2 tables").shown("off"),
+    OptionSpec::new(
+        "preallocation",
+        OptionKind::Choice(&["off", "metadata", "falloc", "full"]),
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    OptionSpec::new(
+        "compression_type",
+        OptionKind::Choice(&["zlib", "zstd"]),
+        "Compression method used for image cluster compression",
+    )
+    .shown("zlib")
+    .called("compression-type"),
+    OptionSpec::SIZE,
+    OptionSpec::new(
+        "compat",
+        OptionKind::Choice(&["0.10", "v2", "1.1", "v3"]),
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    )
+    .called("version"),
+    OptionSpec::BACKING_FILE,
+    OptionSpec::BACKING_FMT,
+    OptionSpec::new("data_file", OptionKind::Text, "File name of an external data file"),
+    OptionSpec::new(
+        "data_file_raw",
+        OptionKind::Flag,
+        "The external data file must stay valid as a raw image",
+    ),
+    OptionSpec::new("lazy_refcounts", OptionKind::Flag, "Postpone refcount updates").shown("off"),
+    OptionSpec::new("refcount_bits", OptionKind::Number, "Width of a reference count entry in bits")
+        .shown("16"),
+    LEVEL,
 ];
 
 /// Options that fit together.

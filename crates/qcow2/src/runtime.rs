@@ -6,15 +6,15 @@ use cowhand_core::{Error, OptionKind, OptionSpec, Options, Result};
 use crate::options::{ENCRYPT_FORMAT, KEY_SECRET, LEVEL};
 
 const fn flag(name: &'static str) -> OptionSpec {
-    OptionSpec { name, kind: OptionKind::Flag, help: "Accepted, without effect" }
+    OptionSpec::new(name, OptionKind::Flag, "Accepted, without effect")
 }
 
 const fn size(name: &'static str) -> OptionSpec {
-    OptionSpec { name, kind: OptionKind::Size, help: "Accepted, without effect" }
+    OptionSpec::new(name, OptionKind::Size, "Accepted, without effect")
 }
 
 const fn text(name: &'static str) -> OptionSpec {
-    OptionSpec { name, kind: OptionKind::Text, help: "Accepted, without effect" }
+    OptionSpec::new(name, OptionKind::Text, "Accepted, without effect")
 }
 
 const OVERLAP: &str = "overlap-check";
@@ -45,7 +45,7 @@ pub(crate) const OPEN_OPTIONS: &[OptionSpec] = &[
     size("l2-cache-size"),
     size("l2-cache-entry-size"),
     size("refcount-cache-size"),
-    OptionSpec { name: "cache-clean-interval", kind: OptionKind::Number, help: "Accepted, without effect" },
+    OptionSpec::new("cache-clean-interval", OptionKind::Number, "Accepted, without effect"),
 ];
 
 /// Whether they go together, of an image with clusters of so many bytes.

@@ -9,36 +9,42 @@ use crate::create::unique_id;
 use crate::footer::{EPOCH, Footer, timestamp};
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
-    OptionSpec {
-        name: "hidden",
-        kind: OptionKind::Choice(&["0", "1", "2"]),
-        help: "XenServer's mark on a disk that is only a parent (allowed values: 0, not hidden; 1; 2)",
-    },
-    OptionSpec {
-        name: "saved_state",
-        kind: OptionKind::Flag,
-        help: "The mark of a disk whose machine's state was saved",
-    },
-    OptionSpec {
-        name: "marker",
-        kind: OptionKind::Number,
-        help: "The marker byte beside XenServer's batmap, 0 to 255",
-    },
-    OptionSpec {
-        name: "key_hash",
-        kind: OptionKind::Text,
-        help: "The key's hash beside XenServer's batmap: the nonce and the SHA-256 of nonce and key, NONCE:HASH, each 64 hexadecimal digits; 'none' takes it away",
-    },
-    OptionSpec {
-        name: "unique_id",
-        kind: OptionKind::Text,
-        help: "The disk's unique id: a UUID, or 'new'; its children know it by the one it had",
-    },
-    OptionSpec {
-        name: "timestamp",
-        kind: OptionKind::Text,
-        help: "When the disk was made: seconds since 1970, or 'now'",
-    },
+    OptionSpec::new(
+        "hidden",
+        OptionKind::Choice(&["0", "1", "2"]),
+        "XenServer's mark on a disk that is only a parent (allowed values: 0, not hidden; 1; 2)",
+    )
+    .own(),
+    OptionSpec::new(
+        "saved_state",
+        OptionKind::Flag,
+        "The mark of a disk whose machine's state was saved",
+    )
+    .own(),
+    OptionSpec::new(
+        "marker",
+        OptionKind::Number,
+        "The marker byte beside XenServer's batmap, 0 to 255",
+    )
+    .own(),
+    OptionSpec::new(
+        "key_hash",
+        OptionKind::Text,
+        "The key's hash beside XenServer's batmap: the nonce and the SHA-256 of nonce and key, NONCE:HASH, each 64 hexadecimal digits; 'none' takes it away",
+    )
+    .own(),
+    OptionSpec::new(
+        "unique_id",
+        OptionKind::Text,
+        "The disk's unique id: a UUID, or 'new'; its children know it by the one it had",
+    )
+    .own(),
+    OptionSpec::new(
+        "timestamp",
+        OptionKind::Text,
+        "When the disk was made: seconds since 1970, or 'now'",
+    )
+    .own(),
 ];
 
 /// What is to be changed, checked.

@@ -23,56 +23,65 @@ pub(crate) const MIN_BLOCK: u64 = 512 << 10;
 const DEFAULT_BLOCK: u64 = 2 << 20;
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
-    OptionSpec {
-        name: "subformat",
-        kind: OptionKind::Choice(&["dynamic", "fixed"]),
-        help: "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed}",
-    },
-    OptionSpec {
-        name: "force_size",
-        kind: OptionKind::Flag,
-        help: "Use exactly the size given, instead of rounding it up to one that a disk geometry can say",
-    },
-    OptionSpec {
-        name: "size_align",
-        kind: OptionKind::Size,
-        help: "Round the size up to a multiple of this and to no geometry (Azure wants 1M, and subformat=fixed)",
-    },
-    OptionSpec {
-        name: "min_size",
-        kind: OptionKind::Size,
-        help: "Make a smaller disk this large (Azure takes 20M at least)",
-    },
-    OptionSpec {
-        name: "block_size",
-        kind: OptionKind::Size,
-        help: "Block size of a dynamic disk, a power of two from 512K to 256M (default: 2M)",
-    },
-    OptionSpec {
-        name: "creator",
-        kind: OptionKind::Choice(Creator::NAMES),
-        help: "The program that the image says it was made by (allowed values: cowh, win, tap, vbox, vpc; default: cowh); win, tap and vbox state every size exactly",
-    },
-    OptionSpec {
-        name: "max_size",
-        kind: OptionKind::Size,
-        help: "Give the block allocation table room for a disk of this size, to which it can then grow at once",
-    },
-    OptionSpec {
-        name: "batmap",
-        kind: OptionKind::Flag,
-        help: "Add XenServer's map of full blocks, which goes with creator=tap and no other (default: on for that one)",
-    },
-    OptionSpec {
-        name: "unique_id",
-        kind: OptionKind::Text,
-        help: "The disk's unique id, a UUID whose bytes are written in the order in which it reads (default: a new one)",
-    },
-    OptionSpec {
-        name: "preallocation",
-        kind: OptionKind::Choice(&["off", "falloc", "full"]),
-        help: "Preallocation mode of a fixed disk (allowed values: off, falloc, full)",
-    },
+    OptionSpec::SIZE,
+    OptionSpec::new(
+        "subformat",
+        OptionKind::Choice(&["dynamic", "fixed"]),
+        "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed}",
+    ),
+    OptionSpec::new(
+        "force_size",
+        OptionKind::Flag,
+        "Use exactly the size given, instead of rounding it up to one that a disk geometry can say",
+    ),
+    OptionSpec::new(
+        "size_align",
+        OptionKind::Size,
+        "Round the size up to a multiple of this and to no geometry (Azure wants 1M, and subformat=fixed)",
+    )
+    .own(),
+    OptionSpec::new(
+        "min_size",
+        OptionKind::Size,
+        "Make a smaller disk this large (Azure takes 20M at least)",
+    )
+    .own(),
+    OptionSpec::new(
+        "block_size",
+        OptionKind::Size,
+        "Block size of a dynamic disk, a power of two from 512K to 256M (default: 2M)",
+    )
+    .own(),
+    OptionSpec::new(
+        "creator",
+        OptionKind::Choice(Creator::NAMES),
+        "The program that the image says it was made by (allowed values: cowh, win, tap, vbox, vpc; default: cowh); win, tap and vbox state every size exactly",
+    )
+    .own(),
+    OptionSpec::new(
+        "max_size",
+        OptionKind::Size,
+        "Give the block allocation table room for a disk of this size, to which it can then grow at once",
+    )
+    .own(),
+    OptionSpec::new(
+        "batmap",
+        OptionKind::Flag,
+        "Add XenServer's map of full blocks, which goes with creator=tap and no other (default: on for that one)",
+    )
+    .own(),
+    OptionSpec::new(
+        "unique_id",
+        OptionKind::Text,
+        "The disk's unique id, a UUID whose bytes are written in the order in which it reads (default: a new one)",
+    )
+    .own(),
+    OptionSpec::new(
+        "preallocation",
+        OptionKind::Choice(&["off", "falloc", "full"]),
+        "Preallocation mode of a fixed disk (allowed values: off, falloc, full)",
+    )
+    .of_file(),
 ];
 
 /// How the size of a disk comes from the size that was asked for.

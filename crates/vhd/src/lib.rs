@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 use cowhand_core::{
     Checker, Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured,
-    OpenOptions, OptionKind, OptionSpec, Probe, Resolver, Result, Storage,
+    OpenOptions, OptionKind, OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
 };
 
 use crate::footer::{DiskType, SizeRule};
@@ -56,6 +56,10 @@ pub struct Vhd;
 impl Format for Vhd {
     fn names(&self) -> &'static [&'static str] {
         &["vpc", "vhd"]
+    }
+
+    fn qemu(&self) -> Option<QemuDriver> {
+        Some(QemuDriver { resizes: false, measures: false })
     }
 
     fn extensions(&self) -> &'static [&'static str] {
@@ -79,11 +83,12 @@ impl Format for Vhd {
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {
-        &[OptionSpec {
-            name: "force_size_calc",
-            kind: OptionKind::Choice(&["auto", "current_size", "chs"]),
-            help: "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
-        }]
+        const OPTIONS: &[OptionSpec] = &[OptionSpec::new(
+            "force_size_calc",
+            OptionKind::Choice(&["auto", "current_size", "chs"]),
+            "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
+        )];
+        OPTIONS
     }
 
     fn defining_options(&self) -> &'static [&'static str] {

@@ -7,21 +7,24 @@ use crate::guid::Guid;
 use crate::metadata::Metadata;
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
-    OptionSpec {
-        name: "disk_id",
-        kind: OptionKind::Text,
-        help: "The id by which a guest knows the disk (SCSI page 83): a UUID, or 'new'; the image gets a new data_write_guid too",
-    },
-    OptionSpec {
-        name: "physical_sector_size",
-        kind: OptionKind::Choice(&["512", "4096"]),
-        help: "The disk's physical sector; the image gets a new data_write_guid too",
-    },
-    OptionSpec {
-        name: "data_write_guid",
-        kind: OptionKind::Text,
-        help: "The id by which a child knows its parent's content: a UUID, or 'new'; children know the image by the one it had",
-    },
+    OptionSpec::new(
+        "disk_id",
+        OptionKind::Text,
+        "The id by which a guest knows the disk (SCSI page 83): a UUID, or 'new'; the image gets a new data_write_guid too",
+    )
+    .own(),
+    OptionSpec::new(
+        "physical_sector_size",
+        OptionKind::Choice(&["512", "4096"]),
+        "The disk's physical sector; the image gets a new data_write_guid too",
+    )
+    .own(),
+    OptionSpec::new(
+        "data_write_guid",
+        OptionKind::Text,
+        "The id by which a child knows its parent's content: a UUID, or 'new'; children know the image by the one it had",
+    )
+    .own(),
 ];
 
 /// What is to be changed, checked.

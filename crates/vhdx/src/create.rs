@@ -22,47 +22,59 @@ use crate::writer::Writer;
 
 /// What can be set when an image is made.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
-    OptionSpec { name: "log_size", kind: OptionKind::Size, help: "Log size; min 1MB, a multiple of 1MB" },
-    OptionSpec {
-        name: "block_size",
-        kind: OptionKind::Size,
-        help: "Block size; a power of two from 1MB to 256MB. 0 means auto-calculate based on image size",
-    },
-    OptionSpec {
-        name: "subformat",
-        kind: OptionKind::Choice(&["dynamic", "fixed"]),
-        help: "VHDX format type, can be either 'dynamic' or 'fixed'. Default is 'dynamic'.",
-    },
-    OptionSpec {
-        name: "block_state_zero",
-        kind: OptionKind::Flag,
-        help: "Blocks that nothing is written to say that they are zero (the default), not just that they are absent",
-    },
-    OptionSpec {
-        name: "logical_sector_size",
-        kind: OptionKind::Choice(&["512", "4096"]),
-        help: "The disk's logical sector; default 512, and the parent's where there is one",
-    },
-    OptionSpec {
-        name: "physical_sector_size",
-        kind: OptionKind::Choice(&["512", "4096"]),
-        help: "The disk's physical sector; default 4096",
-    },
-    OptionSpec {
-        name: "disk_id",
-        kind: OptionKind::Text,
-        help: "The id by which a guest knows the disk (SCSI page 83), a UUID; default a new one, and the parent's where there is one",
-    },
-    OptionSpec {
-        name: "data_write_guid",
-        kind: OptionKind::Text,
-        help: "The id by which a child knows its parent's content, a UUID; default a new one",
-    },
-    OptionSpec {
-        name: "preallocation",
-        kind: OptionKind::Choice(&["off", "falloc", "full"]),
-        help: "Preallocation mode of a fixed image (allowed values: off, falloc, full)",
-    },
+    OptionSpec::SIZE,
+    OptionSpec::new(
+        "log_size",
+        OptionKind::Size,
+        "Log size; min 1MB, rounded up to whole MB",
+    )
+    .shown("1048576"),
+    OptionSpec::new(
+        "block_size",
+        OptionKind::Size,
+        "Block size; a power of two from 1MB to 256MB. 0 means auto-calculate based on image size",
+    )
+    .shown("0"),
+    OptionSpec::new(
+        "subformat",
+        OptionKind::Choice(&["dynamic", "fixed"]),
+        "VHDX format type, can be either 'dynamic' or 'fixed'. Default is 'dynamic'.",
+    ),
+    OptionSpec::new(
+        "block_state_zero",
+        OptionKind::Flag,
+        "Blocks that nothing is written to say that they are zero (the default), not just that they are absent",
+    ),
+    OptionSpec::new(
+        "logical_sector_size",
+        OptionKind::Choice(&["512", "4096"]),
+        "The disk's logical sector; default 512, and the parent's where there is one",
+    )
+    .own(),
+    OptionSpec::new(
+        "physical_sector_size",
+        OptionKind::Choice(&["512", "4096"]),
+        "The disk's physical sector; default 4096",
+    )
+    .own(),
+    OptionSpec::new(
+        "disk_id",
+        OptionKind::Text,
+        "The id by which a guest knows the disk (SCSI page 83), a UUID; default a new one, and the parent's where there is one",
+    )
+    .own(),
+    OptionSpec::new(
+        "data_write_guid",
+        OptionKind::Text,
+        "The id by which a child knows its parent's content, a UUID; default a new one",
+    )
+    .own(),
+    OptionSpec::new(
+        "preallocation",
+        OptionKind::Choice(&["off", "falloc", "full"]),
+        "Preallocation mode of a fixed image (allowed values: off, falloc, full)",
+    )
+    .of_file(),
 ];
 
 /// A new image's make, within the format's limits.

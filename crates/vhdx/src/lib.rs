@@ -41,7 +41,7 @@ use std::sync::Arc;
 
 use cowhand_core::{
     Checker, Consumer, Content, CreateOptions, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
-    OptionSpec, Probe, Resolver, Result, Storage,
+    OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
 };
 
 /// The VHDX format.
@@ -51,6 +51,10 @@ pub struct Vhdx;
 impl Format for Vhdx {
     fn names(&self) -> &'static [&'static str] {
         &["vhdx"]
+    }
+
+    fn qemu(&self) -> Option<QemuDriver> {
+        Some(QemuDriver { resizes: false, measures: false })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

@@ -31,7 +31,8 @@ use std::sync::Arc;
 
 use cowhand_core::{
     ArchiveIndex, ArchiveSource, Archives, Checker, CreateOptions, Error, Format, Forward, Inspector, Layer,
-    Manifest, OpenOptions, OptionKind, OptionSpec, Probe, Reading, Resolver, Result, Sink, Storage, Walk,
+    Manifest, OpenOptions, OptionKind, OptionSpec, Probe, QemuDriver, Reading, Resolver, Result, Sink,
+    Storage, Walk,
 };
 
 pub use self::writer::{StreamId, VmaWriter, WriterOptions};
@@ -42,12 +43,15 @@ use crate::places::{BUDGET, Room};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Vma;
 
-const DISK: OptionSpec =
-    OptionSpec { name: "disk", kind: OptionKind::Text, help: "which disk of the archive, by its name" };
+const DISK: OptionSpec = OptionSpec::new("disk", OptionKind::Text, "which disk of the archive, by its name");
 
 impl Format for Vma {
     fn names(&self) -> &'static [&'static str] {
         &["vma"]
+    }
+
+    fn qemu(&self) -> Option<QemuDriver> {
+        None
     }
 
     fn extensions(&self) -> &'static [&'static str] {

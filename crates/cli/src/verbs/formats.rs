@@ -32,8 +32,6 @@ pub(crate) fn run(out: &mut Output) -> Outcome {
     Ok(DONE)
 }
 
-const SIZE: OptionSpec = OptionSpec { name: "size", kind: OptionKind::Size, help: "Virtual disk size" };
-
 /// What `amend -o help` prints.
 pub(crate) fn amend_help(out: &mut Output, format: &dyn cowhand::Format) -> Result<()> {
     let name = format.names().first().unwrap_or(&""); // never empty: every format has a name
@@ -42,11 +40,7 @@ pub(crate) fn amend_help(out: &mut Output, format: &dyn cowhand::Format) -> Resu
             "Format driver '{name}' does not support option amendment"
         )));
     }
-    const COMMON: [OptionSpec; 3] = [
-        OptionSpec { name: "backing_file", kind: OptionKind::Text, help: "File name of a base image" },
-        OptionSpec { name: "backing_fmt", kind: OptionKind::Text, help: "Image format of the base image" },
-        SIZE,
-    ];
+    const COMMON: [OptionSpec; 3] = [OptionSpec::BACKING_FILE, OptionSpec::BACKING_FMT, OptionSpec::SIZE];
     writeln!(out, "Amend options for '{name}':")?;
     let mut all: Vec<OptionSpec> = format.amend_options().to_vec();
     all.extend(
@@ -60,9 +54,6 @@ pub(crate) fn amend_help(out: &mut Output, format: &dyn cowhand::Format) -> Resu
 pub(crate) fn help(out: &mut Output, format: &dyn cowhand::Format) -> Result<()> {
     writeln!(out, "Supported {} options:", format.names().first().unwrap_or(&""))?; // never empty: every format has a name
     let mut all: Vec<OptionSpec> = format.options().to_vec();
-    if !all.iter().any(|spec| spec.name == SIZE.name) {
-        all.push(SIZE);
-    }
     all.sort_by_key(|spec| spec.name);
     list(out, "  ", &all)
 }

@@ -34,25 +34,22 @@ impl Format for Raw {
     }
 
     fn options(&self) -> &'static [OptionSpec] {
-        &[OptionSpec {
-            name: "preallocation",
-            kind: OptionKind::Choice(&["off", "falloc", "full"]),
-            help: "Preallocation mode (allowed values: off, falloc, full)",
-        }]
+        const OPTIONS: &[OptionSpec] = &[
+            OptionSpec::SIZE,
+            OptionSpec::new(
+                "preallocation",
+                OptionKind::Choice(&["off", "falloc", "full"]),
+                "Preallocation mode (allowed values: off, falloc, full)",
+            )
+            .of_file(),
+        ];
+        OPTIONS
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {
         &[
-            OptionSpec {
-                name: "offset",
-                kind: OptionKind::Size,
-                help: "Where in the file the disk begins, in bytes",
-            },
-            OptionSpec {
-                name: "size",
-                kind: OptionKind::Size,
-                help: "Bytes of the disk; without it, up to the file's end",
-            },
+            OptionSpec::new("offset", OptionKind::Size, "Where in the file the disk begins, in bytes"),
+            OptionSpec::new("size", OptionKind::Size, "Bytes of the disk; without it, up to the file's end"),
         ]
     }
 

@@ -86,6 +86,14 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
+    /// Asks a file system that copies blocks when they are written to write those of this file, which is empty, in place.
+    /// Others do not know the wish.
+    pub fn avoid_copies(&self) {
+        if let Ok(flags) = rustix::fs::ioctl_getflags(&self.file) {
+            let _ = rustix::fs::ioctl_setflags(&self.file, flags | rustix::fs::IFlags::NOCOW);
+        }
+    }
+
     /// Opens `path`, which must be a regular file or a block device, and takes its locks.
     ///
     /// Never waits on a FIFO. Errors: what the system says; [`ErrorKind::Unsupported`] for other kinds of file;

@@ -47,10 +47,11 @@ impl Format for Raw {
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {
-        &[
+        const OPTIONS: &[OptionSpec] = &[
             OptionSpec::new("offset", OptionKind::Size, "Where in the file the disk begins, in bytes"),
             OptionSpec::new("size", OptionKind::Size, "Bytes of the disk; without it, up to the file's end"),
-        ]
+        ];
+        OPTIONS
     }
 
     fn defining_options(&self) -> &'static [&'static str] {

@@ -21,6 +21,7 @@ mod hostile_qcow2;
 mod hostile_vhd;
 mod hostile_vhdx;
 mod layers;
+mod lenient;
 mod listing;
 mod locks;
 mod map_and_info;

@@ -11,11 +11,18 @@ use cowhand::{Error, Result};
 pub(crate) struct Output {
     to: BufWriter<Stdout>,
     closed: bool,
+    /// What cannot be written is lost, and nobody is told.
+    lossy: bool,
 }
 
 impl Output {
     pub(crate) fn new() -> Output {
-        Output { to: BufWriter::new(io::stdout()), closed: false }
+        Output { to: BufWriter::new(io::stdout()), closed: false, lossy: false }
+    }
+
+    /// Whatever becomes of it is no error.
+    pub(crate) fn lossy(self) -> Output {
+        Output { lossy: true, ..self }
     }
 
     /// What `write!` and `writeln!` call.
@@ -38,7 +45,7 @@ impl Output {
 
     fn settle(&mut self, done: io::Result<()>) -> Result<()> {
         match done {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            Err(error) if self.lossy || error.kind() == ErrorKind::BrokenPipe => {
                 self.closed = true;
                 Ok(())
             }

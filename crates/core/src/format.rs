@@ -37,6 +37,9 @@ pub struct OpenOptions {
     pub metadata_only: bool,
     /// Read it although its checksums are wrong, where nothing else speaks against it. Not for writing.
     pub ignore_checksums: bool,
+    /// As QEMU reads it: what leads past the end of the file reads zero, what leads into the image's own tables reads them, and
+    /// the first write does not look at the image first. Whoever sets this wants what a damaged image gives, not an error.
+    pub lenient: bool,
 }
 
 /// How an image is made.

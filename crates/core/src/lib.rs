@@ -51,8 +51,8 @@ pub use progress::{Progress, Quiet};
 pub use secret::Secrets;
 pub use snapshot::{NewSnapshot, SnapshotInfo, Snapshots};
 pub use storage::{
-    Access, Cache, FILE_OPTIONS, FileHints, FileStorage, Identity, Lock, MemoryStorage, Solid, Storage,
-    hole_at,
+    Access, Cache, Endless, FILE_OPTIONS, FileHints, FileStorage, Identity, Lock, MemoryStorage, Solid,
+    Storage, hole_at,
 };
 pub use stream::{Body, Chunk, Contents, DiskInfo, Encoded, Head, Made, Pieces, Source, Streams, read_up_to};
 pub use zero::{is_zero, zero_prefix};

@@ -43,7 +43,7 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
     let storage = files.top(&part, open, access)?;
     let named = |error: Error| error.image(path.display());
     let format = open.format.as_deref().map(registry::format).transpose()?;
-    let Content { format, packing } = Content::of(&storage, format).map_err(named)?;
+    let Content { format, packing } = Content::of(&storage, format, open.probing).map_err(named)?;
     if packing.is_some() {
         let name = format.names()[0]; // never empty: every format has a name
         return Err(named(Error::unsupported("is packed, and is checked as it is unpacked"))

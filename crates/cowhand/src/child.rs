@@ -106,6 +106,9 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
             cache: how.open.cache,
             secrets: how.open.secrets.clone(),
             solid: how.open.solid,
+            probing: how.open.probing,
+            lenient: how.open.lenient,
+            ..Create::default()
         },
     )?;
     Ok(ChildMade {

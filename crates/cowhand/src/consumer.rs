@@ -84,7 +84,7 @@ pub fn verdict(path: &Path, open: &Open, consumer: &str) -> Result<Verdict> {
     let storage = files.top(&part, open, Access::Read)?;
     let named = |error: Error| error.image(path.display());
     let format = open.format.as_deref().map(registry::format).transpose()?;
-    let format = Content::of(&storage, format).map_err(named)?.format;
+    let format = Content::of(&storage, format, open.probing).map_err(named)?.format;
     let name = format.names()[0]; // never empty: every format has a name
     let found = takes.iter().find(|(taken, _)| taken.names() == format.names());
     let objections = match found {

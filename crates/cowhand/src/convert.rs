@@ -71,6 +71,8 @@ pub struct Convert {
     pub verify: bool,
     /// Leave the partial target there after an error.
     pub keep_partial: bool,
+    /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
+    pub in_place: bool,
     /// Go on where an earlier run with this, the same sources and options ended; and leave what is needed to go on when
     /// this one is stopped. Costs a flush from time to time. What cannot be gone on with is begun anew.
     pub resume: bool,
@@ -217,6 +219,8 @@ fn into_new(
         Target::resumable(&how.target, how.cache)?
     } else if how.replace_source {
         Target::in_place_of_source(&how.target, how.cache)?
+    } else if how.in_place {
+        Target::in_place(&how.target, how.cache)?
     } else {
         Target::begin(&how.target, how.cache, how.keep_partial)?
     };
@@ -224,7 +228,9 @@ fn into_new(
         true => Some(Sidecar::beside(&target, key(how, format, size, &read))?),
         false => None,
     };
-    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read).solid(how.solid);
+    let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read)
+        .solid(how.solid)
+        .in_place(how.in_place);
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let shared = shared_below(how, sources, backing.as_ref());
     let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
@@ -326,6 +332,8 @@ fn into_existing(
         solid: how.solid,
         policy: how.open.policy.clone(),
         secrets: how.open.secrets.clone(),
+        probing: how.open.probing,
+        lenient: how.open.lenient,
         ..Open::default()
     };
     refuse_own_source(how, sources, None)?;

@@ -11,7 +11,7 @@ use cowhand_core::{
 
 use crate::open::{Open, Opened, open, open_alone};
 use crate::parent::remembered;
-use crate::registry;
+use crate::registry::{self, Probing};
 use crate::resolve::{Policy, Watched, folder_of, in_folder};
 use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles, refuse_one_of};
@@ -41,6 +41,12 @@ pub struct Create {
     pub secrets: Secrets,
     /// The file is to have no holes: every byte of it is written.
     pub solid: bool,
+    /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
+    pub in_place: bool,
+    /// How the backing file's format is found, where nobody names it: to say which it is.
+    pub probing: Probing,
+    /// The backing file is taken as it stands, as [`Open::lenient`](crate::Open) says.
+    pub lenient: bool,
 }
 
 /// What was made.
@@ -102,6 +108,8 @@ pub fn new_image<'a>(path: &'a Path, how: &'a Create) -> Result<NewImage<'a>> {
             policy: how.policy.clone(),
             search: how.search.clone(),
             secrets: how.secrets.clone(),
+            probing: how.probing,
+            lenient: how.lenient,
             ..Open::default()
         },
     )? {
@@ -136,8 +144,11 @@ impl NewImage<'_> {
                 .hint("name a size, like 20G")
                 .image(path.display()));
         };
-        let target = Target::begin(path, how.cache, false)?;
-        let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid);
+        let target = match how.in_place {
+            true => Target::in_place(path, how.cache)?,
+            false => Target::begin(path, how.cache, false)?,
+        };
+        let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid).in_place(how.in_place);
         let layer = base
             .make(format, &target, &files, size, &how.secrets, progress)
             .map_err(|error| error.image(path.display()))?;
@@ -227,6 +238,8 @@ impl Base {
                 secrets: how.secrets.clone(),
                 policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
                 search: how.search.clone(),
+                probing: how.probing,
+                lenient: how.lenient,
                 ..Open::default()
             },
         )?;

@@ -14,14 +14,16 @@ use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, report};
 use crate::registry;
 use crate::sectors::Sectors;
+use crate::stream::pipe::{Ahead, read_full};
 use crate::target::{Target, TargetFiles, refuse_one_of};
 
 /// Where the bytes come from.
 pub enum DdInput<'a> {
     /// An image.
     Image(&'a Path),
-    /// Raw bytes in order, as standard input gives them.
-    Stream(&'a mut dyn Read),
+    /// Raw bytes in order, as standard input gives them. They are read on a thread that is left behind where it waits for
+    /// bytes that never come: so a wish to stop is heard meanwhile.
+    Stream(Box<dyn Read + Send>),
 }
 
 /// Where the bytes go.
@@ -72,6 +74,8 @@ pub struct Dd {
     pub output_size: Option<u64>,
     /// Write into an image that is there. What lies behind the copied bytes stays as it is.
     pub no_create: bool,
+    /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
+    pub in_place: bool,
 }
 
 impl Default for Dd {
@@ -86,6 +90,7 @@ impl Default for Dd {
             input_size: None,
             output_size: None,
             no_create: false,
+            in_place: false,
         }
     }
 }
@@ -110,7 +115,7 @@ pub fn dd(from: DdInput<'_>, to: DdOutput<'_>, how: &Dd, progress: &dyn Progress
         let message = format!("Invalid bs specified. Must be between 1 and {}", i32::MAX);
         return Err(Error::invalid(message));
     }
-    let mut source = Source::of(from, how)?;
+    let mut source = Source::of(from, how, progress)?;
     if let Bytes::Disk { disk, .. } = &source.bytes {
         disk.prepare(progress)?;
     }
@@ -134,11 +139,11 @@ struct Source<'a> {
 
 enum Bytes<'a> {
     Disk { window: Image, disk: Arc<Opened> },
-    Stream(&'a mut dyn Read),
+    Stream(Ahead<'a>),
 }
 
 impl<'a> Source<'a> {
-    fn of(from: DdInput<'a>, how: &Dd) -> Result<Source<'a>> {
+    fn of(from: DdInput<'_>, how: &Dd, progress: &'a dyn Progress) -> Result<Source<'a>> {
         let skip = how.skip.saturating_mul(how.block_size);
         let most = how.count.map(|count| count.saturating_mul(how.block_size));
         let end = [most, how.input_size].into_iter().flatten().min();
@@ -161,6 +166,9 @@ impl<'a> Source<'a> {
                     Some(end) => Some(end.checked_sub(skip).ok_or_else(nothing)?),
                     None => None,
                 };
+                // What is not copied is left for others to read.
+                let total = end.or(how.output_size).unwrap_or(u64::MAX);
+                let stream = Ahead::of(Box::new(stream.take(end.unwrap_or(u64::MAX))), Some(total), progress);
                 let mut source =
                     Source { bytes: Bytes::Stream(stream), len: Some(skip), at: 0, whole: false };
                 let mut buf = vec![0; CHUNK];
@@ -177,23 +185,13 @@ impl<'a> Source<'a> {
     fn next(&mut self, buf: &mut [u8]) -> Result<usize> {
         let left = self.len.map_or(u64::MAX, |len| len - self.at);
         let most = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let mut n = 0;
-        match &mut self.bytes {
+        let n = match &mut self.bytes {
             Bytes::Disk { window, .. } => {
                 window.read(self.at, &mut buf[..most])?;
-                n = most;
+                most
             }
-            Bytes::Stream(stream) => {
-                while n < most {
-                    match stream.read(&mut buf[n..most]) {
-                        Ok(0) => break,
-                        Ok(more) => n += more,
-                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                        Err(error) => return Err(Error::io("cannot read the stream", error)),
-                    }
-                }
-            }
-        }
+            Bytes::Stream(stream) => read_full(stream, &mut buf[..most])?,
+        };
         self.at += n as u64;
         match self.len {
             Some(len) if n < most && self.whole => Err(Error::new(
@@ -297,8 +295,11 @@ fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progr
     }
     let read = source.files();
     refuse_one_of(path, &read)?;
-    let target = Target::begin(path, how.cache, false)?;
-    let files = TargetFiles::beside(path, how.cache, false, read);
+    let target = match how.in_place {
+        true => Target::in_place(path, how.cache)?,
+        false => Target::begin(path, how.cache, false)?,
+    };
+    let files = TargetFiles::beside(path, how.cache, false, read).in_place(how.in_place);
     let mut base = Base::of(Vec::new(), None, None)?;
     if let Bytes::Disk { disk, .. } = &source.bytes {
         base.counts_in(disk.top().layer.sector(), format);
@@ -328,6 +329,8 @@ fn into_existing(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn 
         cache: how.cache,
         policy: how.open.policy.clone(),
         secrets: how.open.secrets.clone(),
+        probing: how.open.probing,
+        lenient: how.open.lenient,
         ..Open::default()
     };
     let target = open(path, &target)?;

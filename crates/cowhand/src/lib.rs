@@ -95,7 +95,7 @@ pub use node::{ImageOptions, Name, Node, ReadNode, image_name, parse_json};
 pub use open::{Open, Opened, Parent, open, open_alone};
 pub use rebase::{Rebase, Rebased, rebase};
 pub use reconnect::{Reconnect, Reconnected, reconnect_parent};
-pub use registry::{detect, driver, format, format_for_target, formats};
+pub use registry::{Probing, detect, detect_by, driver, format, format_for_target, formats};
 pub use resize::{NewSize, Resize, Resized, resize};
 pub use resolve::{Policy, folder_to_allow};
 pub use round::{SizeRule, round_size};

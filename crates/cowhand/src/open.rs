@@ -16,7 +16,7 @@ use crate::archive::part::Part;
 use crate::kinship::modified;
 use crate::node::{Backing, Described, Node};
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
-use crate::registry;
+use crate::registry::{self, Probing};
 use crate::resolve::{Files, Policy, Watched};
 use crate::shelf::Shelf;
 
@@ -72,6 +72,13 @@ pub struct Open {
     pub ignore_checksums: bool,
     /// An internal snapshot of the top, by id or name, in place of its present state.
     pub snapshot: Option<String>,
+    /// How formats are found that nobody names.
+    pub probing: Probing,
+    /// What an image says is taken as it stands, as far as that can do this program no harm: what QEMU does. What leads past the
+    /// end of a qcow2 file reads zero, what leads into its tables reads them; a parent of no stated format is what it looks
+    /// like; a chain may be of any length; no image is looked at before the first write to it; and files may change while
+    /// they are read.
+    pub lenient: bool,
     /// How the places of an archive's bytes are found, where a disk of one is opened.
     pub indexing: Indexing,
 }
@@ -98,8 +105,11 @@ impl Deref for Opened {
 
 impl Opened {
     /// Fails with [`ErrorKind::Changed`] where a file is no longer as it was when it was opened: its size, its time of
-    /// change, or the file behind the name.
+    /// change, or the file behind the name; never where it was opened with [`Open::lenient`].
     pub fn check_unchanged(&self) -> Result<()> {
+        if self.files.may_change {
+            return Ok(());
+        }
         for Watched { name, storage, identity } in self.watched() {
             let now = storage.identity().map_err(|error| Error::io("cannot look at", error).image(&name))?;
             if now != identity {
@@ -194,7 +204,7 @@ pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Err
     let storage = files.top(&part, how, access(how.writable))?;
     let named = |error: Error| error.image(path.display());
     let format = how.format.as_deref().map(registry::format).transpose()?;
-    let content = Content::of(&storage, format).map_err(named)?;
+    let content = Content::of(&storage, format, how.probing).map_err(named)?;
     let options = registry::open_options(content.format, &how.options).map_err(named)?;
     let (mut top, archived) = match archive_disk(&part, &storage, content, &options, how).map_err(named)? {
         Some(disk) => (link_to(path, content, &disk), Some(disk)),
@@ -339,7 +349,10 @@ pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
         let part = Part::of(path);
         let unlocked = Open { lock: Lock::None, cache: Cache::Writeback, ..how.clone() };
         let file = Files::beside(part.file, &unlocked).top(&part, &unlocked, Access::Read)?;
-        Ok(Content::of(&file, None).map_err(|error| error.image(path.display()))?.format.is_bare())
+        Ok(Content::of(&file, None, how.probing)
+            .map_err(|error| error.image(path.display()))?
+            .format
+            .is_bare())
     };
     let lock = if how.lock == Lock::Default && is_bare()? { Lock::Shared } else { how.lock };
     Ok(Open { lock, ..how.clone() })
@@ -373,6 +386,7 @@ impl Open {
             secrets: self.secrets.clone(),
             metadata_only: self.metadata_only,
             ignore_checksums: self.ignore_checksums,
+            lenient: self.lenient,
             ..OpenOptions::default()
         }
     }
@@ -398,7 +412,7 @@ fn follow(
     let mut child = child.to_owned();
     let mut parent = parent;
     while let Some(wanted) = parent {
-        if links.len() >= DEPTH {
+        if links.len() >= DEPTH && !how.lenient {
             return Err(Error::new(
                 ErrorKind::ChainTooLong,
                 format!("the chain has more than {DEPTH} layers"),

@@ -121,7 +121,7 @@ impl Seeker<'_> {
         self.refuse_loop(path, storage.as_ref())?;
         let named = |error: Error| error.image(path.display());
         let format = self.how.parent_format.as_deref().map(registry::format).transpose()?;
-        let content = Content::of(&storage, format).map_err(named)?;
+        let content = Content::of(&storage, format, self.how.probing).map_err(named)?;
         let read = Open { writable: self.how.writes(self.depth), ..self.how.clone() };
         if let Some(disk) =
             archive_disk(&part, &storage, content, &Options::default(), &read).map_err(named)?
@@ -288,7 +288,10 @@ impl Seeker<'_> {
         if let Some(name) = self.wanted.format.as_ref().or(self.how.parent_format.as_ref()) {
             return registry::format(name).map(|stated| self.by_identity(stated, storage)).map_err(child);
         }
-        let probed = registry::detect(storage).ok();
+        if self.how.lenient {
+            return registry::detect_by(storage, self.how.probing).map_err(child);
+        }
+        let probed = registry::detect_by(storage, self.how.probing).ok();
         if probed.is_some_and(|format| format.is_bare()) {
             return Ok(registry::bare());
         }
@@ -321,7 +324,8 @@ impl Seeker<'_> {
         if let Some(name) = &self.how.parent_format {
             return registry::format(name);
         }
-        let probed = registry::detect(storage).map_err(|error| error.image(path.display()))?;
+        let probed =
+            registry::detect_by(storage, self.how.probing).map_err(|error| error.image(path.display()))?;
         let Some(stated) = &self.wanted.format else { return Ok(probed) };
         if !self.wanted.expected.is_empty() || probed.names().contains(&stated.as_str()) {
             return Ok(probed);

@@ -100,6 +100,24 @@ pub(crate) fn by_extension(path: &Path) -> Option<&'static dyn Format> {
 /// Errors: [`ErrorKind::Ambiguous`] where it matches several formats; [`ErrorKind::Unsupported`] where it is a disk
 /// image of a kind that is not read here (taking it for raw would hand out its tables as guest data).
 pub fn detect(storage: &dyn Storage) -> Result<&'static dyn Format> {
+    detect_by(storage, Probing::Whole)
+}
+
+/// How a file's format is found by its content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probing {
+    /// By all that speaks for one: the front, what stands behind the guest's bytes, what is packed in it. Several at once are
+    /// an error.
+    #[default]
+    Whole,
+    /// As QEMU does it: by the front alone, and archives are raw. Several at once are an error.
+    Front,
+    /// As `Front`; of several at once, the one that the front says.
+    Trusting,
+}
+
+/// As [`detect`], in the way that `probing` says.
+pub fn detect_by(storage: &dyn Storage, probing: Probing) -> Result<&'static dyn Format> {
     let failed = |error| Error::io("cannot read its head", error);
     let len = storage.len().map_err(failed)?;
     let mut head = vec![0; len.min(4096) as usize];
@@ -108,7 +126,10 @@ pub fn detect(storage: &dyn Storage) -> Result<&'static dyn Format> {
     let matches: Vec<(Probe, &'static dyn Format)> = formats()
         .iter()
         .map(|format| (format.probe(&head, storage), *format))
-        .filter(|(probe, _)| *probe > Probe::Possible)
+        .filter(|(probe, format)| match probing {
+            Probing::Whole => *probe > Probe::Possible,
+            Probing::Front | Probing::Trusting => *probe == Probe::Sure && format.archives().is_none(),
+        })
         .collect();
     let Some(&(probe, found)) = matches.first() else {
         return match foreign(&head) {
@@ -117,6 +138,9 @@ pub fn detect(storage: &dyn Storage) -> Result<&'static dyn Format> {
             None => Ok(&Raw),
         };
     };
+    if probing == Probing::Trusting {
+        return Ok(found);
+    }
     let mut names: Vec<&str> = matches.iter().map(|(_, format)| format.names()[0]).collect(); // never empty: every format has a name
     if probe == Probe::Sure {
         names.extend(guest_signatures(&head, storage, len)?);

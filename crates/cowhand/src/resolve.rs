@@ -75,6 +75,8 @@ pub(crate) struct Files {
     pub(crate) solid: bool,
     /// What the caller says of the image's data file, in place of what the image says.
     pub(crate) data_file: Option<Arc<Node>>,
+    /// Nobody is told where a file changes while it is read.
+    pub(crate) may_change: bool,
     /// All files opened so far, so that their changing can be noticed.
     pub(crate) opened: Arc<Mutex<Vec<Watched>>>,
 }
@@ -96,6 +98,7 @@ impl Files {
             cache: how.cache,
             solid: how.solid,
             data_file: how.node.as_ref().and_then(|node| node.data_file()).cloned().map(Arc::new),
+            may_change: how.lenient,
             opened: Arc::default(),
         }
     }

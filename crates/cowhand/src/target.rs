@@ -17,12 +17,14 @@ use crate::resume::{partial_name, sidecar_name};
 /// A file that will be there whole, or not at all.
 ///
 /// Until [`Target::finish`] only `.NAME.partial-ID` exists beside it; what bore the name before is untouched. Dropped
-/// unfinished, the partial goes away. A block device has no name to give back, and is written in place.
+/// unfinished, the partial goes away. A block device has no name to give back, and is written in place; a file is where the
+/// caller wants that.
 #[derive(Debug)]
 pub(crate) struct Target {
     path: PathBuf,
     storage: Arc<FileStorage>,
     partial: Option<Partial>,
+    device: bool,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,23 @@ impl Target {
         Target::prepare(path, cache, true, true, Lock::Default)
     }
 
+    /// What bears the name is emptied and written, as QEMU does it: an error leaves what was written by then, and nothing of
+    /// what was there before.
+    pub(crate) fn in_place(path: &Path, cache: Cache) -> Result<Target> {
+        let storage = match FileStorage::open(path, Access::Write, Lock::Default, cache) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                FileStorage::open(path, Access::CreateNew, Lock::Default, cache)?
+            }
+            found => found?,
+        };
+        let failed = |error| Error::io("cannot empty it", error).image(path.display());
+        let device = storage.file().metadata().map_err(failed)?.file_type().is_block_device();
+        if !device {
+            storage.set_len(0).map_err(failed)?;
+        }
+        Ok(Target { path: path.to_owned(), storage: Arc::new(storage), partial: None, device })
+    }
+
     fn prepare(path: &Path, cache: Cache, keep: bool, resumable: bool, lock: Lock) -> Result<Target> {
         let path = end_of_links(path)?;
         let there = match std::fs::symlink_metadata(&path) {
@@ -74,7 +93,7 @@ impl Target {
                     .image(path.display()));
             }
             let storage = Arc::new(FileStorage::open(&path, Access::Write, lock, cache)?);
-            return Ok(Target { path, storage, partial: None });
+            return Ok(Target { path, storage, partial: None, device: true });
         }
         let old = match there {
             Some(_) => Some(FileStorage::open(&path, Access::Write, lock, Cache::Unsafe)?),
@@ -95,7 +114,7 @@ impl Target {
         if let Some(old) = &partial.old {
             keep_attributes(old, &storage).map_err(|error| error.image(path.display()))?;
         }
-        Ok(Target { path, storage, partial: Some(partial) })
+        Ok(Target { path, storage, partial: Some(partial), device: false })
     }
 
     /// Where the bytes go.
@@ -127,9 +146,9 @@ impl Target {
             .map_err(|error| Error::io("cannot empty its partial", error).image(self.path.display()))
     }
 
-    /// True where the target is written in place, so that a failure leaves it half-written.
+    /// True where the target is a device, which holds what it held before.
     pub(crate) fn is_device(&self) -> bool {
-        self.partial.is_none()
+        self.device
     }
 
     /// Syncs, gives it its name, syncs the folder.
@@ -264,6 +283,7 @@ pub(crate) struct TargetFiles {
     made: Mutex<Vec<Target>>,
     gate: Gate,
     solid: bool,
+    in_place: bool,
 }
 
 impl TargetFiles {
@@ -279,12 +299,18 @@ impl TargetFiles {
             made: Mutex::default(),
             gate: Gate::default(),
             solid: false,
+            in_place: false,
         }
     }
 
     /// They and the target are to have no holes, where that is asked for.
     pub(crate) fn solid(self, solid: bool) -> TargetFiles {
         TargetFiles { solid, ..self }
+    }
+
+    /// They are written as [`Target::in_place`] says.
+    pub(crate) fn in_place(self, in_place: bool) -> TargetFiles {
+        TargetFiles { in_place, ..self }
     }
 
     /// A target's storage as its format gets it.
@@ -357,7 +383,10 @@ impl Resolver for TargetFiles {
                 .image(path.display()));
         }
         refuse_one_of(&path, &self.read)?;
-        let target = Target::begin(&path, self.cache, self.keep)?;
+        let target = match self.in_place {
+            true => Target::in_place(&path, self.cache)?,
+            false => Target::begin(&path, self.cache, self.keep)?,
+        };
         let storage = self.over(&target)?;
         self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target);
         Ok(storage)

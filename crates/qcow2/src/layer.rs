@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cowhand_core::{
-    Bitmaps, CreateOptions, Details, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options, ParentRef,
-    Prealloc, Progress, Resolver, Result, Secrets, Snapshots, Storage,
+    Bitmaps, CreateOptions, Details, Endless, Erase, Error, ErrorKind, Extent, Layer, OpenOptions, Options,
+    ParentRef, Prealloc, Progress, Resolver, Result, Secrets, Snapshots, Storage,
 };
 
 use crate::alloc::Allocator;
@@ -37,6 +37,9 @@ impl Qcow2Layer {
         files: &dyn Resolver,
         how: &OpenOptions,
     ) -> Result<Qcow2Layer> {
+        // What QEMU refuses to write over is refused here too.
+        let as_it_stands = how.lenient && !how.writable;
+        let file = if as_it_stands { endless(file) } else { file };
         let mut header = Header::read(file.as_ref())?;
         if how.writable {
             refuse_corrupt(&header)?;
@@ -47,7 +50,10 @@ impl Qcow2Layer {
         let (snapshots, snapshot_table) = snapshot::read_table(file.as_ref(), &header)?;
         let data = match (header.has_data_file, header.extensions.data_file()) {
             (false, _) => file.clone(),
-            (true, Some(name)) => files.open(&path_of(name), how.writable)?,
+            (true, Some(name)) => {
+                let data = files.open(&path_of(name), how.writable)?;
+                if as_it_stands { endless(data) } else { data }
+            }
             (true, None) => {
                 return Err(Error::corrupt(
                     "external data file",
@@ -60,14 +66,17 @@ impl Qcow2Layer {
         let crypt = Crypt::open(&file, &header, how)?;
         let writer = how.writable.then(|| {
             let alloc = Allocator::open(file.clone(), header.geometry, header.refcount_table_offset);
-            Ok::<_, Error>(Writer::new(alloc, deflater(header.codec, &how.options)?, false, false))
+            Ok::<_, Error>(
+                Writer::new(alloc, deflater(header.codec, &how.options)?, false, false).trusting(how.lenient),
+            )
         });
         let writer = writer.transpose()?;
         let (size, l1_offset, l1_entries) = (header.size, header.l1_offset, header.l1_entries);
         let tracker = Tracker::new(&header);
-        let shared = Arc::new(Shared::new(file, data, crypt, header, snapshot_table, !how.writable));
+        let shared = Shared::new(file, data, crypt, header, snapshot_table, !how.writable);
+        let shared = if as_it_stands { shared.unguarded() } else { shared };
         Ok(Qcow2Layer {
-            view: View::open(shared, size, l1_offset, l1_entries)?,
+            view: View::open(Arc::new(shared), size, l1_offset, l1_entries)?,
             snapshots: Mutex::new(snapshots),
             writer,
             tracker,
@@ -85,6 +94,10 @@ impl Qcow2Layer {
 
 fn deflater(codec: Codec, options: &Options) -> Result<Deflater> {
     Ok(Deflater::new(codec, options::level(codec, options)?))
+}
+
+fn endless(file: Arc<dyn Storage>) -> Arc<dyn Storage> {
+    Arc::new(Endless::over(file))
 }
 
 fn refuse_corrupt(header: &Header) -> Result<()> {

@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     regions: Vec<Region>,
     /// Nor do these; looked for when the first entry is used, and only where nothing here changes them.
     tables: OnceLock<Tables>,
-    read_only: bool,
+    tables_stay: bool,
     /// The files' lengths when they were last asked.
     file_len: AtomicU64,
     data_len: AtomicU64,
@@ -156,7 +156,7 @@ impl Shared {
                 .map(|(range, name)| Region { range, name, moved: AtomicBool::new(false) })
                 .collect(),
             tables: OnceLock::new(),
-            read_only,
+            tables_stay: read_only,
             file_len: AtomicU64::new(0),
             data_len: AtomicU64::new(0),
             made: AtomicU64::new(0),
@@ -166,6 +166,11 @@ impl Shared {
             header: RwLock::new(header),
             rules,
         }
+    }
+
+    /// Entries that lead into tables are followed.
+    pub(crate) fn unguarded(self) -> Shared {
+        Shared { regions: Vec::new(), tables_stay: false, ..self }
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
@@ -244,7 +249,7 @@ impl Shared {
 
     /// Where tables stand, in an image that nobody changes.
     fn tables(&self) -> Result<Option<&Tables>> {
-        if !self.read_only {
+        if !self.tables_stay {
             return Ok(None);
         }
         if let Some(known) = self.tables.get() {

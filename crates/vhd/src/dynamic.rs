@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cowhand_core::{
-    Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, Options, ParentRef, Prealloc, Progress,
-    Result, Secrets, Storage,
+    Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, OpenOptions, Options, ParentRef, Prealloc,
+    Progress, Result, Secrets, Storage,
 };
 
 use crate::bat::Bat;
@@ -64,6 +64,8 @@ pub(crate) struct Dynamic {
     pub(crate) order: BitOrder,
     pub(crate) batmap: Option<Batmap>,
     footers: Footers,
+    /// Blocks over metadata are read as they stand.
+    lenient: bool,
     /// No block goes past this: where the trailing footer begins.
     data_end: AtomicU64,
     file_len: AtomicU64,
@@ -75,7 +77,12 @@ pub(crate) struct Dynamic {
 
 impl Dynamic {
     /// Opens the disk that `found` describes; `size` is its guest bytes.
-    pub(crate) fn open(file: Arc<dyn Storage>, found: Found, size: u64, writable: bool) -> Result<Dynamic> {
+    pub(crate) fn open(
+        file: Arc<dyn Storage>,
+        found: Found,
+        size: u64,
+        how: &OpenOptions,
+    ) -> Result<Dynamic> {
         let header = Header::read(file.as_ref(), &found, size)?;
         let differencing = found.footer.disk_type == DiskType::Differencing;
         let locators =
@@ -85,8 +92,9 @@ impl Dynamic {
             .map_err(|error| Error::io("cannot read the batmap", error).at(header.bat_end()))?;
         let footers = Footers::of(&found);
         let state = State { footer: found.footer, header, size, locators, bat };
-        let writer = writable.then(|| Writer::new(false));
-        Ok(Dynamic { footers, ..Dynamic::of(file, state, batmap, found.data_end, found.file_len, writer) })
+        let writer = how.writable.then(|| Writer::new(false));
+        let made = Dynamic::of(file, state, batmap, found.data_end, found.file_len, writer);
+        Ok(Dynamic { footers, lenient: how.lenient && !how.writable, ..made })
     }
 
     pub(crate) fn of(
@@ -104,6 +112,7 @@ impl Dynamic {
             order: if state.footer.bitmaps_are_lsb_first() { BitOrder::Lsb } else { BitOrder::Msb },
             batmap,
             footers: Footers::MADE,
+            lenient: false,
             data_end: AtomicU64::new(data_end),
             file_len: AtomicU64::new(file_len),
             epochs: Epochs::default(),
@@ -152,9 +161,10 @@ impl Dynamic {
             format!("puts block {block} at {start}, past the file's end at {file_len}")
         } else if end > data_end {
             format!("puts block {block} at {start}..{end}, and the blocks' room ends at {data_end}")
-        } else if over(0..FOOTER_LEN)
-            || over(header.at..header.at + HEADER_LEN)
-            || over(header.bat_at..header.bat_end())
+        } else if !self.lenient
+            && (over(0..FOOTER_LEN)
+                || over(header.at..header.at + HEADER_LEN)
+                || over(header.bat_at..header.bat_end()))
         {
             format!("puts block {block} at {start}, over the footer's copy, the header or the table")
         } else {

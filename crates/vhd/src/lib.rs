@@ -123,7 +123,7 @@ impl Format for Vhd {
         Ok(match found.footer.disk_type {
             DiskType::Fixed => Arc::new(fixed::Fixed::open(file, found, size, how.writable)?),
             DiskType::Dynamic | DiskType::Differencing => {
-                Arc::new(dynamic::Dynamic::open(file, found, size, how.writable)?)
+                Arc::new(dynamic::Dynamic::open(file, found, size, how)?)
             }
         })
     }

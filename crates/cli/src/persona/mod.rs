@@ -1,9 +1,11 @@
 //! The other names that the program answers to: called by one of them, it is that tool.
 
+pub(crate) mod compat;
 mod getopt;
 mod qemu_img;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 
 use crate::output::Output;
@@ -40,7 +42,7 @@ impl Persona {
     /// Does what `words`, those behind the name, say. The answer is the exit status.
     pub(crate) fn run(&self, words: &[OsString]) -> u8 {
         signals::fail_at_the_file_size_limit();
-        let mut out = Output::new();
+        let mut out = if compat::as_qemu() { Output::new().lossy() } else { Output::new() };
         let outcome = (self.run)(words, &mut out);
         // What was printed comes before the complaint, where both go to one place.
         let flushed = out.flush();
@@ -60,8 +62,7 @@ impl Persona {
     }
 }
 
-/// Lines on standard error.
-#[allow(clippy::print_stderr)] // The one place that does, for these tools.
+/// Lines on standard error; where nobody takes them, the exit status tells alone.
 pub(crate) fn complain(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -97,10 +97,10 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         no_create: args.no_create,
         ..Dd::default()
     };
-    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let mut output = io::stdout().lock();
     let from = match &operands.from {
         Some(_) => DdInput::Image(&source.path),
-        None => DdInput::Stream(&mut input),
+        None => DdInput::Stream(Box::new(io::stdin())),
     };
     let to = match &operands.to {
         Some(path) => DdOutput::Image(Path::new(path)),

@@ -1,10 +1,12 @@
 //! Bytes at offsets: what an image is kept on.
 
+mod endless;
 mod file;
 mod hints;
 mod memory;
 mod solid;
 
+pub use endless::Endless;
 pub use file::{Access, Cache, FileStorage, Lock};
 pub use hints::{FILE_OPTIONS, FileHints};
 pub use memory::MemoryStorage;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cowhand_core::{Error, Format, Probe, Result, Storage, Walk};
 use cowhand_packed::Packing;
 
-use crate::registry;
+use crate::registry::{self, Probing};
 
 /// What a file is.
 #[derive(Clone, Copy, Debug)]
@@ -26,17 +26,22 @@ const FAR: u64 = 80 << 20;
 
 impl Content {
     /// By the content, or of the format that somebody `named`.
-    pub(crate) fn of(file: &Arc<dyn Storage>, named: Option<&'static dyn Format>) -> Result<Content> {
-        let packing = packing(file.as_ref())?;
+    pub(crate) fn of(
+        file: &Arc<dyn Storage>,
+        named: Option<&'static dyn Format>,
+        probing: Probing,
+    ) -> Result<Content> {
+        let packing = if probing == Probing::Whole { packing(file.as_ref())? } else { None };
+        let detect = || registry::detect_by(file.as_ref(), probing);
         match (named, packing) {
             (Some(format), packing) => {
                 Ok(Content { format, packing: packing.filter(|_| format.comes_packed()) })
             }
             (None, Some(packing)) => match packed_format(file, packing) {
                 Some(format) => Ok(Content { format, packing: Some(packing) }),
-                None => Ok(Content { format: registry::detect(file.as_ref())?, packing: None }),
+                None => Ok(Content { format: detect()?, packing: None }),
             },
-            (None, None) => Ok(Content { format: registry::detect(file.as_ref())?, packing: None }),
+            (None, None) => Ok(Content { format: detect()?, packing: None }),
         }
     }
 }

@@ -300,7 +300,7 @@ impl ArchiveDisk {
             let told = packing.table(file.as_ref()).is_ok_and(|table| table.is_some());
             told || packing.survey(file.clone()).is_ok_and(|survey| survey.is_some())
         };
-        !self.archive.is_found() && !(*keep && has_places())
+        !(self.archive.is_found() || *keep && has_places())
     }
 
     fn layer(&self) -> Result<&Arc<dyn Layer>> {

@@ -50,7 +50,7 @@ fn look(
     format: Option<&'static dyn Format>,
     how: &Open,
 ) -> Result<Option<Listed>> {
-    let content = Content::of(file, format)?;
+    let content = Content::of(file, format, how.probing)?;
     let option = content.format.disk_option();
     if option.is_none_or(|option| how.options.iter().any(|(name, _)| name == option)) {
         return Ok(None);

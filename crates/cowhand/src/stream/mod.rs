@@ -234,7 +234,7 @@ fn holds_disks(path: &Path, how: &Stream) -> Result<bool> {
     let file: Arc<dyn Storage> =
         Arc::new(FileStorage::open(path, Access::Read, Lock::None, Cache::Writeback)?);
     let format = how.open.format.as_deref().map(registry::format).transpose()?;
-    let content = Content::of(&file, format);
+    let content = Content::of(&file, format, how.open.probing);
     Ok(content.map_err(|error| error.image(path.display()))?.packing.is_some())
 }
 

@@ -3,11 +3,14 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use cowhand::{Error, ImageOptions, Lock, Name, Open, Policy, ReadNode, Secrets, driver, image_name};
+use cowhand::{
+    Error, ImageOptions, Lock, Name, Open, Policy, Probing, ReadNode, Secrets, driver, image_name,
+};
 
 use super::errors::could_not_open;
 use super::{Failure, says, text};
 use crate::objects::SecretObject;
+use crate::persona::compat::as_qemu;
 use crate::persona::complain;
 
 /// One image as the caller names it.
@@ -44,14 +47,16 @@ impl Opening {
     }
 
     /// The image that `word` names or describes. What its file names is followed, as callers of this tool expect: local
-    /// files only.
+    /// files only, unless all is to be as QEMU does it.
     pub(super) fn source(&self, word: &OsStr) -> Result<Source, Failure> {
         let name = text(word);
         let failed = |error: Error| says(format!("Could not open '{name}': {}", error.message()));
         let open = Open {
             format: self.format.clone(),
             lock: if self.force_share { Lock::None } else { Lock::Default },
-            policy: Policy::Local,
+            policy: if as_qemu() { Policy::Any } else { Policy::Local },
+            probing: if as_qemu() { Probing::Trusting } else { Probing::Front },
+            lenient: as_qemu(),
             secrets: self.secrets.clone().by_name(),
             ..Open::default()
         };

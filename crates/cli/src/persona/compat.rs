@@ -1,0 +1,12 @@
+//! `COWHAND_COMPAT=qemu`, under qemu-img's name: everything as QEMU does it, the reading of hostile images too, but what would harm this program.
+
+use std::sync::LazyLock;
+
+/// The variable says so. It is read once.
+static AS_QEMU: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("COWHAND_COMPAT").is_some_and(|value| value == "qemu"));
+
+/// What `docs/compatibility.md` lists as different is to be as it is there.
+pub(crate) fn as_qemu() -> bool {
+    *AS_QEMU
+}

@@ -1,0 +1,152 @@
+//! What is done as QEMU does it where somebody asks for that: damaged images, the formats that nobody names, targets in place.
+
+use std::fs;
+use std::path::Path;
+
+use cowhand::{
+    Convert, Create, ErrorKind, Lock, Open, Policy, Probing, Quiet, Result, convert, create, detect_by, open,
+};
+use cowhand_core::FileStorage;
+use cowhand_tests::{Patch, qemu_img, qemu_io, temp};
+
+/// Where an image of qemu-img's of 4 MiB has its refcount block, its L1 table and its one L2 table.
+const BLOCK: u64 = 0x2_0000;
+const L1: usize = 0x3_0000;
+const L2: usize = 0x4_0000;
+/// What the entries have beside an offset: the cluster is this one's alone.
+const COPIED: u64 = 1 << 63;
+
+fn lenient() -> Open {
+    Open {
+        lenient: true,
+        probing: Probing::Trusting,
+        policy: Policy::Any,
+        lock: Lock::None,
+        ..Open::default()
+    }
+}
+
+/// An image whose first MiB is not zero.
+fn image(folder: &Path) -> Patch {
+    let path = folder.join("good.qcow2");
+    qemu_img([Path::new("create"), "-q".as_ref(), "-fqcow2".as_ref(), &path, "4M".as_ref()]);
+    qemu_io(&path, ["write -P 7 0 1M"]);
+    Patch::of(&path)
+}
+
+fn content(path: &Path, how: &Open) -> Result<Vec<u8>> {
+    let disk = open(path, how)?;
+    let mut bytes = vec![0xaa; disk.size() as usize];
+    disk.read(0, &mut bytes).map(|()| bytes)
+}
+
+#[test]
+fn damaged_images_read_as_there() {
+    let folder = temp();
+    let good = image(folder.path());
+    let past = COPIED | 1 << 30;
+    let cases: [(&str, &dyn Fn(&mut Patch)); 8] = [
+        ("L2 entry past the end", &|image| drop(image.be64(L2, past))),
+        ("L2 entry into the header", &|image| drop(image.be64(L2 + 8, COPIED))),
+        ("L2 entry into the L1 table", &|image| drop(image.be64(L2 + 16, COPIED | L1 as u64))),
+        ("L1 entry past the end", &|image| drop(image.be64(L1, past))),
+        ("L1 entry into a refcount block", &|image| drop(image.be64(L1, COPIED | BLOCK))),
+        ("cut in its data", &|image| drop(image.resize(600_000))),
+        ("cut in its L2 table", &|image| drop(image.resize(L2 + 20))),
+        ("cut before its L2 table", &|image| drop(image.resize(L1 + 8))),
+    ];
+    for (name, change) in cases {
+        let mut image = good.clone();
+        change(&mut image);
+        let (path, raw) = (folder.path().join("bad.qcow2"), folder.path().join("read.raw"));
+        image.save(&path);
+        qemu_img([Path::new("convert"), "-Oraw".as_ref(), &path, &raw]);
+        assert!(content(&path, &lenient()).unwrap() == fs::read(&raw).unwrap(), "{name}");
+        let refused = content(&path, &Open::default()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{name}: {refused}");
+    }
+}
+
+#[test]
+fn a_parent_of_no_stated_format_is_what_it_looks_like() {
+    let folder = temp();
+    image(folder.path());
+    let [base, top] = ["good.qcow2", "top.qcow2"].map(|name| folder.path().join(name));
+    let unsafely =
+        [Path::new("create"), "-q".as_ref(), "-u".as_ref(), "-fqcow2".as_ref(), "-Fqcow2".as_ref()];
+    let words = [Path::new("-b"), &base, &top, Path::new("4M")];
+    qemu_img(unsafely.into_iter().chain(words));
+    qemu_img([Path::new("rebase"), "-u".as_ref(), "-b".as_ref(), &base, "-F".as_ref(), "".as_ref(), &top]);
+    assert_eq!(content(&top, &Open::default()).unwrap_err().kind(), ErrorKind::Ambiguous);
+    assert!(content(&top, &lenient()).unwrap() == content(&base, &lenient()).unwrap());
+}
+
+#[test]
+fn the_front_alone_says_the_format() {
+    let folder = temp();
+    let path = folder.path().join("fixed.vhd");
+    qemu_img([
+        Path::new("create"),
+        "-q".as_ref(),
+        "-fvpc".as_ref(),
+        "-osubformat=fixed".as_ref(),
+        &path,
+        "1M".as_ref(),
+    ]);
+    let found = |probing| {
+        let file =
+            FileStorage::open(&path, cowhand::Access::Read, Lock::None, cowhand::Cache::Writeback).unwrap();
+        detect_by(&file, probing).map(|format| format.names()[0])
+    };
+    assert_eq!(found(Probing::Whole).unwrap(), "vpc");
+    assert_eq!(found(Probing::Front).unwrap(), "raw");
+    assert_eq!(
+        cowhand::info(&path, &Open { probing: Probing::Front, ..Open::default() }, false).unwrap()[0].format,
+        "raw"
+    );
+    // A guest's first sector in a qcow2's first cluster.
+    let mut both = image(folder.path());
+    both.put(510, &[0x55, 0xaa]).save(&path);
+    assert_eq!(found(Probing::Front).unwrap_err().kind(), ErrorKind::Ambiguous);
+    assert_eq!(found(Probing::Trusting).unwrap(), "qcow2");
+}
+
+#[test]
+fn nobody_looks_before_the_first_write() {
+    let folder = temp();
+    let path = folder.path().join("low.qcow2");
+    let mut image = image(folder.path());
+    // A cluster in use that the refcounts call free.
+    image.put(BLOCK as usize + 2 * 20, &[0, 0]).save(&path);
+    let write = |how: Open| open(&path, &Open { writable: true, ..how })?.write(3 << 20, &[1; 512]);
+    assert_eq!(write(Open::default()).unwrap_err().kind(), ErrorKind::Corrupt);
+    write(lenient()).unwrap();
+}
+
+#[test]
+fn a_target_in_place_is_what_came_until_the_error() {
+    let folder = temp();
+    let [source, target] = ["bad.qcow2", "target.raw"].map(|name| folder.path().join(name));
+    // Here QEMU fails as well.
+    image(folder.path()).be64(L2, COPIED | 0x200).save(&source);
+    fs::write(&target, b"old").unwrap();
+    let mut job = Convert { open: lenient(), ..Convert::new([&source], &target) };
+    assert!(convert(&job, &Quiet).is_err());
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    job.in_place = true;
+    assert!(convert(&job, &Quiet).is_err());
+    assert_eq!(fs::metadata(&target).unwrap().len(), 4 << 20);
+    // What is good becomes good, in the old file.
+    job.sources = vec![folder.path().join("good.qcow2")];
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let before = inode(&target);
+    convert(&job, &Quiet).unwrap();
+    assert_eq!(inode(&target), before);
+    assert!(fs::read(&target).unwrap() == content(&job.sources[0], &Open::default()).unwrap());
+    create(&target, &Create { in_place: true, ..Create::new("qcow2", 1 << 20) }).unwrap();
+    assert_eq!(inode(&target), before);
+    qemu_img([Path::new("check"), "-q".as_ref(), &target]);
+    let new = folder.path().join("new.vhdx");
+    create(&new, &Create { in_place: true, ..Create::new("vhdx", 1 << 20) }).unwrap();
+    qemu_img([Path::new("check"), "-q".as_ref(), &new]);
+}

@@ -510,7 +510,13 @@ fn dd_copies_the_blocks_that_qemu_img_dd_copies() {
             output_size: Some(4 << 20),
             ..Dd::default()
         };
-        cowhand::dd(DdInput::Stream(&mut bytes.as_slice()), DdOutput::Image(&image), &back, &Quiet).unwrap();
+        cowhand::dd(
+            DdInput::Stream(Box::new(std::io::Cursor::new(bytes.clone()))),
+            DdOutput::Image(&image),
+            &back,
+            &Quiet,
+        )
+        .unwrap();
         same_disk(&image, &ours);
         check(&image);
     }

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use cowhand::{
-    Convert, Create, ErrorKind, Lock, Open, Policy, Probing, Quiet, Result, convert, create, detect_by, open,
+    Access, Cache, Convert, Create, ErrorKind, FileStorage, Lock, Open, Policy, Probing, Quiet, Result,
+    convert, create, detect_by, open,
 };
-use cowhand_core::FileStorage;
 use cowhand_tests::{Patch, qemu_img, qemu_io, temp};
 
 /// Where an image of qemu-img's of 4 MiB has its refcount block, its L1 table and its one L2 table.
@@ -30,7 +30,7 @@ fn lenient() -> Open {
 fn image(folder: &Path) -> Patch {
     let path = folder.join("good.qcow2");
     qemu_img([Path::new("create"), "-q".as_ref(), "-fqcow2".as_ref(), &path, "4M".as_ref()]);
-    qemu_io(&path, ["write -P 7 0 1M"]);
+    qemu_io(["-fqcow2"], &path, ["write -P 7 0 1M"]);
     Patch::of(&path)
 }
 
@@ -94,8 +94,7 @@ fn the_front_alone_says_the_format() {
         "1M".as_ref(),
     ]);
     let found = |probing| {
-        let file =
-            FileStorage::open(&path, cowhand::Access::Read, Lock::None, cowhand::Cache::Writeback).unwrap();
+        let file = FileStorage::open(&path, Access::Read, Lock::None, Cache::Writeback).unwrap();
         detect_by(&file, probing).map(|format| format.names()[0])
     };
     assert_eq!(found(Probing::Whole).unwrap(), "vpc");

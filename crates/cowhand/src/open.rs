@@ -14,7 +14,7 @@ use crate::archive::content::Content;
 use crate::archive::disk::{Archive, ArchiveDisk};
 use crate::archive::part::Part;
 use crate::kinship::modified;
-use crate::node::{Backing, Described, Node};
+use crate::node::{Backing, Described, Name, Node};
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
 use crate::registry::{self, Probing};
 use crate::resolve::{Files, Policy, Watched};
@@ -199,10 +199,15 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
 
 /// Opens the disk whose top is `path`, down to the last layer that can be opened. The error is that of the next.
 pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Error>)> {
+    open_among(path, how, Files::beside(Part::of(path).file, how))
+}
+
+/// As [`open_as_far`]; what `files` has opened already stands above.
+fn open_among(path: &Path, how: &Open, files: Files) -> Result<(Opened, Option<Error>)> {
     let part = Part::of(path);
-    let files = Files::beside(part.file, how);
     let storage = files.top(&part, how, access(how.writable))?;
     let named = |error: Error| error.image(path.display());
+    files.refuse_loop(path, storage.as_ref()).map_err(named)?;
     let format = how.format.as_deref().map(registry::format).transpose()?;
     let content = Content::of(&storage, format, how.probing).map_err(named)?;
     let options = registry::open_options(content.format, &how.options).map_err(named)?;
@@ -316,10 +321,17 @@ fn follow_described(
         None => None,
     };
     let node = described.node(stated, file.as_deref()).map_err(child_named)?;
+    go_on_with(node, links, files, how)?;
+    Ok(Found::AsNamed)
+}
+
+/// Opens what `node` describes below `links`, and what that stands on.
+fn go_on_with(node: Node, links: &mut Vec<Link>, files: &Files, how: &Open) -> Result<()> {
+    let depth = links.len();
     let path = node.path().to_owned();
     let below = Open {
-        writable: how.writes(1),
-        writable_parents: how.writable_parents.iter().filter_map(|depth| depth.checked_sub(1)).collect(),
+        writable: how.writes(depth),
+        writable_parents: how.writable_parents.iter().filter_map(|of| of.checked_sub(depth)).collect(),
         format: None,
         options: Vec::new(),
         node: None,
@@ -327,10 +339,20 @@ fn follow_described(
         parent: Parent::Named,
         ..how.clone()
     };
-    let (parent, broken) = open_as_far(&path, &node.open(below))?;
-    files.opened().extend(parent.watched());
+    let below = node.open(below);
+    let files = Files::beside(&path, &below).after(files);
+    let (parent, broken) = open_among(&path, &below, files)?;
     links.extend(parent.image.links().iter().cloned());
-    broken.map_or(Ok(Found::AsNamed), Err)
+    broken.map_or(Ok(()), Err)
+}
+
+/// What the name of a parent describes, where images may say such things.
+fn described_by_image(wanted: &ParentRef, how: &Open) -> Result<Option<Node>> {
+    let name = wanted.candidates.first().filter(|_| how.policy == Policy::Any);
+    match name.map(|name| Name::of(name, wanted.format.as_deref())).transpose()? {
+        Some(Name::Node(read)) => Ok(Some(read.node)),
+        _ => Ok(None),
+    }
 }
 
 /// Opens one file to look at what it says of itself, and none that it names: guest data cannot be read where it is
@@ -418,6 +440,10 @@ fn follow(
                 format!("the chain has more than {DEPTH} layers"),
             )
             .image(child.display()));
+        }
+        if let Some(node) = described_by_image(&wanted, how).map_err(|error| error.image(child.display()))? {
+            go_on_with(node, links, files, how)?;
+            break;
         }
         let seeker =
             Seeker { child: &child, wanted: &wanted, files: files.of(&child), how, depth: links.len() };

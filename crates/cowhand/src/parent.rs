@@ -269,16 +269,7 @@ impl Seeker<'_> {
 
     /// One file twice in a chain never ends. The file just opened is the last of those noted.
     fn refuse_loop(&self, path: &Path, storage: &dyn Storage) -> Result<()> {
-        let failed = |error| Error::io("cannot look at", error).image(path.display());
-        let new = storage.identity().map_err(failed)?;
-        let same = |file: &&crate::resolve::Watched| {
-            (file.identity.device, file.identity.inode) == (new.device, new.inode)
-        };
-        if self.files.opened().iter().filter(same).count() > 1 {
-            return Err(Error::corrupt("parent", format!("'{}' stands in its own chain", path.display()))
-                .image(self.child.display()));
-        }
-        Ok(())
+        self.files.refuse_loop(path, storage).map_err(|error| error.image(self.child.display()))
     }
 
     /// The stated format; else the one the caller says; else raw, if nothing else is found there: guessing would let a

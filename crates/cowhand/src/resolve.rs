@@ -103,6 +103,22 @@ impl Files {
         }
     }
 
+    /// For what stands below the images that `above` opened.
+    pub(crate) fn after(self, above: &Files) -> Files {
+        Files { opened: above.opened.clone(), ..self }
+    }
+
+    /// Errors: `storage`, the file `path` that was opened last, was opened before. One file twice in a chain never ends.
+    pub(crate) fn refuse_loop(&self, path: &Path, storage: &dyn Storage) -> Result<()> {
+        let failed = |error| Error::io("cannot look at", error).image(path.display());
+        let new = storage.identity().map_err(failed)?;
+        let same = |file: &&Watched| (file.identity.device, file.identity.inode) == (new.device, new.inode);
+        match self.opened().iter().filter(same).count() {
+            0 | 1 => Ok(()),
+            _ => Err(Error::corrupt("parent", format!("'{}' stands in its own chain", path.display()))),
+        }
+    }
+
     /// For the files that another image of the same chain names.
     pub(crate) fn of(&self, image: &Path) -> Files {
         Files { folder: folder_of(image), data_file: None, ..self.clone() }

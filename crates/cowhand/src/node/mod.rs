@@ -238,7 +238,7 @@ impl Node {
         }
         let named = |error: Error| error.image(self.path().display());
         let stated = self.driver.as_deref().map(registry::format).transpose()?;
-        let format = Content::of(&file, stated).map_err(named)?.format;
+        let format = Content::of(&file, stated, how.probing).map_err(named)?.format;
         let given: Vec<(String, String)> =
             self.own.iter().map(|(name, value)| (name.to_owned(), as_text(value))).collect();
         let options = OpenOptions {

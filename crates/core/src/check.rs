@@ -41,9 +41,23 @@ pub enum Severity {
     Note,
 }
 
+/// What sort of thing a fault is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// What a structure says, or where it stands.
+    #[default]
+    Structure,
+    /// How often a unit is said to be in use, and is.
+    Count,
+    /// A mark that follows from such counts.
+    Mark,
+}
+
 /// One fault that a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
+    /// What it is about.
+    pub class: Class,
     /// How bad it is.
     pub severity: Severity,
     /// Offset in the file, in bytes, of what is wrong, where it has one.
@@ -52,6 +66,25 @@ pub struct Fault {
     pub message: String,
     /// It was put right.
     pub fixed: bool,
+}
+
+impl Fault {
+    /// A fault of a structure, not put right.
+    pub fn new(severity: Severity, at: Option<u64>, message: impl Into<String>) -> Fault {
+        Fault { class: Class::Structure, severity, at, message: message.into(), fixed: false }
+    }
+}
+
+/// What users of QEMU know of a format's check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KnownCheck {
+    /// QEMU has none.
+    #[default]
+    Absent,
+    /// Whether something is wrong.
+    Verdict,
+    /// That, and how much of the image is in use.
+    Counts,
 }
 
 /// Faults that a report lists; what comes after them is only counted.
@@ -113,6 +146,11 @@ impl Report {
 
 /// An optional ability of a format: checking its images.
 pub trait Checker: Send + Sync + Debug {
+    /// What users of QEMU know of it.
+    fn known(&self) -> KnownCheck {
+        KnownCheck::Absent
+    }
+
     /// Looks at everything in the file, and repairs as far as `how` allows. What is wrong with the image is in the
     /// report; an error means that the check itself could not be done.
     fn check(

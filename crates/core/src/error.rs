@@ -48,6 +48,11 @@ struct Inner {
     at: Option<u64>,
     message: String,
     hint: Option<String>,
+    sentence: Option<String>,
+    /// A number of errno.h.
+    code: Option<i32>,
+    /// The layer's place in the chain and its file.
+    below: Option<(usize, String)>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -67,6 +72,9 @@ impl Error {
             at: None,
             message: message.into(),
             hint: None,
+            sentence: None,
+            code: None,
+            below: None,
             source: None,
         }))
     }
@@ -139,6 +147,27 @@ impl Error {
         self
     }
 
+    /// Says the sentence by which users of QEMU know this failure: programs look for it. The first that was said stays.
+    #[must_use]
+    pub fn known_as(mut self, sentence: impl Into<String>) -> Self {
+        self.0.sentence.get_or_insert_with(|| sentence.into());
+        self
+    }
+
+    /// Says the number of errno.h by which users of QEMU know this failure, where it has no sentence for it.
+    #[must_use]
+    pub fn known_by(mut self, code: i32) -> Self {
+        self.0.code.get_or_insert(code);
+        self
+    }
+
+    /// Says that it is about `file`, which the caller's image stands on, so many layers below it.
+    #[must_use]
+    pub fn below(mut self, layers: usize, file: impl fmt::Display) -> Self {
+        self.0.below = Some((layers, file.to_string()));
+        self
+    }
+
     /// Replaces the kind, where a caller knows better what the failure means.
     #[must_use]
     pub fn with_kind(mut self, kind: ErrorKind) -> Self {
@@ -171,10 +200,30 @@ impl Error {
         self.0.field.as_deref()
     }
 
-    /// What the operating system said, as it says it itself (`No such file or directory`), if it was behind this.
+    /// The number of errno.h that was behind this, or that users of QEMU know it by.
+    pub fn code(&self) -> Option<i32> {
+        let source = || self.0.source.as_deref()?.downcast_ref::<io::Error>()?.raw_os_error();
+        self.0.code.or_else(source)
+    }
+
+    /// What the operating system says of [`Error::code`] (`No such file or directory`).
     pub fn os_error(&self) -> Option<String> {
-        let source = self.0.source.as_deref()?.downcast_ref::<io::Error>()?;
-        Some(plain(&io::Error::from_raw_os_error(source.raw_os_error()?)))
+        Some(plain(&io::Error::from_raw_os_error(self.code()?)))
+    }
+
+    /// All that is printed but the image's name, for who has said that already.
+    pub fn without_image(&self) -> impl fmt::Display + '_ {
+        Told(&self.0)
+    }
+
+    /// The sentence by which users of QEMU know this failure, where it has one.
+    pub fn sentence(&self) -> Option<&str> {
+        self.0.sentence.as_deref()
+    }
+
+    /// Which of the files that the caller's image stands on it is about: how many layers below, and its name.
+    pub fn lower(&self) -> Option<(usize, &str)> {
+        self.0.below.as_ref().map(|(layers, file)| (*layers, file.as_str()))
     }
 
     /// The advice, if there is one.
@@ -201,10 +250,19 @@ impl fmt::Display for Printable<'_> {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = &self.0;
-        if let Some(image) = &inner.image {
+        if let Some(image) = &self.0.image {
             write!(f, "{}: ", Printable(image))?;
         }
+        Told(&self.0).fmt(f)
+    }
+}
+
+/// What is wrong, where, and what to do.
+struct Told<'a>(&'a Inner);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.0;
         match (&inner.field, inner.at) {
             (Some(field), Some(at)) => write!(f, "{} at offset {at}: ", Printable(field))?,
             (Some(field), None) => write!(f, "{}: ", Printable(field))?,

@@ -33,7 +33,7 @@ pub use archive::{
     Reading, Sink, Walk,
 };
 pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};
-pub use check::{CheckOptions, Checker, Fault, MAX_FAULTS, Repair, Report, Severity};
+pub use check::{CheckOptions, Checker, Class, Fault, KnownCheck, MAX_FAULTS, Repair, Report, Severity};
 pub use claims::{Claim, Claims};
 pub use consumer::{Consumer, Objection};
 pub use epoch::{Epochs, Operation};

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use cowhand_core::{
-    Access, CheckOptions, Error, ErrorKind, Fault, Link, Progress, Repair, Report, Result, Severity,
+    Access, CheckOptions, Error, ErrorKind, Fault, KnownCheck, Link, Progress, Repair, Report, Result,
+    Severity,
 };
 
 use crate::archive::content::Content;
@@ -31,18 +32,20 @@ pub struct Checked {
     pub format: &'static str,
     /// What was found; `None`: images of this format cannot be checked.
     pub report: Option<Report>,
+    /// What users of QEMU know of that.
+    pub known: KnownCheck,
 }
 
 /// Checks one image file, and repairs it as far as `how` says. What is wrong with the image is in the report; an error
 /// means that the check could not be done.
 pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checked> {
     let open = &how.open;
+    let format = open.format.as_deref().map(registry::format).transpose()?;
     let part = Part::of(path);
     let files = Files::beside(part.file, open);
     let access = if how.repair == Repair::Nothing { Access::Read } else { Access::Write };
     let storage = files.top(&part, open, access)?;
     let named = |error: Error| error.image(path.display());
-    let format = open.format.as_deref().map(registry::format).transpose()?;
     let Content { format, packing } = Content::of(&storage, format, open.probing).map_err(named)?;
     if packing.is_some() {
         let name = format.names()[0]; // never empty: every format has a name
@@ -55,7 +58,8 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
     let options = CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone() };
     let checker = format.checker();
     let report = checker.map(|checker| checker.check(storage, &files, &options, progress)).transpose();
-    Ok(Checked { format: format.names()[0], report: report.map_err(named)? }) // never empty: every format has a name
+    let known = checker.map_or(KnownCheck::Absent, |checker| checker.known());
+    Ok(Checked { format: format.names()[0], report: report.map_err(named)?, known }) // never empty: every format has a name
 }
 
 /// What came of checking a chain.
@@ -118,7 +122,10 @@ pub fn check_chain(path: &Path, how: &Check, progress: &dyn Progress) -> Result<
             Err(error) => {
                 let format =
                     format.map_or(Ok("unknown"), |name| registry::format(&name).map(|f| f.names()[0]))?; // never empty: every format has a name
-                files.push(ChainFile::of(name, Checked { format, report: Some(Report::default()) }));
+                files.push(ChainFile::of(
+                    name,
+                    Checked { format, report: Some(Report::default()), known: KnownCheck::Absent },
+                ));
                 let error = error.with_kind(ErrorKind::Io);
                 add(&mut files, "could not be checked", &error);
             }
@@ -136,7 +143,7 @@ pub fn check_chain(path: &Path, how: &Check, progress: &dyn Progress) -> Result<
 
 impl ChainFile {
     fn of(filename: String, checked: Checked) -> ChainFile {
-        let Checked { format, report } = checked;
+        let Checked { format, report, .. } = checked;
         let has_check = report.is_some();
         ChainFile { filename, format, has_check, report: report.unwrap_or_default(), remedy: None }
     }
@@ -162,7 +169,7 @@ fn add(files: &mut [ChainFile], what: &str, error: &Error) {
     let advice = error.advice().filter(|_| !useful).map(|advice| format!("; {advice}"));
     let said = advice.and_then(|advice| text.strip_suffix(&advice)).unwrap_or(&text);
     let message = format!("{what}: {said}");
-    file.report.add(Fault { severity: severity(error), at: error.offset(), message, fixed: false });
+    file.report.add(Fault::new(severity(error), error.offset(), message));
 }
 
 /// What is wrong with a chain endangers its disk; what could not be looked at may be right.

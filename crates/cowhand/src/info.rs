@@ -16,6 +16,8 @@ pub struct Info {
     pub filename: String,
     /// The file that it stands in: of a disk of an archive, the archive.
     pub file: String,
+    /// What QEMU calls that: `file`, or `host_device`.
+    pub protocol: &'static str,
     /// The format's name.
     pub format: &'static str,
     /// Guest bytes.
@@ -103,6 +105,7 @@ pub(crate) fn of_link(opened: &Opened, depth: usize) -> Result<Info> {
     Ok(Info {
         filename: link.name.clone(),
         file: file_of(&link.name),
+        protocol: if file.device { "host_device" } else { "file" },
         format: link.format,
         virtual_size: link.layer.size(),
         file_size: len.next_multiple_of(512),
@@ -144,7 +147,7 @@ impl Info {
             "children": [],
             "virtual-size": self.file_size,
             "filename": self.file,
-            "format": "file",
+            "format": self.protocol,
             "actual-size": self.actual_size,
             "format-specific": { "type": "file", "data": {} },
             "dirty-flag": false,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::archive::part::file_of;
 
 /// A run of guest bytes that are alike.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapEntry {
     /// Where it begins, in guest bytes.
     pub start: u64,

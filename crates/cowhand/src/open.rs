@@ -17,7 +17,7 @@ use crate::kinship::modified;
 use crate::node::{Backing, Described, Name, Node};
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
 use crate::registry::{self, Probing};
-use crate::resolve::{Files, Policy, Watched};
+use crate::resolve::{Files, Policy, Watched, folder_of, in_folder};
 use crate::shelf::Shelf;
 
 /// What an image stands on.
@@ -110,7 +110,7 @@ impl Opened {
         if self.files.may_change {
             return Ok(());
         }
-        for Watched { name, storage, identity } in self.watched() {
+        for Watched { name, storage, identity, .. } in self.watched() {
             let now = storage.identity().map_err(|error| Error::io("cannot look at", error).image(&name))?;
             if now != identity {
                 return Err(Error::new(ErrorKind::Changed, "changed while it was read")
@@ -204,11 +204,11 @@ pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Err
 
 /// As [`open_as_far`]; what `files` has opened already stands above.
 fn open_among(path: &Path, how: &Open, files: Files) -> Result<(Opened, Option<Error>)> {
+    let format = how.format.as_deref().map(registry::format).transpose()?;
     let part = Part::of(path);
     let storage = files.top(&part, how, access(how.writable))?;
     let named = |error: Error| error.image(path.display());
     files.refuse_loop(path, storage.as_ref()).map_err(named)?;
-    let format = how.format.as_deref().map(registry::format).transpose()?;
     let content = Content::of(&storage, format, how.probing).map_err(named)?;
     let options = registry::open_options(content.format, &how.options).map_err(named)?;
     let (mut top, archived) = match archive_disk(&part, &storage, content, &options, how).map_err(named)? {
@@ -364,20 +364,20 @@ pub fn open_alone(path: &Path, how: &Open) -> Result<Opened> {
 
 /// For who only looks: the tables of a raw image that is written to cannot change, because it has none.
 pub(crate) fn shared_if_raw(path: &Path, how: &Open) -> Result<Open> {
-    let is_bare = || -> Result<bool> {
-        if let Some(name) = &how.format {
-            return Ok(registry::format(name)?.is_bare());
-        }
-        let part = Part::of(path);
-        let unlocked = Open { lock: Lock::None, cache: Cache::Writeback, ..how.clone() };
-        let file = Files::beside(part.file, &unlocked).top(&part, &unlocked, Access::Read)?;
-        Ok(Content::of(&file, None, how.probing)
-            .map_err(|error| error.image(path.display()))?
-            .format
-            .is_bare())
-    };
+    let is_bare = || -> Result<bool> { Ok(guess(path, how)?.is_bare()) };
     let lock = if how.lock == Lock::Default && is_bare()? { Lock::Shared } else { how.lock };
     Ok(Open { lock, ..how.clone() })
+}
+
+/// The format that `path` is opened as: the one that `how` names, else the one that it is taken for.
+pub fn guess(path: &Path, how: &Open) -> Result<&'static dyn Format> {
+    if let Some(name) = &how.format {
+        return registry::format(name);
+    }
+    let part = Part::of(path);
+    let unlocked = Open { lock: Lock::None, cache: Cache::Writeback, ..how.clone() };
+    let file = Files::beside(part.file, &unlocked).top(&part, &unlocked, Access::Read)?;
+    Ok(Content::of(&file, None, how.probing).map_err(|error| error.image(path.display()))?.format)
 }
 
 pub(crate) fn access(writable: bool) -> Access {
@@ -447,7 +447,10 @@ fn follow(
         }
         let seeker =
             Seeker { child: &child, wanted: &wanted, files: files.of(&child), how, depth: links.len() };
-        let (path, link, found) = seeker.find(&shelf)?;
+        let (path, link, found) = seeker.find(&shelf).map_err(|error| {
+            let name = wanted.candidates.first().map(|name| in_folder(&folder_of(&child), name));
+            error.below(links.len(), name.unwrap_or_default().display())
+        })?;
         first.get_or_insert(found);
         parent = link.layer.parent();
         links.push(link);

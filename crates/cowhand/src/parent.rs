@@ -182,12 +182,16 @@ impl Seeker<'_> {
                     candidates.iter().map(|path| format!("'{}'", path.display())).collect();
                 let shown = tried.first().map_or("''", String::as_str);
                 let tried = tried.join(", ");
+                let known =
+                    candidates.first().map(|name| in_folder(&self.files.folder, name)).unwrap_or_default();
+                let known = known.display();
                 Error::new(
                     ErrorKind::NotFound,
                     format!("its parent {shown} is not there: No such file or directory (tried {tried})"),
                 )
                 .image(self.child.display())
                 .hint("put it back, or name it with --parent, or its folder with --search-dir")
+                .known_as(format!("Could not open '{known}': No such file or directory"))
             }
             Some(error) => error.image(self.child.display()),
             None => Error::corrupt("parent", "the image needs a parent and names none")

@@ -58,6 +58,7 @@ pub fn format(name: &str) -> Result<&'static dyn Format> {
         let known: Vec<&str> = formats().iter().flat_map(|format| format.names()).copied().collect();
         Error::invalid(format!("Unknown file format '{name}'"))
             .hint(format!("known are {}", known.join(", ")))
+            .known_as(format!("Unknown driver '{name}'"))
     })
 }
 

@@ -87,6 +87,8 @@ pub(crate) struct Watched {
     pub(crate) name: String,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) identity: Identity,
+    /// It is a block device.
+    pub(crate) device: bool,
 }
 
 impl Files {
@@ -115,7 +117,8 @@ impl Files {
         let same = |file: &&Watched| (file.identity.device, file.identity.inode) == (new.device, new.inode);
         match self.opened().iter().filter(same).count() {
             0 | 1 => Ok(()),
-            _ => Err(Error::corrupt("parent", format!("'{}' stands in its own chain", path.display()))),
+            _ => Err(Error::corrupt("parent", format!("'{}' stands in its own chain", path.display()))
+                .known_as(format!("Backing file '{}' creates an infinite loop.", path.display()))),
         }
     }
 
@@ -211,13 +214,15 @@ impl Files {
     }
 
     fn watch(&self, path: &Path, storage: FileStorage, access: Access) -> Result<Arc<dyn Storage>> {
+        let device = storage.is_device();
         let mut storage: Arc<dyn Storage> = Arc::new(storage);
         if self.solid && access != Access::Read {
             storage = without_holes(storage).map_err(|error| error.image(path.display()))?;
         }
         let identity =
             storage.identity().map_err(|error| Error::io("cannot look at", error).image(path.display()))?;
-        let watched = Watched { name: path.display().to_string(), storage: storage.clone(), identity };
+        let watched =
+            Watched { name: path.display().to_string(), storage: storage.clone(), identity, device };
         self.opened().push(watched);
         Ok(storage)
     }

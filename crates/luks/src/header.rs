@@ -24,6 +24,9 @@ const ENTRY: u64 = 48;
 const ALIGN: u64 = 4096;
 const UNIT: u64 = 512;
 
+/// QEMU's sentence.
+const NOT_LUKS: &str = "Volume is not in LUKS format";
+
 const ACTIVE: u32 = 0x00ac_71f3;
 const INACTIVE: u32 = 0x0000_dead;
 
@@ -82,17 +85,23 @@ impl Header {
     /// Reads and judges the header; reads no key material.
     pub(crate) fn read(area: &Area) -> Result<Header> {
         let mut bytes = [0; HEADER as usize];
-        area.read(0, &mut bytes, "LUKS header")?;
+        area.read(0, &mut bytes, "LUKS header").map_err(|error| match error.kind() {
+            ErrorKind::Corrupt => error.known_as(NOT_LUKS),
+            _ => error,
+        })?;
         let at = |error: Error, offset: u64| error.at(area.base.saturating_add(offset));
         let (raw, _) = OnDisk::read_from_prefix(&bytes)
-            .map_err(|_| at(Error::corrupt("LUKS header", "is cut off"), 0))?;
+            .map_err(|_| at(Error::corrupt("LUKS header", "is cut off").known_as(NOT_LUKS), 0))?;
         if raw.magic != MAGIC {
-            return Err(at(Error::corrupt("magic", "is not that of a LUKS header"), 0));
+            return Err(at(Error::corrupt("magic", "is not that of a LUKS header").known_as(NOT_LUKS), 0));
         }
         match raw.version.get() {
             1 => {}
             2 => return Err(at(version_2(), 6)),
-            other => return Err(at(Error::unsupported(format!("unknown version {other} of LUKS")), 6)),
+            other => {
+                let error = Error::unsupported(format!("unknown version {other} of LUKS"));
+                return Err(at(error.known_as(format!("LUKS version {other} is not supported")), 6));
+            }
         }
         raw.judge(area)
     }
@@ -205,6 +214,7 @@ impl Slot {
 pub(crate) fn version_2() -> Error {
     Error::new(ErrorKind::Unsupported, "is a LUKS2 volume, which is not read here; only LUKS1 is")
         .hint("'cryptsetup convert --type luks1' may turn it into one")
+        .known_as("LUKS version 2 is not supported")
 }
 
 fn material_len(how: &Algorithms) -> u64 {
@@ -251,7 +261,8 @@ impl OnDisk {
             return Err(at(Error::corrupt("payload-offset", "lies within the header"), 104));
         }
         if self.mk_digest_iter.get() == 0 {
-            return Err(at(Error::corrupt("mk-digest-iter", "is 0"), 164));
+            let error = Error::corrupt("mk-digest-iter", "is 0");
+            return Err(at(error.known_as("LUKS key iteration count is zero"), 164));
         }
         let len = material_len(&algorithms);
         let mut slots = Vec::with_capacity(SLOTS);

@@ -61,9 +61,9 @@ pub fn candidates<'a>(options: &Options, name: &str, secrets: &'a Secrets) -> Re
         return Err(required(name));
     }
     if secrets.is_empty() {
-        return Err(
-            Error::new(ErrorKind::Denied, "is encrypted, and no secret was given").hint(GIVE_A_SECRET)
-        );
+        return Err(Error::new(ErrorKind::Denied, "is encrypted, and no secret was given")
+            .hint(GIVE_A_SECRET)
+            .known_as(format!("Parameter '{name}' is required for cipher")));
     }
     Ok(secrets.iter().map(|(_, secret)| secret).collect())
 }

@@ -111,6 +111,7 @@ pub(crate) fn walk<'a>(
                 format!("type {kind:#010x} is said to have {len} bytes, and does not fit"),
             )
             .at(base + at as u64)
+            .known_as("Header extension too large")
         })?;
         see(at, kind, data)?;
         at = start + (len as usize).next_multiple_of(8);

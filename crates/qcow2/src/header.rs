@@ -153,16 +153,23 @@ impl Header {
         file.read_at(0, &mut first).map_err(failed)?;
         let version = first.get(4..8).and_then(|bytes| U32::read_from_bytes(bytes).ok()).map(U32::get);
         if first.get(..4) != Some(&MAGIC[..]) {
-            return Err(Error::corrupt("magic", "is not QFI\\xfb: this is no qcow2 image").at(0));
+            return Err(Error::corrupt("magic", "is not QFI\\xfb: this is no qcow2 image")
+                .at(0)
+                .known_as("Image is not in qcow2 format"));
         }
         match version {
             Some(2 | 3) => {}
             Some(1) => {
                 return Err(Error::unsupported("qcow version 1 cannot be read")
                     .at(4)
-                    .hint("convert it with qemu-img"));
+                    .hint("convert it with qemu-img")
+                    .known_as("Unsupported qcow2 version 1"));
             }
-            Some(other) => return Err(Error::unsupported(format!("unknown version {other} of qcow2")).at(4)),
+            Some(other) => {
+                return Err(Error::unsupported(format!("unknown version {other} of qcow2"))
+                    .at(4)
+                    .known_as(format!("Unsupported qcow2 version {other}")));
+            }
             None => return Err(short(len)),
         }
         let needed = if version == Some(2) { V2_LENGTH } else { V3_LENGTH };
@@ -185,7 +192,8 @@ impl Header {
                 "cluster_bits",
                 format!("is {bits}; it must be 9 to 21 (512 bytes to 2 MiB)"),
             )
-            .at(20));
+            .at(20)
+            .known_as(format!("Unsupported cluster size: 2^{bits}")));
         }
         let cluster = 1u64 << bits;
         let mut whole = vec![0; cluster as usize];
@@ -380,7 +388,9 @@ impl Laid {
 }
 
 fn short(len: u64) -> Error {
-    Error::corrupt("header", format!("is cut off: the file has only {len} bytes")).at(0)
+    Error::corrupt("header", format!("is cut off: the file has only {len} bytes"))
+        .at(0)
+        .known_as("qcow2 header too short")
 }
 
 impl OnDisk {
@@ -392,14 +402,17 @@ impl OnDisk {
         if version == 3 {
             let name = "header_length";
             if header_length < V3_LENGTH {
-                return Err(Error::corrupt(name, format!("is {header_length}, below {V3_LENGTH}")).at(100));
+                return Err(Error::corrupt(name, format!("is {header_length}, below {V3_LENGTH}"))
+                    .at(100)
+                    .known_as("qcow2 header too short"));
             }
             if u64::from(header_length) > cluster {
                 return Err(Error::corrupt(
                     name,
                     format!("is {header_length}, more than a cluster of {cluster}"),
                 )
-                .at(100));
+                .at(100)
+                .known_as("qcow2 header exceeds cluster size"));
             }
             if !header_length.is_multiple_of(8) {
                 return Err(Error::corrupt(name, format!("is {header_length}, not a multiple of 8")).at(100));
@@ -411,7 +424,8 @@ impl OnDisk {
                 "refcount_order",
                 format!("is {order}; at most 6 (64 bits) is allowed"),
             )
-            .at(96));
+            .at(96)
+            .known_as("Reference count entry width too large; may not exceed 64 bits"));
         }
         let backing_offset = self.backing_file_offset.get();
         let backing = self.backing(first).or_else(|error| wrong(error).map(|()| None))?;
@@ -430,7 +444,11 @@ impl OnDisk {
             0 => {}
             AES => {}
             LUKS => judge_crypto_header(extensions.crypto_header(), cluster, len).or_else(&mut *wrong)?,
-            other => wrong(Error::corrupt("crypt_method", format!("{other} is unknown")).at(32))?,
+            other => wrong(
+                Error::corrupt("crypt_method", format!("{other} is unknown"))
+                    .at(32)
+                    .known_as(format!("Unsupported encryption method {other}")),
+            )?,
         }
         let codec = codec(first, header_length, incompatible)?;
         let extended = incompatible & INCOMPATIBLE_EXTENDED_L2 != 0;
@@ -484,7 +502,8 @@ impl OnDisk {
                 "backing_file_size",
                 format!("is {size}; a name has at most {MAX_BACKING_NAME} bytes"),
             )
-            .at(16));
+            .at(16)
+            .known_as("Backing file name too long"));
         }
         let range =
             usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(size as usize)?));
@@ -494,6 +513,10 @@ impl OnDisk {
                 format!("{offset}: the name lies outside the first cluster"),
             )
             .at(8)
+            .known_as(match offset > first.len() as u64 {
+                true => "Invalid backing file offset",
+                false => "Backing file name too long",
+            })
         })?;
         if name.contains(&0) {
             return Err(Error::corrupt("backing file name", "has a NUL byte in it").at(offset));
@@ -504,7 +527,9 @@ impl OnDisk {
     fn judge_size(&self, geometry: Geometry) -> Result<()> {
         let size = self.size.get();
         if size > i64::MAX as u64 {
-            return Err(Error::corrupt("size", format!("{size} is above 2^63 - 1")).at(24));
+            return Err(Error::corrupt("size", format!("{size} is above 2^63 - 1"))
+                .at(24)
+                .known_as("Image is too big"));
         }
         let (entries, needed) = (u64::from(self.l1_size.get()), geometry.l1_entries(size));
         if entries < needed {
@@ -512,7 +537,12 @@ impl OnDisk {
                 "l1_size",
                 format!("{entries} entries do not cover the disk's {size} bytes, which need {needed}"),
             )
-            .at(36));
+            .at(36)
+            .known_as(if needed > i32::MAX as u64 {
+                "Image is too big"
+            } else {
+                "L1 table is too small"
+            }));
         }
         Ok(())
     }
@@ -520,9 +550,11 @@ impl OnDisk {
     fn judge_l1(&self, geometry: Geometry, len: u64) -> Result<()> {
         let entries = u64::from(self.l1_size.get());
         if entries * 8 > MAX_L1_BYTES {
-            return Err(Error::corrupt("l1_size", format!("{entries} entries are more than 32 MiB")).at(36));
+            return Err(Error::corrupt("l1_size", format!("{entries} entries are more than 32 MiB"))
+                .at(36)
+                .known_as("Active L1 table too large"));
         }
-        table("L1 table", self.l1_table_offset.get(), entries * 8, geometry, len, 40)
+        table("L1 table", "Active L1 table", self.l1_table_offset.get(), entries * 8, geometry, len, 40)
     }
 
     fn judge_refcounts(&self, geometry: Geometry, len: u64) -> Result<()> {
@@ -533,13 +565,24 @@ impl OnDisk {
                 "refcount_table_clusters",
                 format!("{clusters}: the table is larger than 8 MiB"),
             )
-            .at(56));
+            .at(56)
+            .known_as("Reference count table too large"));
         }
         if clusters == 0 {
-            return Err(Error::corrupt("refcount_table_clusters", "is 0: there is no refcount table").at(56));
+            return Err(Error::corrupt("refcount_table_clusters", "is 0: there is no refcount table")
+                .at(56)
+                .known_as("Image does not contain a reference count table"));
         }
         // Only the start must be in the file: a file may end inside its last cluster.
-        table("refcount table", self.refcount_table_offset.get(), 1, geometry, len, 48)?;
+        table(
+            "refcount table",
+            "Reference count table",
+            self.refcount_table_offset.get(),
+            1,
+            geometry,
+            len,
+            48,
+        )?;
         if self.refcount_table_offset.get().checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Error::corrupt("refcount table", "goes past 2^63").at(48));
         }
@@ -549,21 +592,33 @@ impl OnDisk {
     fn judge_snapshots(&self, geometry: Geometry, len: u64) -> Result<()> {
         let snapshots = self.nb_snapshots.get();
         if snapshots > MAX_SNAPSHOTS {
-            return Err(
-                Error::corrupt("nb_snapshots", format!("{snapshots} is more than {MAX_SNAPSHOTS}")).at(60)
-            );
+            return Err(Error::corrupt("nb_snapshots", format!("{snapshots} is more than {MAX_SNAPSHOTS}"))
+                .at(60)
+                .known_as("Snapshot table too large"));
         }
         // An entry has at least 40 bytes.
-        table("snapshot table", self.snapshots_offset.get(), u64::from(snapshots) * 40, geometry, len, 64)
+        let bytes = u64::from(snapshots) * 40;
+        table("snapshot table", "Snapshot table", self.snapshots_offset.get(), bytes, geometry, len, 64)
     }
 }
 
-fn table(name: &str, offset: u64, bytes: u64, geometry: Geometry, len: u64, at: u64) -> Result<()> {
+/// `known` is what QEMU calls it.
+fn table(
+    name: &str,
+    known: &str,
+    offset: u64,
+    bytes: u64,
+    geometry: Geometry,
+    len: u64,
+    at: u64,
+) -> Result<()> {
     if bytes == 0 {
         return Ok(());
     }
     if geometry.in_cluster(offset) != 0 {
-        return Err(Error::corrupt(name, format!("starts at {offset}, which is no cluster's start")).at(at));
+        return Err(Error::corrupt(name, format!("starts at {offset}, which is no cluster's start"))
+            .at(at)
+            .known_as(format!("{known} offset invalid")));
     }
     match offset.checked_add(bytes) {
         Some(end) if end <= len && offset != 0 => Ok(()),
@@ -580,15 +635,21 @@ fn codec(first: &[u8], header_length: u32, incompatible: u64) -> Result<Codec> {
     let number = if header_length > V3_LENGTH { first.get(AT_COMPRESSION).copied().unwrap_or(0) } else { 0 };
     let stated = incompatible & INCOMPATIBLE_COMPRESSION != 0;
     let codec = Codec::by_number(number).ok_or_else(|| {
-        Error::unsupported(format!("compression type {number} is unknown")).field("compression_type").at(104)
+        Error::unsupported(format!("compression type {number} is unknown"))
+            .field("compression_type")
+            .at(104)
+            .known_as(format!("qcow2: unknown compression type: {number}"))
     })?;
     match (codec, stated) {
         (Codec::Zlib, true) => {
-            Err(Error::corrupt("compression_type", "is zlib, and the feature bit says it is another").at(104))
+            Err(Error::corrupt("compression_type", "is zlib, and the feature bit says it is another")
+                .at(104)
+                .known_as("qcow2: Compression type incompatible feature bit must not be set"))
         }
         (Codec::Zstd, false) => {
             Err(Error::corrupt("compression_type", "is not zlib, and the feature bit for that is missing")
-                .at(104))
+                .at(104)
+                .known_as("qcow2: Compression type incompatible feature bit must be set"))
         }
         _ => Ok(codec),
     }
@@ -597,7 +658,8 @@ fn codec(first: &[u8], header_length: u32, incompatible: u64) -> Result<Codec> {
 fn judge_crypto_header(pointer: Option<CryptoAt>, cluster: u64, len: u64) -> Result<()> {
     let wrong = |message: String| Err(Error::corrupt("full disk encryption header pointer", message));
     let Some(CryptoAt { offset, length }) = pointer else {
-        return wrong("is missing, and crypt_method says LUKS".to_owned());
+        return wrong("is missing, and crypt_method says LUKS".to_owned())
+            .map_err(|error| error.known_as(format!("Missing CRYPTO header for crypt method {LUKS}")));
     };
     if offset == 0 || !offset.is_multiple_of(cluster) {
         return wrong(format!("{offset} is no cluster's start, or the header's"));
@@ -610,18 +672,29 @@ fn judge_crypto_header(pointer: Option<CryptoAt>, cluster: u64, len: u64) -> Res
 
 fn unknown_features(bits: u64, extensions: &Extensions) -> Error {
     let known = extensions.features();
-    let names: Vec<String> = (0..64u8)
-        .filter(|bit| bits & (1 << bit) != 0)
-        .map(|bit| {
-            let named = |feature: &&Feature| feature.kind == FeatureKind::Incompatible && feature.bit == bit;
-            match known.iter().find(named) {
-                Some(feature) => format!("'{}' (bit {bit})", feature.name),
-                None => format!("bit {bit}"),
+    let name_of = |bit: u8| {
+        let named = |feature: &&Feature| feature.kind == FeatureKind::Incompatible && feature.bit == bit;
+        known.iter().find(named).map(|feature| feature.name.as_str())
+    };
+    let mut names = Vec::new();
+    // QEMU lists the names, and then all bits that have none as one number.
+    let (mut named, mut nameless) = (Vec::new(), bits);
+    for bit in (0..64u8).filter(|bit| bits & (1 << bit) != 0) {
+        match name_of(bit) {
+            Some(name) => {
+                names.push(format!("'{name}' (bit {bit})"));
+                named.push(name.to_owned());
+                nameless &= !(1 << bit);
             }
-        })
-        .collect();
+            None => names.push(format!("bit {bit}")),
+        }
+    }
+    if nameless != 0 {
+        named.push(format!("Unknown incompatible feature: {nameless:x}"));
+    }
     Error::unsupported(format!("the image uses features that are not known here: {}", names.join(", ")))
         .field("incompatible_features")
         .at(72)
         .hint("read it with the program that wrote it")
+        .known_as(format!("Unsupported qcow2 feature(s): {}", named.join(", ")))
 }

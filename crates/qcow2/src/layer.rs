@@ -59,7 +59,8 @@ impl Qcow2Layer {
                     "external data file",
                     "is used, and its name is not in the image",
                 )
-                .at(72));
+                .at(72)
+                .known_as("'data-file' is required for this image"));
             }
         };
         runtime::check(&how.options, header.geometry.cluster_size())?;
@@ -107,7 +108,8 @@ fn refuse_corrupt(header: &Header) -> Result<()> {
             "the image is marked corrupt, so it can only be read",
         )
         .at(72)
-        .hint("repair it with a check, or open it read-only"));
+        .hint("repair it with a check, or open it read-only")
+        .known_as("qcow2: Image is corrupt; cannot be opened read/write"));
     }
     Ok(())
 }

@@ -214,7 +214,7 @@ fn writing_is_refused_where_refcounts_do_not_cover_what_is_used() {
     let cases: Vec<(&str, Spoil)> = vec![
         ("refcount=0 reference=1", Box::new(move |bytes| bytes[sixteen(host)..sixteen(host) + 2].fill(0))),
         ("refcount=0 reference=1", Box::new(move |bytes| bytes[sixteen(3)..sixteen(3) + 2].fill(0))),
-        ("says COPIED, and the refcount is not 1", Box::new(move |bytes| bytes[sixteen(host) + 1] = 2)),
+        ("OFLAG_COPIED data cluster", Box::new(move |bytes| bytes[sixteen(host) + 1] = 2)),
         (
             "refcount=1 reference=2",
             Box::new(move |bytes| {

@@ -57,6 +57,9 @@ impl CopyState {
     }
 }
 
+/// QEMU's sentence.
+const NOT_A_VHD: &str = "invalid VPC image";
+
 /// What to do about a wrong checksum.
 pub(crate) const IGNORE: &str = "to read it all the same, pass --ignore-checksums";
 
@@ -168,6 +171,7 @@ impl Places {
             )
             .at(at + 64)
             .hint(IGNORE)
+            .known_as("Incorrect header checksum")
         };
         match (&self.tail, &self.head) {
             (_, Some(head)) if !head.checksum_is_good() && has_header(head) => bad(head, 0),
@@ -176,7 +180,8 @@ impl Places {
                 "footer copy",
                 "a dynamic disk's footer stands at the end of the file, but not its copy at the front, so this is not a VHD",
             )
-            .at(0),
+            .at(0)
+            .known_as(NOT_A_VHD),
             (Some(tail), _) => match tail.parse(self.tail_at) {
                 Err(error) => error,
                 Ok(footer) => Error::corrupt(
@@ -184,13 +189,16 @@ impl Places {
                     format!("is {} bytes, and only {} stand before the footer", footer.current_size, self.tail_at),
                 )
                 .at(self.tail_at + 48)
-                .hint("the file was cut"),
+                .hint("the file was cut")
+                .known_as(NOT_A_VHD),
             },
             (None, Some(head)) => match head.parse(0) {
                 Err(error) => error,
                 Ok(_) => Error::corrupt("footer", "no footer stands at the end of the file").at(self.tail_at),
             },
-            (None, None) => Error::corrupt("footer", "there is none, so this is not a VHD").at(self.tail_at),
+            (None, None) => Error::corrupt("footer", "there is none, so this is not a VHD")
+                .at(self.tail_at)
+                .known_as(if self.file_len == 0 { "File too small for a VHD header" } else { NOT_A_VHD }),
         }
     }
 }

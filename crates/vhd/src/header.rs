@@ -150,7 +150,8 @@ impl Header {
             .map_err(|error| Error::io("cannot read the dynamic header", error).at(at))?;
         let raw: RawHeader = zerocopy::transmute!(bytes);
         if raw.cookie != *COOKIE {
-            return past("dynamic header cookie", at, "is not \"cxsparse\"".to_owned());
+            return past("dynamic header cookie", at, "is not \"cxsparse\"".to_owned())
+                .map_err(|error| error.known_as("Invalid header magic"));
         }
         let (is, should) = (raw.checksum.get(), checksum(&bytes, raw.checksum.to_bytes()));
         if is != should {

@@ -93,6 +93,7 @@ impl Header {
             Error::corrupt("header", "neither copy has a right signature and checksum")
                 .at(HEADERS[0])
                 .hint("the start of the file is damaged")
+                .known_as("No valid VHDX header found")
         })?;
         // Never out of bounds: the slots were counted.
         let header = Header::check(&raw).map_err(|error| error.at(HEADERS[slot]))?;

@@ -40,9 +40,12 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Checker, Consumer, Content, CreateOptions, Format, Inspector, Layer, LayerId, Measured, OpenOptions,
-    OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
+    Checker, Consumer, Content, CreateOptions, Error, ErrorKind, Format, Inspector, Layer, LayerId, Measured,
+    OpenOptions, OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
 };
+
+/// The number of errno.h.
+const EINVAL: i32 = 22;
 
 /// The VHDX format.
 #[derive(Clone, Copy, Debug)]
@@ -97,10 +100,13 @@ impl Format for Vhdx {
         _files: &dyn Resolver,
         how: &OpenOptions,
     ) -> Result<Arc<dyn Layer>> {
-        if how.writable {
-            return Ok(Arc::new(layer::VhdxLayer::open_to_write(file)?));
-        }
-        Ok(Arc::new(layer::VhdxLayer::open(file)?))
+        // Of most that can be wrong QEMU says no more than this.
+        let known = |error: Error| match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::Unsupported => error.known_by(EINVAL),
+            _ => error,
+        };
+        let open = if how.writable { layer::VhdxLayer::open_to_write } else { layer::VhdxLayer::open };
+        Ok(Arc::new(open(file).map_err(known)?))
     }
 
     fn create(

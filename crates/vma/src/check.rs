@@ -54,5 +54,5 @@ impl Checker for Vma {
 }
 
 fn corruption(message: String) -> Fault {
-    Fault { severity: Severity::Corruption, at: None, message, fixed: false }
+    Fault::new(Severity::Corruption, None, message)
 }

@@ -191,7 +191,7 @@ impl<'a> Reader<'a> {
                 return Err(error);
             }
             let message = format!("{error}; what stands there is lost");
-            self.faults.add(Fault { severity: Severity::Error, at: Some(at), message, fixed: false });
+            self.faults.add(Fault::new(Severity::Error, Some(at), message));
         }
         match filled {
             Err(error) if self.how == Reading::Salvage && error.kind() != ErrorKind::Cancelled => {
@@ -202,7 +202,7 @@ impl<'a> Reader<'a> {
                 self.broken_at = Some(at);
                 if self.broken {
                     let message = error.to_string();
-                    self.faults.add(Fault { severity: Severity::Error, at: Some(at), message, fixed: false });
+                    self.faults.add(Fault::new(Severity::Error, Some(at), message));
                 }
                 Ok(())
             }

@@ -25,7 +25,7 @@ impl Wrong {
 
     pub(crate) fn fault(self) -> Fault {
         let message = format!("{}: {}", self.field, self.message);
-        Fault { severity: Severity::Corruption, at: self.at, message, fixed: false }
+        Fault::new(Severity::Corruption, self.at, message)
     }
 }
 

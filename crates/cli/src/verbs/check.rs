@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use cowhand::{
-    Cache, ChainChecked, ChainFile, Check, Error, Fault, MAX_FAULTS, Objection, Printable, Repair, Report,
-    Result, Severity, Verdict, check, check_chain, verdict,
+    Cache, ChainChecked, ChainFile, Check, Error, Fault, KnownCheck, MAX_FAULTS, Objection, Printable,
+    Repair, Report, Result, Severity, Verdict, check, check_chain, verdict,
 };
 use serde_json::{Map, Value, json};
 
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 }
 
 /// The worst of them decides.
-fn status<'a>(reports: impl IntoIterator<Item = &'a Report> + Clone) -> u8 {
+pub(crate) fn status<'a>(reports: impl IntoIterator<Item = &'a Report> + Clone) -> u8 {
     let any = |bad: fn(&Report) -> bool| reports.clone().into_iter().any(bad);
     if any(|report| report.check_errors > 0) {
         FAILED
@@ -224,6 +224,11 @@ fn file_object(file: &ChainFile) -> Value {
 fn describe(out: &mut Output, report: &Report) -> Result<()> {
     report.faults.iter().try_for_each(|fault| line(out, fault))?;
     unlisted(out, report, "")?;
+    summary(out, report, KnownCheck::Counts)
+}
+
+/// Line for line what qemu-img prints of a report, the faults' own lines left out.
+pub(crate) fn summary(out: &mut Output, report: &Report, known: KnownCheck) -> Result<()> {
     let found = report.corruptions + report.leaks + report.check_errors;
     if report.corruptions_fixed + report.leaks_fixed > 0 {
         writeln!(
@@ -254,6 +259,9 @@ fn describe(out: &mut Output, report: &Report) -> Result<()> {
     }
     if report.check_errors > 0 {
         writeln!(out, "\n{} internal errors have occurred during the check.", report.check_errors)?;
+    }
+    if known != KnownCheck::Counts {
+        return Ok(());
     }
     let count = |units: Option<u64>| units.unwrap_or(0);
     let (total, allocated) = (count(report.total_units), count(report.allocated_units));
@@ -332,7 +340,7 @@ fn verdict_json(whom: &str, name: &str, found: &Verdict) -> Value {
 }
 
 /// QEMU's keys in QEMU's order; what is 0 is left out, but for `check-errors`.
-fn object(report: &Report, name: &str, format: &str) -> Value {
+pub(crate) fn object(report: &Report, name: &str, format: &str) -> Value {
     let count = |count: Option<u64>| count.filter(|count| *count > 0).map(Value::from);
     let keys = [
         ("image-end-offset", count(report.image_end)),

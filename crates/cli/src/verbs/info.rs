@@ -68,7 +68,8 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
                 if index > 0 {
                     writeln!(out)?;
                 }
-                describe(out, image, args.resolve)?;
+                let note = if args.resolve { ParentNote::Always } else { ParentNote::Unless };
+                describe(out, &image.filename, image, note)?;
             }
         }
         Form::Json => {
@@ -107,10 +108,21 @@ fn list(args: &Args, archive: &Listed, out: &mut Output) -> Outcome {
     Ok(DONE)
 }
 
-/// Line for line what qemu-img prints; a parent that was not looked up is said in a line of its own.
-fn describe(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
+/// What is said of a parent beside its name, in a line of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ParentNote {
+    /// Nothing.
+    None,
+    /// That it is not there, or was not looked for.
+    Unless,
+    /// Where it is, too.
+    Always,
+}
+
+/// Line for line what qemu-img prints of an image that is to be called `name`.
+pub(crate) fn describe(out: &mut Output, name: &str, info: &Info, note: ParentNote) -> Result<()> {
     let Info { virtual_size, file_size, .. } = *info;
-    let (name, actual) = (Printable(&info.filename), Size(info.actual_size));
+    let (name, actual) = (Printable(name), Size(info.actual_size));
     writeln!(out, "image: {name}")?;
     writeln!(out, "file format: {}", info.format)?;
     writeln!(out, "virtual size: {} ({virtual_size} bytes)", Size(virtual_size))?;
@@ -124,17 +136,17 @@ fn describe(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
     if info.details.dirty {
         writeln!(out, "cleanly shut down: no")?;
     }
-    parent(out, info, resolve)?;
+    parent(out, info, note)?;
     snapshot::list(out, &info.snapshots)?;
     specific(out, &info.details.specific)?;
     writeln!(out, "Child node '/file':")?;
     writeln!(out, "    filename: {}", Printable(&info.file))?;
-    writeln!(out, "    protocol type: file")?;
+    writeln!(out, "    protocol type: {}", info.protocol)?;
     writeln!(out, "    file length: {} ({file_size} bytes)", Size(file_size))?;
     writeln!(out, "    disk size: {actual}")
 }
 
-fn parent(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
+fn parent(out: &mut Output, info: &Info, note: ParentNote) -> Result<()> {
     let Some(parent) = &info.parent else { return Ok(()) };
     if let Some(name) = info.backing_filename() {
         write!(out, "backing file: {}", Printable(&name))?;
@@ -147,10 +159,11 @@ fn parent(out: &mut Output, info: &Info, resolve: bool) -> Result<()> {
         writeln!(out, "backing file format: {}", Printable(format))?;
     }
     match &info.parent_state {
+        _ if note == ParentNote::None => Ok(()),
         ParentState::NotLookedUp => {
             writeln!(out, "backing file state: not looked up (--resolve and --backing-chain look)")
         }
-        ParentState::Found(path) if resolve => {
+        ParentState::Found(path) if note == ParentNote::Always => {
             writeln!(out, "backing file state: found, {}", Printable(&path.display().to_string()))
         }
         ParentState::Found(_) => Ok(()),

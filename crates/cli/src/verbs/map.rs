@@ -57,8 +57,11 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let length = args.max_length.unwrap_or(u64::MAX);
     match args.output {
         Form::Human => {
-            writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?;
-            map(&disk, args.start_offset, length, |entry| line(entry, out))?;
+            heading(out)?;
+            map(&disk, args.start_offset, length, |entry| match is_shown(entry) {
+                true => line(entry, out),
+                false => Ok(()),
+            })?;
         }
         Form::Json => {
             write!(out, "[")?;
@@ -74,11 +77,17 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     Ok(DONE)
 }
 
-/// Data, and where it stands; what is not data is not mentioned.
-fn line(entry: &MapEntry, out: &mut Output) -> cowhand::Result<()> {
-    if !entry.data {
-        return Ok(());
-    }
+pub(crate) fn heading(out: &mut Output) -> cowhand::Result<()> {
+    writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")
+}
+
+/// What does not hold data is not mentioned.
+pub(crate) fn is_shown(entry: &MapEntry) -> bool {
+    entry.data && !entry.zero
+}
+
+/// Where it stands.
+pub(crate) fn line(entry: &MapEntry, out: &mut Output) -> cowhand::Result<()> {
     let Some(offset) = entry.offset else {
         return Err(Error::unsupported("File contains external, encrypted or compressed clusters."));
     };
@@ -93,7 +102,7 @@ fn line(entry: &MapEntry, out: &mut Output) -> cowhand::Result<()> {
     )
 }
 
-fn object(entry: &MapEntry, out: &mut Output) -> cowhand::Result<()> {
+pub(crate) fn object(entry: &MapEntry, out: &mut Output) -> cowhand::Result<()> {
     let MapEntry { start, length, depth, present, zero, data, compressed, .. } = entry;
     write!(
         out,

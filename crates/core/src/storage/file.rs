@@ -109,7 +109,13 @@ impl FileStorage {
         let file = options.custom_flags(flags).open(path).map_err(|error| {
             named(Error::io(if access == Access::CreateNew { "cannot create" } else { "cannot open" }, error))
         })?;
-        Self::from_file(file, access, lock, cache).map_err(named)
+        Self::from_file(file, access, lock, cache).map_err(|error| match error.kind() {
+            ErrorKind::Unsupported => {
+                let name = path.display();
+                named(error).known_as(format!("'file' driver requires '{name}' to be a regular file"))
+            }
+            _ => named(error),
+        })
     }
 
     /// Takes over a file that is open already, and takes its locks.
@@ -391,7 +397,18 @@ fn held(file: &File, pid: i32, access: Access, byte: i64) -> Error {
     } else {
         "stop that program first"
     };
-    Error::new(ErrorKind::Locked, format!("{who} {doing} (failed to get the lock)")).hint(hint)
+    // QEMU's words: a byte of what somebody does not share, or one of what somebody does.
+    let bit = byte - if byte >= NOT_SHARED { NOT_SHARED } else { HELD };
+    let what = match bit {
+        READ => "consistent read",
+        WRITE => "write",
+        RESIZE => "resize",
+        _ => "write unchanged",
+    };
+    let shared = if byte >= NOT_SHARED { "" } else { "shared " };
+    Error::new(ErrorKind::Locked, format!("{who} {doing} (failed to get the lock)"))
+        .hint(hint)
+        .known_as(format!("Failed to get {shared}\"{what}\" lock"))
 }
 
 /// Finds another process that has this file open: a lock of an open file description has no process of its own.

@@ -105,7 +105,7 @@ impl VerifiedArchive {
     }
 
     fn fault(&mut self, message: String) {
-        self.faults.add(Fault { severity: Severity::Corruption, at: None, message, fixed: false });
+        self.faults.add(Fault::new(Severity::Corruption, None, message));
     }
 }
 
@@ -130,7 +130,7 @@ pub fn verify_archive(
             let message = error.to_string();
             let message =
                 message.strip_prefix(&format!("{}: ", Printable(&found.name))).unwrap_or(&message).to_owned();
-            found.faults.add(Fault { severity: Severity::Corruption, at, message, fixed: false });
+            found.faults.add(Fault::new(Severity::Corruption, at, message));
             return Ok(found);
         }
         Err(error) => return Err(error),

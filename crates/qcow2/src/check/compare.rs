@@ -225,7 +225,7 @@ impl Compare<'_> {
         } else {
             part.found.needs.raise = true;
             part.found.needs.rebuild |= judged.block == Block::None;
-            part.found.corrupt(at, text);
+            part.found.uncounted(at, text);
         }
         let fix = match self.fix {
             Fix::Nothing => false,

@@ -1,6 +1,6 @@
 //! What a check finds: faults in the order of where they stand, however many threads look, and what would repair them.
 
-use cowhand_core::{Error, ErrorKind, Fault, MAX_FAULTS, Report, Result, Severity};
+use cowhand_core::{Class, Error, ErrorKind, Fault, MAX_FAULTS, Report, Result, Severity};
 
 /// The rounds of a repair that faults call for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Findings {
         self.item = item;
     }
 
-    fn note(&mut self, severity: Severity, at: Option<u64>, message: impl FnOnce() -> String) {
+    fn note(&mut self, class: Class, severity: Severity, at: Option<u64>, message: impl FnOnce() -> String) {
         let [leaks, corruptions, errors] = &mut self.counts;
         match severity {
             Severity::Leak => *leaks += 1,
@@ -71,13 +71,13 @@ impl Findings {
             Severity::Note => {}
         }
         if self.listed.len() < MAX_FAULTS {
-            self.listed.push((self.item, Fault { severity, at, message: message(), fixed: false }));
+            self.listed.push((self.item, Fault { class, ..Fault::new(severity, at, message()) }));
         }
     }
 
     /// Something is wrong with what stands at `at`.
     pub(super) fn corrupt(&mut self, at: u64, message: impl FnOnce() -> String) {
-        self.note(Severity::Corruption, Some(at), message);
+        self.note(Class::Structure, Severity::Corruption, Some(at), message);
     }
 
     /// The COPIED flag that stands at `at` does not go with the counts.
@@ -85,23 +85,28 @@ impl Findings {
         self.flags += 1;
         self.needs.flags = true;
         self.needs.claims |= copied;
-        self.corrupt(at, message);
+        self.note(Class::Mark, Severity::Corruption, Some(at), message);
     }
 
     /// As [`Findings::corrupt`], where perhaps nobody knows the place.
     pub(super) fn corrupt_if_at(&mut self, at: Option<u64>, message: impl FnOnce() -> String) {
-        self.note(Severity::Corruption, at, message);
+        self.note(Class::Structure, Severity::Corruption, at, message);
     }
 
     /// The cluster at `at` is held by nothing, or counted too often.
     pub(super) fn leak(&mut self, at: u64, message: impl FnOnce() -> String) {
-        self.note(Severity::Leak, Some(at), message);
+        self.note(Class::Count, Severity::Leak, Some(at), message);
+    }
+
+    /// The cluster at `at` is counted too seldom.
+    pub(super) fn uncounted(&mut self, at: u64, message: impl FnOnce() -> String) {
+        self.note(Class::Count, Severity::Corruption, Some(at), message);
     }
 
     /// What stands at `at` could not be looked at.
     pub(super) fn unread(&mut self, at: u64, message: impl FnOnce() -> String) {
         self.needs.blind = true;
-        self.note(Severity::Error, Some(at), message);
+        self.note(Class::Structure, Severity::Error, Some(at), message);
     }
 
     /// Fails where something could not be looked at: who changes the image must know everything. Otherwise the answer is

@@ -21,8 +21,8 @@ mod workers;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CheckOptions, Checker, Error, ErrorKind, Progress, Quiet, Repair, Report, Resolver, Result, Severity,
-    Storage,
+    CheckOptions, Checker, Error, ErrorKind, KnownCheck, Progress, Quiet, Repair, Report, Resolver, Result,
+    Severity, Storage,
 };
 
 use crate::Qcow2;
@@ -60,6 +60,10 @@ struct Looked {
 }
 
 impl Checker for Qcow2 {
+    fn known(&self) -> KnownCheck {
+        KnownCheck::Counts
+    }
+
     fn check(
         &self,
         file: Arc<dyn Storage>,

@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use cowhand_core::{Error, Fault, MAX_FAULTS, Report, Result};
+use cowhand_core::{Class, Error, Fault, MAX_FAULTS, Report, Result};
 
 use super::compare::Fix;
 use super::findings::Findings;
@@ -48,6 +48,7 @@ impl Image<'_> {
         let mut looked = self.look()?;
         let first = (looked.report.clone(), looked.flags);
         let mut flags = 0;
+        let mut marks = Vec::new();
         let mut lost = Findings::default();
         let mut done = Vec::new();
         while let Some(step) = next(&looked, scope, &done) {
@@ -57,6 +58,7 @@ impl Image<'_> {
             }
             if step == Step::Flags {
                 flags = flags.max(looked.flags);
+                marks.extend(looked.report.faults.iter().filter(|fault| fault.class == Class::Mark).cloned());
             }
             self.step(step, &looked, &mut lost)?;
             self.sync()?;
@@ -69,7 +71,11 @@ impl Image<'_> {
         let fixed = (first.0.corruptions - first.1)
             .saturating_sub(looked.report.corruptions - looked.flags)
             .saturating_add(flags.saturating_sub(looked.flags));
-        Ok(settle(first.0, fixed, lost.into_report().faults, looked.report))
+        // Flags that only the counts made wrong were never put right by themselves.
+        let mut first = first.0;
+        first.faults.retain(|fault| fault.class != Class::Mark);
+        first.faults.extend(marks);
+        Ok(settle(first, fixed, lost.into_report().faults, looked.report))
     }
 
     fn step(&self, step: Step, looked: &Looked, lost: &mut Findings) -> Result<()> {

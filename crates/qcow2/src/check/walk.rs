@@ -15,10 +15,12 @@ use super::changed::Changed;
 use super::counts::{COPIED_USE, Cell, Counts, DATA, L2, META, PLAIN_USE};
 use super::entries::{Judge, Trouble};
 use super::findings::Findings;
-use super::layout::{L1Part, Layout};
+use super::layout::{Block, L1Part, Layout};
 use super::sparse::Sparse;
 use super::workers::on_threads;
+use crate::cache::read_to_end;
 use crate::entry::{COPIED, Entry, L1_RESERVED, OFFSET, Plain, Words};
+use crate::refcount::Width;
 
 const BATCH: usize = 1 << 20;
 const PIECE: u64 = 256 << 10;
@@ -223,9 +225,12 @@ impl Walk<'_> {
                 if let Some(trouble) = trouble.filter(|_| alone.is_none()) {
                     corrupt(work, trouble);
                 }
-                if let Some(wrong) = wrong_flag(cell, entry, part.active > 0 && target != 0) {
+                if has_wrong_flag(cell, entry, part.active > 0 && target != 0) {
                     work.found.flag(at, entry & COPIED != 0, || {
-                        format!("L1 entry at offset {at} {wrong} (table at {target})")
+                        let (index, count) = (self.index(part, at).unwrap_or_default(), self.stored(cluster));
+                        format!(
+                            "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"
+                        )
                     });
                 }
             }
@@ -243,7 +248,7 @@ impl Walk<'_> {
                 }
             }
             Job::Flags => {
-                if wrong_flag(cell, entry, part.active > 0 && target != 0).is_some() {
+                if has_wrong_flag(cell, entry, part.active > 0 && target != 0) {
                     return (entry ^ COPIED, self.table_of(part, target, self.index(part, at)));
                 }
             }
@@ -354,10 +359,10 @@ impl Walk<'_> {
                         work.found.corrupt(at, || {
                             format!("L2 entry at offset {at} {}", Trouble::Metadata(to).text(judge.len))
                         });
-                    } else if let Some(wrong) = self.wrong_data_flag(entry, words, table) {
-                        let to = words.0 & OFFSET;
+                    } else if self.has_wrong_data_flag(entry, words, table) {
                         work.found.flag(at, words.0 & COPIED != 0, || {
-                            format!("L2 entry at offset {at} {wrong} (cluster at {to})")
+                            let count = self.stored((words.0 & OFFSET) >> self.layout.bits());
+                            format!("OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}", words.0)
                         });
                     }
                 }
@@ -386,8 +391,9 @@ impl Walk<'_> {
             Job::Flags => {
                 let mut changed = Changed::default();
                 each(bytes, step, |index, words| {
-                    let wrong = judge.fine(words).and_then(|entry| self.wrong_data_flag(entry, words, table));
-                    if wrong.is_none() {
+                    let wrong =
+                        judge.fine(words).is_some_and(|entry| self.has_wrong_data_flag(entry, words, table));
+                    if !wrong {
                         return words;
                     }
                     changed.add(index * step * 8..(index + 1) * step * 8);
@@ -499,12 +505,24 @@ impl Walk<'_> {
         wrong.then_some(at)
     }
 
-    fn wrong_data_flag(&self, entry: Entry, words: Words, table: &Table) -> Option<&'static str> {
+    fn has_wrong_data_flag(&self, entry: Entry, words: Words, table: &Table) -> bool {
         match entry {
             Entry::Plain(Plain { host: Some(host), .. }) if !self.layout.rules.data_file => {
-                wrong_flag(self.counts.get(host >> self.layout.bits()), words.0, table.active > 0)
+                has_wrong_flag(self.counts.get(host >> self.layout.bits()), words.0, table.active > 0)
             }
-            _ => None,
+            _ => false,
+        }
+    }
+
+    /// The count that a cluster has in the file, for a message: it was read before.
+    fn stored(&self, cluster: u64) -> u64 {
+        let geometry = self.layout.rules.geometry;
+        let Block::At(at) = self.layout.block(cluster / geometry.block_entries()) else { return 0 };
+        let mut bytes = vec![0; geometry.cluster_size() as usize];
+        let index = (cluster % geometry.block_entries()) as usize;
+        match read_to_end(self.file, at, &mut bytes) {
+            Ok(()) => Width::of(geometry).get(&bytes, index),
+            Err(_) => 0,
         }
     }
 
@@ -561,13 +579,9 @@ fn use_of(active: bool, copied: bool) -> u16 {
     }
 }
 
-/// What is wrong with the COPIED flag of an entry that refers to a judged cluster.
-fn wrong_flag(cell: Cell, entry: u64, active: bool) -> Option<&'static str> {
-    match (active, entry & COPIED != 0) {
-        (true, true) if cell.is(COPIED_USE) => Some("says COPIED, and the refcount is not 1"),
-        (true, false) if cell.is(PLAIN_USE) => Some("does not say COPIED, and the refcount is 1"),
-        _ => None,
-    }
+/// Whether an entry that refers to a judged cluster says COPIED where its refcount is not 1, or does not where it is.
+fn has_wrong_flag(cell: Cell, entry: u64, active: bool) -> bool {
+    active && cell.is(if entry & COPIED != 0 { COPIED_USE } else { PLAIN_USE })
 }
 
 /// Calls `see` with the number and the words of every entry that is not zero, and puts what it answers.

@@ -212,7 +212,7 @@ impl Image<'_> {
 
 fn lose(lost: &mut Vec<Fault>, at: u64, message: String) {
     if lost.len() < MAX_FAULTS {
-        lost.push(Fault { severity: Severity::Corruption, at: Some(at), message, fixed: false });
+        lost.push(Fault::new(Severity::Corruption, Some(at), message));
     }
 }
 

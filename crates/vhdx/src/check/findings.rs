@@ -12,7 +12,7 @@ pub(super) struct Findings {
 
 impl Findings {
     fn add(&mut self, severity: Severity, at: Option<u64>, message: String) {
-        self.report.add(Fault { severity, at, message, fixed: false });
+        self.report.add(Fault::new(severity, at, message));
     }
 
     /// Something is wrong with what stands at `at`.

@@ -20,7 +20,7 @@ pub(crate) mod table;
 use std::sync::Arc;
 
 use cowhand_core::{
-    CheckOptions, Checker, Error, ErrorKind, Progress, Repair, Report, Resolver, Result, Storage,
+    CheckOptions, Checker, Error, ErrorKind, KnownCheck, Progress, Repair, Report, Resolver, Result, Storage,
 };
 
 use crate::Vhdx;
@@ -89,6 +89,10 @@ impl Table {
 }
 
 impl Checker for Vhdx {
+    fn known(&self) -> KnownCheck {
+        KnownCheck::Verdict
+    }
+
     fn check(
         &self,
         file: Arc<dyn Storage>,

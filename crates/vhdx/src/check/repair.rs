@@ -228,7 +228,7 @@ impl Image<'_> {
 
 fn say(said: &mut Vec<Fault>, severity: Severity, at: u64, message: String) {
     if said.len() < MAX_FAULTS {
-        said.push(Fault { severity, at: Some(at), message, fixed: false });
+        said.push(Fault::new(severity, Some(at), message));
     }
 }
 

@@ -11,14 +11,32 @@ pub(super) fn could_not_open(name: &str, path: &Path, error: &Error) -> Failure 
     says(format!("Could not open '{name}': {}", why(path, error)))
 }
 
-/// Why the file `path` cannot be opened as an image.
+/// As [`could_not_open`], where the real one opens the files of a chain one by one.
+pub(super) fn could_not_open_one(name: &str, path: &Path, error: &Error) -> Failure {
+    match (error.lower(), error.field_name(), error.sentence()) {
+        (Some(_), Some("parent"), Some(sentence)) => says(sentence),
+        (Some((_, file)), _, _) => says(format!("Could not open '{file}': {}", reason(path, error))),
+        (None, _, _) => could_not_open(name, path, error),
+    }
+}
+
+/// Why the file `path` cannot be opened as an image, or what it stands on cannot.
 fn why(path: &Path, error: &Error) -> String {
-    let name = path.display();
-    match (error.kind(), error.os_error()) {
-        (ErrorKind::Locked, _) => {
-            format!("Failed to get shared \"write\" lock\nIs another process using the image [{name}]?")
+    if path.as_os_str().is_empty() {
+        return "The 'file' block driver requires a file name".to_owned();
+    }
+    let layers = error.lower().map_or(0, |(layers, _)| layers);
+    "Could not open backing file: ".repeat(layers) + &reason(path, error)
+}
+
+fn reason(path: &Path, error: &Error) -> String {
+    let name = error.image_name().map_or_else(|| path.display().to_string(), str::to_owned);
+    match (error.sentence(), error.os_error()) {
+        (Some(sentence), _) if error.kind() == ErrorKind::Locked => {
+            format!("{sentence}\nIs another process using the image [{name}]?")
         }
-        (_, Some(system)) => format!("Could not open '{name}': {system}"),
-        _ => error.to_string(),
+        (Some(sentence), _) => sentence.to_owned(),
+        (None, Some(system)) => format!("Could not open '{name}': {system}"),
+        (None, None) => error.without_image().to_string(),
     }
 }

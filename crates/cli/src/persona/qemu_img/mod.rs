@@ -1,8 +1,13 @@
 //! `qemu-img` 10: its verbs, its words, its text. The work is that of the library's verbs.
 
+mod check;
 mod errors;
+mod info;
+mod json;
+mod map;
 mod snapshot;
 mod source;
+mod values;
 
 use std::ffi::{OsStr, OsString};
 
@@ -12,6 +17,7 @@ use super::getopt::{Flag, Words};
 use super::{Failure, Outcome};
 use crate::exit::{DONE, FAILED, STOPPED};
 use crate::output::Output;
+use crate::verbs::Form;
 
 /// One verb.
 struct Verb {
@@ -24,7 +30,7 @@ struct Verb {
     run: fn(&mut Call<'_>) -> Outcome,
 }
 
-const VERBS: &[Verb] = &[snapshot::VERB];
+const VERBS: &[Verb] = &[check::VERB, info::VERB, map::VERB, snapshot::VERB];
 
 /// What the real one prints of itself. Callers look at the number.
 const VERSION: &str = "qemu-img version 10.0.2 (Cowhand ";
@@ -76,6 +82,15 @@ impl Call<'_> {
     /// The command line makes no sense, and the verb's help shows how it would.
     fn usage(&self, text: &str) -> Failure {
         usage(self.verb.name, &format!("qemu-img: {text}"))
+    }
+
+    /// The value of `--output`.
+    fn form(&self, value: &OsStr) -> Result<Form, Failure> {
+        match value.as_encoded_bytes() {
+            b"human" => Ok(Form::Human),
+            b"json" => Ok(Form::Json),
+            _ => Err(self.usage(&format!("--output expects 'human' or 'json' not '{}'", value.display()))),
+        }
     }
 
     /// What this verb takes.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use cowhand::{ErrorKind, apply_snapshot, create_snapshot, delete_snapshot, list_snapshots};
+use cowhand::{Error, ErrorKind, Open, Snapshotted};
 
 use super::source::Opening;
 use super::{Call, Flag, Outcome, Verb, says, text};
@@ -46,21 +46,63 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let [word] = others.as_slice() else { return Err(call.usage("Expecting one image file name")) };
     let source = how.source(word)?;
     let failed = |error| source.failed(&error);
+    let open = |writable: bool| {
+        Snapshotted::open(&source.path, &Open { writable, ..source.open.clone() }).map_err(failed)
+    };
     let Some((action, value)) = action.filter(|(action, _)| *action != "list") else {
-        list(call.out, &list_snapshots(&source.path, &source.open).map_err(failed)?)?;
+        list(call.out, &open(false)?.list()?)?;
         return Ok(DONE);
     };
+    if how.force_share {
+        return Err(says(format!(
+            "Could not open '{}': force-share=on can only be used with read-only images",
+            source.name
+        )));
+    }
+    let image = open(true)?;
+    source.warn_if_raw_is_guessed();
     let which = text(&value);
     let done = match action {
-        "create" => create_snapshot(&source.path, &source.open, &which).map(|_| ()),
-        "apply" => apply_snapshot(&source.path, &source.open, &which),
-        _ => delete_snapshot(&source.path, &source.open, &which),
+        "create" => image.create(fitting(&which)).map(|_| ()),
+        "apply" => image.apply(&which),
+        // By its name alone, as QEMU does.
+        _ => match image.list()?.into_iter().find(|snapshot| snapshot.name == which) {
+            Some(found) => image.delete(&found.id),
+            None => Err(Error::new(ErrorKind::NotFound, "")),
+        },
     };
-    done.map_err(|error| match (error.kind(), action) {
-        (ErrorKind::NotFound, "delete") => {
-            says(format!("Could not delete snapshot '{which}': snapshot not found"))
+    done.map_err(|error| {
+        if action == "apply" && error.sentence().is_some() {
+            // The real one opens it again before it gives up.
+            source.warn_if_raw_is_guessed();
         }
-        _ => says(format!("Could not {action} snapshot '{which}': {error}")),
+        says(format!("Could not {action} snapshot '{which}': {}", why(action, &error)))
     })?;
     Ok(DONE)
+}
+
+/// As much of a name as QEMU takes.
+fn fitting(name: &str) -> &str {
+    const MOST: usize = 255;
+    if name.len() <= MOST {
+        return name;
+    }
+    let end = (0..=MOST).rev().find(|at| name.is_char_boundary(*at));
+    name.get(..end.unwrap_or(0)).unwrap_or(name)
+}
+
+fn why(action: &str, error: &Error) -> String {
+    let known = match error.kind() {
+        ErrorKind::Unsupported => Some("Operation not supported".to_owned()),
+        ErrorKind::NotFound => Some("No such file or directory".to_owned()),
+        _ => error.os_error(),
+    };
+    let told = known.unwrap_or_else(|| error.without_image().to_string());
+    match (action, error.sentence()) {
+        ("apply", Some(sentence)) => sentence.to_owned(),
+        ("apply", None) => format!("Failed to load snapshot: {told}"),
+        ("delete", Some(_)) => "snapshot not found".to_owned(),
+        ("delete", None) if error.kind() == ErrorKind::NotFound => "snapshot not found".to_owned(),
+        _ => told,
+    }
 }

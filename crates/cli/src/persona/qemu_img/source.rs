@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use cowhand::{
-    Error, ImageOptions, Lock, Name, Open, Policy, Probing, ReadNode, Secrets, driver, image_name,
+    Error, ImageOptions, Lock, Name, Open, Policy, Probing, ReadNode, Secrets, driver, guess, image_name,
 };
 
 use super::errors::could_not_open;
@@ -20,6 +20,21 @@ pub(super) struct Source {
     /// The file that holds it, whatever describes it.
     pub(super) path: PathBuf,
     pub(super) open: Open,
+}
+
+impl Source {
+    /// Says so, where the image is to be written and is taken for raw only because it says nothing else of itself.
+    pub(super) fn warn_if_raw_is_guessed(&self) {
+        if self.open.format.is_none() && guess(&self.path, &self.open).is_ok_and(|format| format.is_bare()) {
+            let name = &self.name;
+            complain(&format!(
+                "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+                 Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+                 restricted.\n         \
+                 Specify the 'raw' format explicitly to remove the restrictions."
+            ));
+        }
+    }
 }
 
 /// What the verbs' flags say of how images are opened.
@@ -92,7 +107,6 @@ impl Opening {
 
 impl Source {
     /// The name that is printed of the image, once it is known what format it has.
-    #[allow(dead_code)]
     pub(super) fn shown(&self, format: &str) -> String {
         image_name(&self.path, &self.open, format)
     }

@@ -250,12 +250,7 @@ fn a_broken_archive_leaves_nothing_and_salvage_says_what_is_missing() {
     source.chunks.retain(|(disk, at, _)| *disk != 1 || !lost.contains(at));
     source.missing.push((1, lost.clone()));
     disks[1][lost.start as usize..lost.end as usize].fill(0);
-    source.faults.add(Fault {
-        severity: cowhand_core::Severity::Corruption,
-        at: Some(5),
-        message: "extent: wrong checksum".to_owned(),
-        fixed: false,
-    });
+    source.faults.add(Fault::new(cowhand_core::Severity::Corruption, Some(5), "extent: wrong checksum"));
     let how = Extract { salvage: true, ..Extract::default() };
     let done = run(&mut source.clone(), &to, &how).unwrap();
     assert!(!done.is_whole());

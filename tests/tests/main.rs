@@ -41,6 +41,7 @@ mod vhd_children;
 mod vhd_read;
 mod vhd_resized;
 mod vhd_streams;
+mod vhd_util;
 mod vhd_verbs;
 mod vhd_written;
 mod vhdx_by_7zip;

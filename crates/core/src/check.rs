@@ -26,6 +26,23 @@ pub struct CheckOptions {
     pub workers: usize,
     /// For what is encrypted.
     pub secrets: Secrets,
+    /// What is asked beyond that, or left out.
+    pub rules: Rules,
+}
+
+/// What a check asks beyond the usual, or leaves out. Formats that know nothing of it go on as usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// What the programs that the format comes from refuse is a corruption, though all data is there and reads alike.
+    pub strict: bool,
+    /// Times may be in the future.
+    pub any_time: bool,
+    /// What the format keeps at the file's end may be damaged or missing, where a good copy is elsewhere.
+    pub any_end: bool,
+    /// Whether two things stand in one place is not asked.
+    pub no_overlaps: bool,
+    /// Guest data is read too: what stands where the image says that nothing is, is zero.
+    pub data: bool,
 }
 
 /// How bad a fault is.

@@ -147,8 +147,7 @@ impl Error {
         self
     }
 
-    /// Says the sentence by which users of QEMU and its like know this failure: programs look for it. The first that was
-    /// said stays.
+    /// Says the sentence by which users of QEMU know this failure: programs look for it. The first that was said stays.
     #[must_use]
     pub fn known_as(mut self, sentence: impl Into<String>) -> Self {
         self.0.sentence.get_or_insert_with(|| sentence.into());
@@ -225,6 +224,11 @@ impl Error {
     /// Which of the files that the caller's image stands on it is about: how many layers below, and its name.
     pub fn lower(&self) -> Option<(usize, &str)> {
         self.0.below.as_ref().map(|(layers, file)| (*layers, file.as_str()))
+    }
+
+    /// The number of what the operating system said (`ENOENT` and the like), if it was behind this.
+    pub fn os_code(&self) -> Option<i32> {
+        self.0.source.as_deref()?.downcast_ref::<io::Error>()?.raw_os_error()
     }
 
     /// The advice, if there is one.

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::{Bitmaps, Details, Error, Options, Progress, Result, Secrets, Snapshots, Storage};
+use crate::{
+    Bitmaps, Blocks, Details, Error, Options, Progress, Result, Secrets, Snapshots, Storage, Structure,
+};
 
 /// What a layer has at some guest bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -302,6 +304,30 @@ pub trait Layer: Send + Sync + Debug {
             at += found.len;
         }
         Ok(())
+    }
+
+    /// Bytes that the file needs for what it holds; what is behind them could be cut off. A format that cannot tell, or
+    /// that has its end elsewhere, answers the file's length.
+    fn used_len(&self) -> Result<u64> {
+        self.host().len().map_err(|error| Error::io("cannot find the size", error))
+    }
+
+    /// Makes the file `len` bytes long, with whatever the format keeps at its end there; a device keeps its length, and
+    /// what is to be its end is prepared. Durable when it returns; a power cut leaves one end or the other. Errors:
+    /// fewer bytes than [`Layer::used_len`].
+    fn set_file_len(&self, len: u64) -> Result<()> {
+        let _ = len;
+        Err(Error::unsupported("a file of this format is as long as what it holds"))
+    }
+
+    /// The structures of the file's metadata as they stand there, damaged or not. Empty: the format does not show them.
+    fn structures(&self) -> Result<Vec<Structure>> {
+        Ok(Vec::new())
+    }
+
+    /// The table of blocks, where the format has one that it shows.
+    fn as_blocks(&self) -> Option<&dyn Blocks> {
+        None
     }
 
     /// Internal snapshots, where the format has them.

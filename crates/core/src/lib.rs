@@ -24,6 +24,7 @@ mod secret;
 mod snapshot;
 mod storage;
 mod stream;
+mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod zero;
@@ -33,7 +34,9 @@ pub use archive::{
     Reading, Sink, Walk,
 };
 pub use bitmap::{BitmapInfo, Bitmaps, SeeRange};
-pub use check::{CheckOptions, Checker, Class, Fault, KnownCheck, MAX_FAULTS, Repair, Report, Severity};
+pub use check::{
+    CheckOptions, Checker, Class, Fault, KnownCheck, MAX_FAULTS, Repair, Report, Rules, Severity,
+};
 pub use claims::{Claim, Claims};
 pub use consumer::{Consumer, Objection};
 pub use epoch::{Epochs, Operation};
@@ -55,4 +58,5 @@ pub use storage::{
     Storage, hole_at,
 };
 pub use stream::{Body, Chunk, Contents, DiskInfo, Encoded, Head, Made, Pieces, Source, Streams, read_up_to};
+pub use tables::{Blocks, Structure};
 pub use zero::{is_zero, zero_prefix};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cowhand_core::{
-    Access, CheckOptions, Error, ErrorKind, Fault, KnownCheck, Link, Progress, Repair, Report, Result,
+    Access, CheckOptions, Error, ErrorKind, Fault, KnownCheck, Link, Progress, Repair, Report, Result, Rules,
     Severity,
 };
 
@@ -39,6 +39,11 @@ pub struct Checked {
 /// Checks one image file, and repairs it as far as `how` says. What is wrong with the image is in the report; an error
 /// means that the check could not be done.
 pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checked> {
+    check_by(path, how, Rules::default(), progress)
+}
+
+/// As [`check`], asking more or less than usual.
+pub fn check_by(path: &Path, how: &Check, rules: Rules, progress: &dyn Progress) -> Result<Checked> {
     let open = &how.open;
     let format = open.format.as_deref().map(registry::format).transpose()?;
     let part = Part::of(path);
@@ -55,7 +60,8 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
     if format.archives().is_none() {
         part.refuse_disk(format)?;
     }
-    let options = CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone() };
+    let options =
+        CheckOptions { repair: how.repair, workers: how.workers, secrets: open.secrets.clone(), rules };
     let checker = format.checker();
     let report = checker.map(|checker| checker.check(storage, &files, &options, progress)).transpose();
     let known = checker.map_or(KnownCheck::Absent, |checker| checker.known());

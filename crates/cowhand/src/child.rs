@@ -46,6 +46,13 @@ pub struct ChildMade {
     pub sectors: Option<Sectors>,
 }
 
+/// How many layers a child of `parent` would have below it.
+pub fn depth_over(parent: &Path, how: &Child) -> Result<usize> {
+    let chain = open(parent, &how.open)?;
+    let passed = if how.keep_empty { 0 } else { empty_above(chain.links())? };
+    Ok(chain.links().len() - passed)
+}
+
 /// Makes `path` over `parent`. Errors: [`ErrorKind::ChainTooLong`] where the chain would have more layers than
 /// allowed.
 pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {

@@ -1,4 +1,4 @@
-//! `hidden` and `kill-data`: small changes of one image file, its parents left alone.
+//! `hidden`, `kill-data` and the like: small changes of one image file, its parents left alone.
 
 use std::path::Path;
 
@@ -20,6 +20,12 @@ pub fn set_hidden(path: &Path, hidden: bool, how: &Open) -> Result<()> {
 /// the image as it was. Errors: the format cannot do that in place.
 pub fn kill_data(path: &Path, how: &Open) -> Result<()> {
     change(path, how, |image| image.top().layer.clear())
+}
+
+/// Makes the file of the image `len` bytes long, durably, with what the format keeps at its end there; a device is
+/// prepared to be made so long. Errors: the image needs more.
+pub fn set_file_len(path: &Path, len: u64, how: &Open) -> Result<()> {
+    change(path, how, |image| image.top().layer.set_file_len(len))
 }
 
 fn change(path: &Path, how: &Open, act: impl Fn(&Opened) -> Result<()>) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::archive::Indexing;
 use crate::archive::content::Content;
 use crate::archive::disk::{Archive, ArchiveDisk};
 use crate::archive::part::Part;
+use crate::journal::noted;
 use crate::kinship::modified;
 use crate::node::{Backing, Described, Name, Node};
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
@@ -79,6 +80,9 @@ pub struct Open {
     /// like; a chain may be of any length; no image is looked at before the first write to it; and files may change while
     /// they are read.
     pub lenient: bool,
+    /// What is written over in the top's file is noted first in this new file or device, by which
+    /// [`revert`](crate::revert) can bring it back. What becomes of the journal is the caller's business.
+    pub undo: Option<PathBuf>,
     /// How the places of an archive's bytes are found, where a disk of one is opened.
     pub indexing: Indexing,
 }
@@ -215,6 +219,10 @@ fn open_among(path: &Path, how: &Open, files: Files) -> Result<(Opened, Option<E
         Some(disk) => (link_to(path, content, &disk), Some(disk)),
         None => {
             let options = OpenOptions { writable: how.writable, options, ..how.layer(0) };
+            let storage = match &how.undo {
+                Some(journal) if how.writable => noted(storage, content.format, journal)?,
+                _ => storage,
+            };
             let link = open_layer(path, storage, content.format, &files, &options)?;
             let format = protocol_of(how).unwrap_or(link.format);
             (Link { format, ..link }, None)

@@ -83,6 +83,12 @@ pub fn scan(
     Ok(())
 }
 
+/// The files and devices of a place, in the order of their names; none is opened. `all`: those too whose name begins with
+/// a dot. Errors: a place that cannot be listed.
+pub fn files_in(place: &Place, all: bool) -> Result<Vec<PathBuf>> {
+    Ok(list(place, all)?.into_iter().map(|file| file.path).collect())
+}
+
 struct File {
     path: PathBuf,
     /// It was asked for by its name, or by a pattern.

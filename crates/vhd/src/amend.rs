@@ -11,8 +11,8 @@ use crate::footer::{EPOCH, Footer, timestamp};
 pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "hidden",
-        OptionKind::Choice(&["0", "1", "2"]),
-        "XenServer's mark on a disk that is only a parent (allowed values: 0, not hidden; 1; 2)",
+        OptionKind::Number,
+        "XenServer's mark on a disk that is only a parent, 0 to 255 (0: not hidden)",
     )
     .own(),
     OptionSpec::new(
@@ -61,16 +61,18 @@ pub(crate) struct Amend {
 impl Amend {
     /// Errors: a value that is none; one that stands in a batmap, where the file has none.
     pub(crate) fn of(options: &Options, has_batmap: bool) -> Result<Amend> {
+        let byte = |name: &str| {
+            let number = options.number(name);
+            let byte = |number| {
+                u8::try_from(number)
+                    .map_err(|_| Error::invalid(format!("{name}={number} is not a number from 0 to 255")))
+            };
+            number.map(byte).transpose()
+        };
         let amend = Amend {
-            hidden: options.number("hidden").and_then(|hidden| u8::try_from(hidden).ok()),
+            hidden: byte("hidden")?,
             saved_state: options.flag("saved_state").map(u8::from),
-            marker: options
-                .number("marker")
-                .map(|marker| {
-                    u8::try_from(marker)
-                        .map_err(|_| Error::invalid(format!("marker={marker} is not a number from 0 to 255")))
-                })
-                .transpose()?,
+            marker: byte("marker")?,
             key: options.text("key_hash").map(key_hash).transpose()?,
             unique_id: match options.text("unique_id") {
                 Some("new") => Some(Footer::new_id()),

@@ -198,8 +198,13 @@ impl Map {
         self.write_head(file, old.checksum).inspect_err(|_| self.head = old)
     }
 
+    /// A bit for each block, the highest first.
+    pub(crate) fn bits(&self) -> &[u8] {
+        &self.map
+    }
+
     /// The ones' complement of the sum of all bytes.
-    fn checksum(&self) -> u32 {
+    pub(crate) fn checksum(&self) -> u32 {
         let signed = self.head.version == SIGNED;
         let value = |byte: &u8| if signed { i32::from(*byte as i8) as u32 } else { u32::from(*byte) };
         !self.map.iter().fold(0u32, |sum, byte| sum.wrapping_add(value(byte)))

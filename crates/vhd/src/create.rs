@@ -18,6 +18,9 @@ use crate::geometry::{Geometry, SECTOR};
 use crate::header::{Header, MAX_BLOCK, MAX_DISK};
 use crate::naming::{Naming, ROOM};
 
+/// The most that a table gets room for: XenServer's storage manager gives its tables room for 2 TiB, though no disk is so
+/// large.
+const MAX_ROOM: u64 = 2 << 40;
 /// Smaller blocks are legal, and nobody reads them but this code.
 pub(crate) const MIN_BLOCK: u64 = 512 << 10;
 const DEFAULT_BLOCK: u64 = 2 << 20;
@@ -118,14 +121,14 @@ fn size_and_geometry(asked: u64, align: Option<u64>, rounding: Rounding) -> Resu
 
 /// Makes an image on an empty storage.
 pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Arc<dyn Layer>> {
-    if !file.is_empty().map_err(|error| Error::io("cannot find the size", error))? {
-        return Err(Error::unsupported(
-            "a VHD is made in an empty file, since its footer stands at the file's end",
-        )
-        .hint("name a file, not a device"));
-    }
+    // A device keeps its length.
+    let device = !file.is_empty().map_err(|error| Error::io("cannot find the size", error))?;
     let Plan { footer, blocks } = Plan::new(how)?;
     match blocks {
+        None if device => Err(Error::unsupported(
+            "a fixed VHD is made in an empty file, since its footer stands behind the disk, at the file's end",
+        )
+        .hint("name a file, not a device")),
         None => Ok(Arc::new(Fixed::create(file, footer, how.prealloc())?)),
         Some((layout, named)) => {
             let mut header = Header::new(layout.header_at, layout.bat_at, layout.entries, layout.block_size);
@@ -200,7 +203,7 @@ impl Plan {
                 .hint("choose subformat=fixed"));
         }
         let room_for = options.size("max_size").unwrap_or(0);
-        if size.max(room_for) > MAX_DISK {
+        if size > MAX_DISK || room_for > MAX_ROOM {
             return Err(Error::invalid(format!(
                 "{} bytes are too large for a dynamic VHD, which has at most 2040 GiB ({MAX_DISK} bytes)",
                 size.max(room_for)
@@ -219,6 +222,8 @@ impl Plan {
             )));
         }
         let naming = how.parent.as_ref().map(|parent| Naming::of(parent, &[])).transpose()?;
+        let blktap = creator.app == Creator::by_name("tap").app;
+        let naming = if blktap { naming.map(Naming::as_blktap) } else { naming };
         let named = naming.map(|naming| {
             let mut end = LOCATORS_AT;
             let places = naming.needs().map(|len| {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cowhand_core::{
-    Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, OpenOptions, Options, ParentRef, Prealloc,
-    Progress, Result, Secrets, Storage,
+    Blocks, Details, Epochs, Erase, Error, Extent, Kind, Layer, LayerId, OpenOptions, Options, ParentRef,
+    Prealloc, Progress, Result, Secrets, Storage, Structure,
 };
 
 use crate::bat::Bat;
@@ -20,6 +20,7 @@ use crate::geometry::SECTOR;
 use crate::header::{HEADER_LEN, Header};
 use crate::like;
 use crate::locator::{self, Locator};
+use crate::tables;
 use crate::writer::Writer;
 
 /// Runs that one `extent` joins at most.
@@ -349,6 +350,22 @@ impl Layer for Dynamic {
 
     fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
         self.name_parent(parent)
+    }
+
+    fn used_len(&self) -> Result<u64> {
+        self.used()
+    }
+
+    fn set_file_len(&self, len: u64) -> Result<()> {
+        self.end_file_at(len)
+    }
+
+    fn structures(&self) -> Result<Vec<Structure>> {
+        tables::structures(self.file.as_ref(), &self.state().locators, self.batmap_head())
+    }
+
+    fn as_blocks(&self) -> Option<&dyn Blocks> {
+        Some(self)
     }
 
     fn hidden(&self) -> Option<bool> {

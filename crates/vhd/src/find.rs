@@ -217,6 +217,15 @@ pub(crate) fn find_anyway(file: &dyn Storage) -> Result<Found> {
     Ok(Found { anyway: true, ..places.with(raw.parse(at)?, at) })
 }
 
+/// The footer's copy at the front, for who does not trust the one at the end. Errors: it is not there, or not good.
+pub(crate) fn find_front(file: &dyn Storage) -> Result<Found> {
+    let places = Places::read(file)?;
+    let raw = good(&places.head).filter(|footer| has_header(footer)).ok_or_else(|| {
+        Error::corrupt("footer copy", "no good footer of a disk with a table stands at the front").at(0)
+    })?;
+    Ok(places.with(raw.parse(0)?, 0))
+}
+
 /// How surely the content is a VHD: a fixed disk's footer at the end that fits the file, or else a dynamic disk's at the
 /// front. A bad checksum does not make it something else: opening will complain of it.
 pub(crate) fn probe(file: &dyn Storage) -> Probe {

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use cowhand_core::{
     Details, Erase, Error, ErrorKind, Extent, Layer, LayerId, Options, Prealloc, Progress, Result, Secrets,
-    Storage,
+    Storage, Structure,
 };
 
 use crate::amend::Amend;
@@ -15,6 +15,7 @@ use crate::footer::{DiskType, FOOTER_LEN, Footer};
 use crate::geometry::SECTOR;
 use crate::like;
 use crate::resize_fixed;
+use crate::tables;
 
 /// What file systems share at the least: a range is cut to this before it is cloned.
 pub(crate) const SHARED_UNIT: u64 = 4096;
@@ -264,6 +265,14 @@ impl Layer for Fixed {
 
     fn identity(&self) -> LayerId {
         LayerId(Some(self.now().footer.unique_id))
+    }
+
+    fn set_file_len(&self, len: u64) -> Result<()> {
+        self.end_file_at(len)
+    }
+
+    fn structures(&self) -> Result<Vec<Structure>> {
+        tables::structures(self.file.as_ref(), &[], None)
     }
 
     fn hidden(&self) -> Option<bool> {

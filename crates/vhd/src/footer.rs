@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cowhand_core::{Error, Result};
+use cowhand_core::{Error, Result, Storage};
+use serde_json::{Map, Value};
+use uuid::Uuid;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -142,6 +144,42 @@ impl RawFooter {
             reserved: self.reserved,
         })
     }
+}
+
+/// The fields of the footer at `at`, as they stand there.
+pub(crate) fn fields(file: &dyn Storage, at: u64) -> Result<Map<String, Value>> {
+    let mut bytes = [0; FOOTER_LEN as usize];
+    let len = file.len().unwrap_or(u64::MAX).saturating_sub(at).min(FOOTER_LEN);
+    file.read_at(at, bytes.get_mut(..len as usize).unwrap_or_default())
+        .map_err(|error| Error::io("cannot read the footer", error).at(at))?;
+    let raw: RawFooter = zerocopy::transmute!(bytes);
+    let text = |bytes: &[u8]| {
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
+    };
+    let (checksum, computed) = raw.checksums();
+    let mut fields = Map::new();
+    let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+    put("cookie", text(&raw.cookie).into());
+    put("features", raw.features.get().into());
+    put("version", raw.version.get().into());
+    put("data-offset", raw.data_offset.get().into());
+    put("timestamp", (EPOCH + u64::from(raw.timestamp.get())).into());
+    put("creator", text(&raw.creator_app).into());
+    put("creator-version", raw.creator_version.get().into());
+    put("creator-host-os", text(&raw.creator_host_os).into());
+    put("original-size", raw.original_size.get().into());
+    put("current-size", raw.current_size.get().into());
+    put("cylinders", raw.cylinders.get().into());
+    put("heads", raw.heads.into());
+    put("sectors-per-track", raw.sectors_per_track.into());
+    put("disk-type", raw.disk_type.get().into());
+    put("checksum", checksum.into());
+    put("checksum-computed", computed.into());
+    put("uuid", Uuid::from_bytes(raw.unique_id).to_string().into());
+    put("saved-state", raw.saved_state.into());
+    put("hidden", raw.hidden.into());
+    Ok(fields)
 }
 
 /// What sort of disk it is.

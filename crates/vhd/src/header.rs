@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use cowhand_core::{Error, Result, Storage};
+use serde_json::{Map, Value};
+use uuid::Uuid;
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::find::{Found, IGNORE};
-use crate::footer::{FOOTER_LEN, checksum};
+use crate::footer::{EPOCH, FOOTER_LEN, checksum};
 use crate::geometry::SECTOR;
 
 const COOKIE: &[u8; 8] = b"cxsparse";
@@ -119,6 +121,37 @@ impl std::fmt::Debug for RawLocator {
 /// Bytes of the sector bitmap in front of each block's data: one bit for a sector, whole sectors.
 pub(crate) fn bitmap_len(block_size: u64) -> u64 {
     (block_size / (SECTOR * 8)).next_multiple_of(SECTOR).max(SECTOR)
+}
+
+/// The fields of the header at `at`, as they stand there, and its locators.
+pub(crate) fn fields(file: &dyn Storage, at: u64) -> Result<(Map<String, Value>, [RawLocator; 8])> {
+    let mut bytes = [0; HEADER_LEN as usize];
+    file.read_at(at, &mut bytes)
+        .map_err(|error| Error::io("cannot read the dynamic header", error).at(at))?;
+    let raw: RawHeader = zerocopy::transmute!(bytes);
+    let end = raw.cookie.iter().position(|byte| *byte == 0).unwrap_or(raw.cookie.len());
+    let name = raw.parent_name.as_chunks::<2>().0.iter().map(|unit| u16::from_be_bytes(*unit));
+    let name: Vec<u16> = name.take_while(|unit| *unit != 0).collect();
+    let mut fields = Map::new();
+    let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+    put("cookie", String::from_utf8_lossy(raw.cookie.get(..end).unwrap_or_default()).into_owned().into());
+    put("data-offset", raw.data_offset.get().into());
+    put("table-offset", raw.table_offset.get().into());
+    put("version", raw.version.get().into());
+    put("max-table-entries", raw.max_table_entries.get().into());
+    put("block-size", raw.block_size.get().into());
+    put("parent-name", without_drive(&String::from_utf16_lossy(&name)).into());
+    put("parent-uuid", Uuid::from_bytes(raw.parent_unique_id).to_string().into());
+    put("parent-timestamp", (EPOCH + u64::from(raw.parent_timestamp.get())).into());
+    put("checksum", raw.checksum.get().into());
+    put("checksum-computed", checksum(&bytes, raw.checksum.to_bytes()).into());
+    Ok((fields, raw.locators))
+}
+
+/// Windows' way to write a path, as a path of this system: what stands behind the drive `C:`.
+pub(crate) fn without_drive(text: &str) -> String {
+    let path = text.replace('\\', "/");
+    path.strip_prefix("C:").or_else(|| path.strip_prefix("c:")).map(str::to_owned).unwrap_or(path)
 }
 
 impl Header {

@@ -34,6 +34,7 @@ mod resize_fixed;
 mod space;
 mod stream;
 mod table;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -83,11 +84,18 @@ impl Format for Vhd {
     }
 
     fn open_options(&self) -> &'static [OptionSpec] {
-        const OPTIONS: &[OptionSpec] = &[OptionSpec::new(
-            "force_size_calc",
-            OptionKind::Choice(&["auto", "current_size", "chs"]),
-            "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
-        )];
+        const OPTIONS: &[OptionSpec] = &[
+            OptionSpec::new(
+                "force_size_calc",
+                OptionKind::Choice(&["auto", "current_size", "chs"]),
+                "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
+            ),
+            OptionSpec::new(
+                "footer",
+                OptionKind::Choice(&["auto", "front"]),
+                "Which footer of a dynamic disk counts (allowed values: auto; front, the copy that stands there; default: auto, the one at the end where it is good)",
+            ),
+        ];
         OPTIONS
     }
 
@@ -106,7 +114,11 @@ impl Format for Vhd {
         how: &OpenOptions,
     ) -> Result<Arc<dyn Layer>> {
         let anyway = how.ignore_checksums && !how.writable;
-        let found = if anyway { find::find_anyway(file.as_ref())? } else { find::find(file.as_ref())? };
+        let found = match how.options.text("footer") {
+            Some("front") => find::find_front(file.as_ref())?,
+            _ if anyway => find::find_anyway(file.as_ref())?,
+            _ => find::find(file.as_ref())?,
+        };
         let rule = match how.options.text("force_size_calc") {
             Some("current_size") => SizeRule::CurrentSize,
             Some("chs") => SizeRule::Chs,

@@ -81,6 +81,12 @@ impl Naming {
         })
     }
 
+    /// As blktap has it, whose programs refuse what stands where the specification has zeros: a parent without an id is
+    /// raw, and no note says so.
+    pub(crate) fn as_blktap(self) -> Naming {
+        Naming { format: self.format.filter(|format| format != "raw"), ..self }
+    }
+
     /// How many bytes each text takes, whole sectors.
     pub(crate) fn needs(&self) -> impl Iterator<Item = u64> {
         self.texts.iter().map(|(_, text)| (text.len() as u64).next_multiple_of(SECTOR))

@@ -29,7 +29,9 @@ const ZEROS: u64 = 1 << 20;
 impl Dynamic {
     /// See `Layer::set_parent`.
     pub(crate) fn name_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
-        let naming = parent.map(|parent| Naming::of(parent, &self.state().locators)).transpose()?;
+        let state = self.state();
+        let naming = parent.map(|parent| Naming::of(parent, &state.locators)).transpose()?;
+        let naming = if state.footer.made_by_blktap() { naming.map(Naming::as_blktap) } else { naming };
         match (&naming, self.is_differencing()) {
             (None, false) => return self.flush(),
             (Some(_), false) => self.fill_absent()?,

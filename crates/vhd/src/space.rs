@@ -342,6 +342,27 @@ impl Space {
         self.end = end;
     }
 
+    /// Ends the file at `len`, which is behind all that is used: the footer first, durable, so that there is one at any
+    /// moment. On a device, which keeps its length, that is where the footer stands from now on.
+    pub(crate) fn end_file_at(
+        &mut self,
+        file: &dyn Storage,
+        len: u64,
+        footer: &[u8],
+        barrier: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let at = len - FOOTER_LEN;
+        // There is a footer in the midst of it from now on, whatever comes of this.
+        self.clean_from = u64::MAX;
+        file.write_at(at, footer).map_err(|error| Error::io("cannot write the footer", error).at(at))?;
+        barrier()?;
+        file.set_len(len).map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error))?;
+        self.data_end = at;
+        self.file_len = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+        self.loose = false;
+        Ok(())
+    }
+
     /// Whether the file may be longer than it needs to be.
     pub(crate) fn is_loose(&self) -> bool {
         self.loose

@@ -298,9 +298,11 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         if held < len {
-            let message = format!("the archive ends within it: {held} bytes of {len}");
-            let wrong = Wrong::new("extent", at, message);
-            self.wrong(wrong.known_as(format!("short vma extent ({held} < {len})")))?;
+            self.wrong(Wrong::new(
+                "extent",
+                at,
+                format!("the archive ends within it: {held} bytes of {len}"),
+            ))?;
         }
         let data = held.min(len).saturating_sub(EXTENT_HEADER);
         Ok(Some(data / BLOCK as usize))

@@ -1,16 +1,14 @@
 //! The other names that the program answers to: called by one of them, it is that tool.
 
 pub(crate) mod compat;
-pub(crate) mod getopt;
-mod qcow2_helper;
+mod getopt;
 mod qemu_img;
-mod vma;
+mod vhd_util;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
-use self::getopt::Flag;
 use crate::output::Output;
 use crate::signals;
 
@@ -18,46 +16,13 @@ use crate::signals;
 pub(crate) struct Persona {
     /// What it is called by.
     pub(crate) name: &'static str,
-    /// One line for the manual.
-    pub(crate) about: &'static str,
-    /// What it does, for completions and the manual.
-    pub(crate) commands: fn() -> Vec<Command>,
     /// Does what the words behind the name say.
     run: fn(&[OsString], &mut Output) -> Outcome,
 }
 
 /// All of them.
-pub(crate) const PERSONAS: &[Persona] = &[
-    Persona {
-        name: "qemu-img",
-        about: "QEMU's tool for disk images",
-        commands: qemu_img::commands,
-        run: qemu_img::run,
-    },
-    Persona {
-        name: "qcow2_helper",
-        about: "XCP-ng's helper for qcow2 images",
-        commands: || qcow2_helper::COMMANDS.to_vec(),
-        run: qcow2_helper::run,
-    },
-    Persona {
-        name: "vma",
-        about: "Proxmox's tool for backup archives",
-        commands: || vma::COMMANDS.to_vec(),
-        run: vma::run,
-    },
-];
-
-/// One of a tool's commands, for its parsing and its help.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Command {
-    pub(crate) name: &'static str,
-    /// One line for the list of commands.
-    pub(crate) about: &'static str,
-    /// What stands behind it.
-    pub(crate) operands: &'static str,
-    pub(crate) flags: &'static [Flag],
-}
+pub(crate) const PERSONAS: &[Persona] =
+    &[Persona { name: "qemu-img", run: qemu_img::run }, Persona { name: "vhd-util", run: vhd_util::run }];
 
 /// What a tool that failed says on standard error, without the last line's end, and its exit status.
 #[derive(Debug)]

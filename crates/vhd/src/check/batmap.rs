@@ -20,7 +20,7 @@ impl Image<'_> {
             return Ok(());
         };
         if map.version > VERSION {
-            all.note(map.at + 20, || format!("the batmap's version {:#x} is not known", map.version));
+            all.refused(map.at + 20, || format!("the batmap's version {:#x} is not known", map.version));
             return Ok(());
         }
         let (range, room) = (map.map(), disk.found.data_end);

@@ -1,6 +1,6 @@
 //! What a check finds, and what of it a repair must know.
 
-use cowhand_core::{Fault, Report, Severity};
+use cowhand_core::{Fault, Report, Rules, Severity};
 
 /// Stretches of wrong entries that are kept in mind.
 pub(super) const MAX_RUNS: usize = 1 << 21;
@@ -9,6 +9,8 @@ pub(super) const MAX_RUNS: usize = 1 << 21;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Findings {
     pub(super) report: Report,
+    /// What is asked.
+    pub(super) rules: Rules,
     /// What says where things stand cannot be believed: nothing is put right by it.
     pub(super) blind: bool,
     /// A block stands where something else does.
@@ -51,6 +53,11 @@ impl Findings {
     /// What stands at `at` is unusual, and all data is there.
     pub(super) fn note(&mut self, at: u64, message: impl FnOnce() -> String) {
         self.add(Severity::Note, Some(at), message());
+    }
+
+    /// XenServer's programs refuse what stands at `at`, though all data is there: as strict as the rules are.
+    pub(super) fn refused(&mut self, at: u64, message: impl FnOnce() -> String) {
+        if self.rules.strict { self.corrupt(at, message) } else { self.note(at, message) }
     }
 
     /// What stands at `at` could not be looked at.

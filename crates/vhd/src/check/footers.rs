@@ -97,6 +97,7 @@ pub(super) fn judge(found: &Found, ends: &Ends, all: &mut Findings) {
             End::Good | End::Foreign => {}
         }
         match ends.tail {
+            _ if all.rules.any_end => {}
             End::BadSum => all.corrupt(ends.tail_at + 64, || {
                 "the footer at the end has a wrong checksum; the copy at the front counts".to_owned()
             }),
@@ -110,8 +111,8 @@ pub(super) fn judge(found: &Found, ends: &Ends, all: &mut Findings) {
                 "the footers at the front and at the end describe different disks, and nobody can say which is right"
                     .to_owned()
             });
-        } else if ends.differ {
-            all.note(0, || {
+        } else if ends.differ && !all.rules.any_end {
+            all.refused(0, || {
                 "the footer's copy at the front is not the same as the footer at the end, which counts"
                     .to_owned()
             });
@@ -125,16 +126,15 @@ fn fields(found: &Found, ends: &Ends, all: &mut Findings) {
     let (footer, at) = (&found.footer, found.at);
     let Some(raw) = RawFooter::with_cookie(&ends.footer) else { return };
     if raw.features() & 2 == 0 || raw.features() & !3 != 0 {
-        all.note(at + 8, || {
+        all.refused(at + 8, || {
             format!("the features are {:#x}; bit 1 is always set, and only bit 0 with it", raw.features())
         });
     }
     if footer.disk_type == DiskType::Fixed && footer.header_at != u64::MAX {
-        all.note(at + 16, || "the footer of a fixed disk has a data offset".to_owned());
+        all.refused(at + 16, || "the footer of a fixed disk has a data offset".to_owned());
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    if footer.created() > now + SLACK {
-        all.note(at + 24, || {
+    if is_in_the_future(footer.created()) && !all.rules.any_time {
+        all.refused(at + 24, || {
             "the image says that it was made in the future; XenServer refuses that".to_owned()
         });
     }
@@ -155,28 +155,36 @@ fn fields(found: &Found, ends: &Ends, all: &mut Findings) {
                 format!("the geometry says {said} bytes and the current size {size}; which is meant depends on the reader")
             });
         } else {
-            all.note(at + 56, || {
+            all.refused(at + 56, || {
                 format!("the geometry, {said} bytes, is larger than that of the disk's size; XenServer refuses that")
             });
         }
     }
     if footer.saved_state > 1 {
-        all.note(at + 84, || format!("the saved state is {}, neither 0 nor 1", footer.saved_state));
+        all.refused(at + 84, || format!("the saved state is {}, neither 0 nor 1", footer.saved_state));
     }
     if footer.hidden > 2 {
-        all.note(at + 85, || format!("the hidden mark is {}, and not 0, 1 or 2", footer.hidden));
+        all.refused(at + 85, || format!("the hidden mark is {}, and not 0, 1 or 2", footer.hidden));
+    }
+    if footer.unique_id == [0; 16] {
+        all.refused(at + 68, || "the disk's unique id is zero".to_owned());
     }
     if raw.reserved_is_used() {
-        all.note(at + 86, || "the footer's reserved bytes are not zero".to_owned());
+        all.refused(at + 86, || "the footer's reserved bytes are not zero".to_owned());
     }
+}
+
+/// Whether that moment, in seconds since 1970, is later than clocks may differ.
+pub(super) fn is_in_the_future(moment: u64) -> bool {
+    moment > SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) + SLACK
 }
 
 /// Where no footer stands at the end. While the image grows that is so for a moment, and room that nothing uses shows it.
 pub(super) fn missing(disk: &Disk, all: &mut Findings) {
-    if disk.ends.tail != End::Absent {
+    if disk.ends.tail != End::Absent || all.rules.any_end {
         return;
     }
     let at = disk.ends.tail_at;
     let text = || "no footer stands at the end; the copy at the front counts".to_owned();
-    if all.tail_is_unused { all.note(at, text) } else { all.corrupt(at, text) }
+    if all.tail_is_unused { all.refused(at, text) } else { all.corrupt(at, text) }
 }

@@ -13,12 +13,13 @@ mod footers;
 mod parent;
 pub(crate) mod places;
 mod repair;
+mod strays;
 mod table;
 
 use std::sync::Arc;
 
 use cowhand_core::{
-    CheckOptions, Checker, Error, ErrorKind, Progress, Repair, Report, Resolver, Result, Storage,
+    CheckOptions, Checker, Error, ErrorKind, Progress, Repair, Report, Resolver, Result, Rules, Storage,
 };
 
 use crate::Vhd;
@@ -38,6 +39,7 @@ const PADDING: u64 = 4096 - SECTOR;
 struct Image<'a> {
     file: &'a dyn Storage,
     progress: &'a dyn Progress,
+    rules: Rules,
 }
 
 /// What was found by looking at all of it.
@@ -97,7 +99,9 @@ impl Checker for Vhd {
         how: &CheckOptions,
         progress: &dyn Progress,
     ) -> Result<Report> {
-        let image = Image { file: file.as_ref(), progress };
+        // What is put right is what is wrong by the usual rules.
+        let rules = if how.repair == Repair::Nothing { how.rules } else { Rules::default() };
+        let image = Image { file: file.as_ref(), progress, rules };
         match how.repair {
             Repair::Nothing => Ok(image.look()?.found.report),
             Repair::Leaks | Repair::All => image.repair(how.repair == Repair::All),
@@ -108,7 +112,7 @@ impl Checker for Vhd {
 impl Image<'_> {
     /// Looks at everything. Errors: this is no VHD, or one of a version that is not known; the check was stopped.
     fn look(&self) -> Result<Looked> {
-        let mut all = Findings::default();
+        let mut all = Findings { rules: self.rules, ..Findings::default() };
         self.go_on(0, 1)?;
         let ends = find::Places::read(self.file)?;
         let (found, ends) = match self.find(&ends, &mut all)? {
@@ -198,7 +202,7 @@ impl Image<'_> {
             Err(error) => return Err(error),
         };
         if !header.bat_at.is_multiple_of(SECTOR) {
-            all.note(header.at + 16, || format!("the table begins at {}, inside a sector", header.bat_at));
+            all.refused(header.at + 16, || format!("the table begins at {}, inside a sector", header.bat_at));
         }
         let count = size.div_ceil(header.block_size);
         let (mut bad, mut beyond) = (Vec::new(), Vec::new());
@@ -224,6 +228,9 @@ impl Image<'_> {
         self.table(&mut disk, all)?;
         parent::judge(self.file, &disk, all)?;
         self.batmap(&disk, all)?;
+        if self.rules.data {
+            strays::judge(self, &disk, all)?;
+        }
         self.go_on(1, 1)?;
         Ok(Some(disk))
     }
@@ -251,7 +258,7 @@ impl Image<'_> {
                 format!("the table gives room to block {first}{from}; the disk has {blocks} blocks")
             });
         }
-        disk.places.overlaps(&mut |one, other| {
+        let mut say = |one: &places::Place, other: &places::Place| {
             let whose = |owner: &Owner| match owner {
                 Owner::Block(block) => {
                     let block = u64::from(*block);
@@ -268,7 +275,10 @@ impl Image<'_> {
                 _ => all.tangled = true,
             }
             Ok(())
-        })?;
+        };
+        if !self.rules.no_overlaps {
+            disk.places.overlaps(&mut say)?;
+        }
         let end = disk.found.data_end;
         let unit = disk.header.bitmap_len() + disk.header.block_size;
         // Padding is never taken for a block, however small that is.

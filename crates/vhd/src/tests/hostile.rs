@@ -304,7 +304,12 @@ fn what_cannot_be_made_is_refused_by_name() {
         assert!(said.contains(expected), "{expected}: {said}");
     }
     let full = Arc::new(MemoryStorage::from_bytes(&[0]));
-    assert!(create(full, 512, &[]).unwrap_err().to_string().contains("made in an empty file"));
+    assert!(
+        create(full, 512, &[("subformat", "fixed")])
+            .unwrap_err()
+            .to_string()
+            .contains("made in an empty file")
+    );
 }
 
 #[test]

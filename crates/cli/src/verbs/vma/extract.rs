@@ -121,7 +121,6 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         cache: args.cache,
         secrets: args.keys.secrets()?,
         map: args.map.clone(),
-        lenient: false,
         salvage: args.salvage,
         digests: digests(args, file)?,
     };

@@ -3,15 +3,13 @@
 #![allow(rustdoc::broken_intra_doc_links)] // Doc comments are the words of the help: their brackets are no links.
 
 mod config;
-pub(crate) mod create;
+mod create;
 mod extract;
-pub(crate) mod front;
+mod front;
 mod list;
 mod losses;
-pub(crate) mod place;
-pub(crate) mod totals;
+mod totals;
 mod verify;
-pub(crate) mod watch;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -22,7 +20,7 @@ use crate::exit::Outcome;
 use crate::output::Output;
 
 /// The archives' format.
-pub(crate) const FORMAT: &str = "vma";
+const FORMAT: &str = "vma";
 
 /// Backup archives of virtual machines, as Proxmox makes them
 ///
@@ -55,7 +53,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 }
 
 /// An archive on the command line.
-pub(crate) fn from(file: &OsString) -> From<'_> {
+fn from(file: &OsString) -> From<'_> {
     if file == "-" {
         From::Bytes(Incoming {
             name: "standard input".to_owned(),

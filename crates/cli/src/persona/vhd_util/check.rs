@@ -1,0 +1,205 @@
+//! `vhd-util check`: as strict as the tool is, in its words where callers know them.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use cowhand::{
+    Check, Kind, Open, ParentState, Quiet, Rules, Severity, check_by, info, info_with_parent, open,
+};
+
+use super::headers::{Base, print, structures};
+use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, needed, wrong};
+
+pub(super) const VERB: Verb = Verb {
+    name: "check",
+    about: "is everything in an image as it should be?",
+    flags: &[
+        NAME,
+        Flag::short('i', "any-end", "Whatever stands where the footer should, if its copy is good"),
+        Flag::short('I', "any-parent", "Whatever the parent's id is"),
+        Flag::short('t', "any-time", "Whatever times it says"),
+        Flag::short('B', "no-overlaps", "Do not look for blocks that share bytes (not with -s and -b)"),
+        Flag::short('p', "parents", "Its parents too"),
+        Flag::short('b', "data", "Also that absent sectors hold nothing"),
+        Flag::short('s', "stats", "Count the sectors that each image of the chain has"),
+        HELP,
+    ],
+    run,
+};
+
+fn run(call: &mut Call<'_>) -> Done {
+    let (mut name, mut asked) = (None, HashSet::new());
+    while let Some((flag, value)) = call.next()? {
+        match flag {
+            "name" => name = Some(file(value)),
+            flag => drop(asked.insert(flag)),
+        }
+    }
+    call.end()?;
+    let path = needed(name)?;
+    let is = |flag: &str| asked.contains(flag);
+    if is("no-overlaps") && (is("data") || is("stats")) {
+        return Err(wrong());
+    }
+    let rules = Rules {
+        strict: true,
+        any_time: is("any-time"),
+        any_end: is("any-end"),
+        no_overlaps: is("no-overlaps"),
+        data: is("data"),
+    };
+    let job = Job { rules, any_parent: is("any-parent"), quiet: is("stats") };
+    job.image(call, &path)?;
+    if is("parents") {
+        for parent in parents(&path)? {
+            job.image(call, Path::new(&parent))
+                .inspect_err(|_| drop(writeln!(call.out, "error checking parents")))?;
+        }
+    }
+    if is("stats") { stats(call, &path, is("parents")) } else { Ok(()) }
+}
+
+struct Job {
+    rules: Rules,
+    any_parent: bool,
+    /// Nothing is said of an image that is right.
+    quiet: bool,
+}
+
+impl Job {
+    /// Checks one image, and that its parent is the one.
+    fn image(&self, call: &mut Call<'_>, path: &Path) -> Done {
+        let shown = path.display();
+        let there = std::fs::metadata(path).map_err(|error| {
+            let number = error.raw_os_error().unwrap_or(i32::from(errno::INVALID));
+            Failed::says(number as u8, format!("cannot stat {shown}: {number}"))
+        })?;
+        if !there.is_file() && !is_device(&there) {
+            return Err(Failed::says(
+                errno::INVALID,
+                format!("{shown} is not a regular file or block device"),
+            ));
+        }
+        let how = Check { open: look(), ..Check::default() };
+        let wrong = match check_by(path, &how, self.rules, &Quiet) {
+            Ok(checked) => checked.report.and_then(|report| {
+                let is_wrong = |severity| matches!(severity, Severity::Corruption | Severity::Error);
+                report.faults.into_iter().find(|fault| is_wrong(fault.severity)).map(|fault| fault.message)
+            }),
+            // What is no image at all, or cannot be read.
+            Err(error) => {
+                writeln!(call.out, "error opening {shown}")?;
+                return Err(Failed::Says {
+                    status: errno::of(&error),
+                    line: String::new(),
+                    error: Some(error),
+                });
+            }
+        };
+        let wrong = match wrong {
+            None if !self.any_parent => lost(path)?,
+            wrong => wrong,
+        };
+        if let Some(wrong) = wrong {
+            writeln!(call.out, "{wrong}\n{shown} appears invalid; dumping metadata")?;
+            if let Ok(all) = structures(path) {
+                print(call.out, &all, Base { hex: false })?;
+            }
+            return Err(Failed::says(errno::INVALID, ""));
+        }
+        if !self.quiet {
+            writeln!(call.out, "{shown} is valid")?;
+        }
+        Ok(())
+    }
+}
+
+fn is_device(there: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    there.file_type().is_block_device()
+}
+
+/// Why the parent that the image names is not there, or not the one.
+fn lost(path: &Path) -> Result<Option<String>, Failed> {
+    // Where the footer at the end is not good, its copy counts: so it was checked.
+    Ok(match info_with_parent(path, &look()).map(|found| found.parent_state) {
+        Ok(ParentState::Lost(why)) => Some(format!("invalid parent: {why}")),
+        Ok(_) => None,
+        Err(error) => Some(format!("invalid parent: {error}")),
+    })
+}
+
+/// The names of the images below, but for a raw one.
+fn parents(path: &Path) -> Result<Vec<String>, Failed> {
+    let chain = info(path, &Open { any_parent: true, ..look() }, true)
+        .map_err(|error| Failed::of("error getting parent", error))?;
+    Ok(chain
+        .iter()
+        .skip(1)
+        .filter(|image| image.format == super::FORMAT)
+        .map(|image| image.filename.clone())
+        .collect())
+}
+
+/// Guest bytes at which a sector's bit is looked up in a set.
+type Sectors = Vec<bool>;
+
+/// Counts what each image of the chain has: allocated, written, and of that what its parent, or none of its ancestors,
+/// has not.
+fn stats(call: &mut Call<'_>, path: &Path, chain: bool) -> Done {
+    let how = Open { any_parent: true, ..look() };
+    let how = if chain { how } else { Open { parent: cowhand::Parent::Ignored, ..how } };
+    let disk = open(path, &how).map_err(super::opening(path))?;
+    let mut above: Option<(Sectors, Sectors)> = None;
+    for link in disk.links().iter().filter(|link| link.format == super::FORMAT) {
+        let layer = &link.layer;
+        let mut allocated = 0;
+        layer.allocated(&mut |_, bytes| {
+            allocated += bytes / SECTOR;
+            Ok(())
+        })?;
+        let mut present = vec![false; usize::try_from(layer.size().div_ceil(SECTOR)).map_err(|_| wrong())?];
+        let mut at = 0;
+        while at < layer.size() {
+            let found = layer.extent(at, layer.size() - at)?;
+            if found.kind == Kind::Data {
+                let (first, end) = ((at / SECTOR) as usize, (at + found.len).div_ceil(SECTOR) as usize);
+                present.get_mut(first..end).unwrap_or_default().fill(true);
+            }
+            at += found.len;
+        }
+        let written = count(&present, |_| true);
+        let name = Path::new(&link.name).file_name().unwrap_or_default().display().to_string();
+        let mut line = format!(
+            "{name}: secs allocated: {allocated:#x} secs written: {written:#x} ({:.2}%)",
+            percent(written, allocated)
+        );
+        let all = match above.take() {
+            None => present.clone(),
+            Some((parent, mut all)) => {
+                let not_in =
+                    |set: &Sectors| count(&present, |sector| !set.get(sector).copied().unwrap_or(false));
+                let (up, chain) = (not_in(&parent), not_in(&all));
+                line += &format!(
+                    " secs not in parent: {up:#x} ({:.2}%) secs not in ancestors: {chain:#x} ({:.2}%)",
+                    percent(up, written),
+                    percent(chain, written)
+                );
+                all.resize(all.len().max(present.len()), false);
+                all.iter_mut().zip(&present).for_each(|(all, here)| *all |= *here);
+                all
+            }
+        };
+        writeln!(call.out, "{line}")?;
+        above = Some((present, all));
+    }
+    Ok(())
+}
+
+fn count(present: &Sectors, counts: impl Fn(usize) -> bool) -> u64 {
+    present.iter().enumerate().filter(|(sector, is)| **is && counts(*sector)).count() as u64
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 * 100.0 }
+}

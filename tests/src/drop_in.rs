@@ -5,7 +5,7 @@
 //! - `! COMMAND`: prepares the case with real programs; both sides begin with what it leaves;
 //! - `$ COMMAND`: is run by both, and must give the same exit status, standard output, standard error and files.
 //!   `$~date` looks at no time of day in the output, `$~disk` at no size on disk, `$~file` at no length of an image file,
-//!   several are possible: `$~date~disk`;
+//!   `$~progress` at no percentage but the last, several are possible: `$~date~disk`;
 //! - `? NAME`: the command before it differs, as `docs/compatibility.md` says under the heading `NAME`. That it does is
 //!   looked at too, and its files count no more: both sides go on with what the real one made;
 //! - `# ...`: a remark.
@@ -293,6 +293,7 @@ fn masked(text: &str, masks: &[String]) -> String {
                     cut_behind(line, &["\"date-sec\": ", "\"date-nsec\": "]);
                     *line = without_times(line);
                 }
+                "progress" => *line = last_percentage(line),
                 other => panic!("no mask is called '{other}'"),
             }
         }
@@ -306,6 +307,15 @@ fn cut_behind(line: &mut String, marks: &[&str]) {
             line.replace_range(at + mark.len().., "...\n");
         }
     }
+}
+
+/// How often a percentage is printed depends on how fast the machine is.
+fn last_percentage(line: &str) -> String {
+    let shown = |part: &&str| part.starts_with("    (") && part.ends_with("/100%)\r");
+    let parts: Vec<&str> = line.split_inclusive('\r').collect();
+    let last = parts.iter().rposition(|part| shown(&part));
+    let kept = parts.iter().enumerate().filter(|(index, part)| Some(*index) == last || !shown(part));
+    kept.map(|(_, part)| *part).collect()
 }
 
 /// `2026-11-21 12:34:56` becomes `...`.

@@ -75,7 +75,7 @@ fn joined(ranges: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
 
 fn do_all(image: &Path, name: &str, actions: &[BitmapAction], source: Option<&Path>) -> cowhand::Result<()> {
     let source = source.map(|path| MergeSource { path: path.to_owned(), open: Open::default() });
-    bitmap(image, &Open::default(), name, actions, source.as_ref())
+    Ok(bitmap(image, &Open::default(), name, actions, source.as_ref())?)
 }
 
 /// Two images of 20 MiB and a bit, with bitmaps that QEMU filled.

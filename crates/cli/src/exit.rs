@@ -10,7 +10,7 @@
 //! | 63 | `check`: images of this format cannot be checked |
 //! | 130 | stopped by a signal |
 
-use cowhand::{Error, ErrorKind};
+use cowhand::{Error, ErrorKind, Failed};
 
 pub(crate) const DONE: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
@@ -56,6 +56,12 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::with(FAILED, error)
+    }
+}
+
+impl<S> From<Failed<S>> for Failure {
+    fn from(failed: Failed<S>) -> Failure {
+        failed.error.into()
     }
 }
 

@@ -31,6 +31,7 @@ enum Shown {
 /// What takes less is over before a bar could be read.
 const PATIENCE: Duration = Duration::from_secs(1);
 const WHOLE: u64 = 10_000;
+const NOTHING_YET: u64 = u64::MAX;
 /// The percentage moves by at least so much.
 const STEP: u64 = 100;
 
@@ -50,8 +51,25 @@ impl Meter {
         Meter { shown, stop: Stop::on_signals() }
     }
 
+    /// QEMU's percentage, if that is wanted, and never a bar. Nothing is printed before there is something to tell, or
+    /// [`Meter::begin`].
+    pub(crate) fn waiting(percent: bool) -> Meter {
+        let shown = if percent { Shown::Percent(AtomicU64::new(NOTHING_YET)) } else { Shown::Nothing };
+        Meter { shown, stop: Stop::on_signals() }
+    }
+
+    /// It begins.
+    pub(crate) fn begin(&self) {
+        if let Shown::Percent(last) = &self.shown
+            && last.compare_exchange(NOTHING_YET, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            print_percent(0);
+        }
+    }
+
     /// All is done.
     pub(crate) fn finish(self) {
+        self.begin();
         if let Shown::Percent(_) = self.shown {
             print_percent(WHOLE);
         }
@@ -62,6 +80,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         match &self.shown {
             Shown::Nothing => {}
+            Shown::Percent(last) if last.load(Ordering::Relaxed) == NOTHING_YET => {}
             Shown::Percent(_) => to_stdout("\n"),
             Shown::Bar { bar, .. } => {
                 if let Some(bar) = bar.get() {
@@ -77,6 +96,7 @@ impl Progress for Meter {
         if self.stop.is_set() {
             return ControlFlow::Break(());
         }
+        self.begin();
         match &self.shown {
             Shown::Nothing => {}
             Shown::Percent(last) => {

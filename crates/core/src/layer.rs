@@ -156,7 +156,9 @@ pub trait Layer: Send + Sync + Debug {
     /// Writes whole granules (the last one may be cut by the disk's end) compressed. `buf` is guest bytes.
     fn write_compressed(&self, at: u64, buf: &[u8]) -> Result<()> {
         let _ = (at, buf);
-        Err(Error::unsupported("this format cannot hold compressed data").hint("leave out -c"))
+        Err(Error::unsupported("this format cannot hold compressed data")
+            .hint("leave out -c")
+            .known_as("Compression not supported for this file format"))
     }
 
     /// Takes guest bytes away. Answers how many from `at` on; 0 where this cannot be said at this granularity (the
@@ -229,7 +231,7 @@ pub trait Layer: Send + Sync + Debug {
     /// cut leaves the old name or the new one.
     fn set_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
         let _ = parent;
-        Err(Error::unsupported("this format's files cannot name another parent"))
+        Err(Error::unsupported("this format's files cannot name another parent").known_by(libc::ENOTSUP))
     }
 
     /// Whether making the disk `size` bytes shorter than it is is something that the programs this format comes from

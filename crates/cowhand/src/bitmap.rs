@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cowhand_core::{BitmapInfo, Bitmaps, Error, ErrorKind, Layer, Link, Result};
 
+use crate::failed::Failed;
 use crate::open::{Open, Parent, open, open_alone};
 
 /// What is done with a bitmap.
@@ -32,6 +33,19 @@ pub struct MergeSource {
     pub open: Open,
 }
 
+/// The steps of changing a bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitmapStep {
+    /// The image is opened.
+    Image,
+    /// The image is opened that holds what is merged.
+    Source,
+    /// The action of that number is done, counted from 0.
+    Action(usize),
+    /// The image is closed.
+    Close,
+}
+
 /// Does `actions`, in their order, with the bitmap `name` of the image `path`. Each is durable before the next begins;
 /// the first that fails ends it. `source`: where merged bitmaps stand, if not in the image itself.
 pub fn bitmap(
@@ -40,23 +54,37 @@ pub fn bitmap(
     name: &str,
     actions: &[BitmapAction],
     source: Option<&MergeSource>,
-) -> Result<()> {
-    let image = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.clone() })?;
-    let from = source.map(|source| open_alone(&source.path, &source.open)).transpose()?;
+) -> Result<(), Failed<BitmapStep>> {
+    let opened = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.clone() });
+    let image = opened.map_err(Failed::at(BitmapStep::Image))?;
+    let from = source.map(|source| open_alone(&source.path, &source.open)).transpose();
+    let from = from.map_err(Failed::at(BitmapStep::Source))?;
     let from = from.as_ref().map_or(image.top(), |from| from.top());
-    let target = of(image.top())?;
-    let act = |action: &BitmapAction| match action {
-        BitmapAction::Add(granularity) => target.add(name, *granularity, true),
-        BitmapAction::Remove => target.remove(name),
-        BitmapAction::Clear => target.clear(name),
-        BitmapAction::Enable => target.enable(name, true),
-        BitmapAction::Disable => target.enable(name, false),
-        BitmapAction::Merge(other) => merge(from, other, image.top(), name),
+    let act = |action: &BitmapAction| {
+        let target = of(image.top());
+        match action {
+            BitmapAction::Add(granularity) => target
+                .map_err(|error| error.known_as("Can't store persistent bitmaps: Operation not supported"))
+                .and_then(|all| all.add(name, *granularity, true)),
+            BitmapAction::Merge(other) => merge(from, other, image.top(), name),
+            other => {
+                let target = target.map_err(|error| error.known_as(unknown(name)))?;
+                match other {
+                    BitmapAction::Remove => target.remove(name),
+                    BitmapAction::Clear => target.clear(name),
+                    other => target.enable(name, *other == BitmapAction::Enable),
+                }
+            }
+        }
     };
-    for action in actions {
-        act(action).map_err(|error| error.image(path.display()))?;
-    }
-    image.close()
+    let done = actions.iter().enumerate().try_for_each(|(number, action)| {
+        let done = act(action).map_err(|error| error.image(path.display()));
+        done.map_err(Failed::at(BitmapStep::Action(number)))
+    });
+    // What was done before one failed is left whole.
+    let closed = image.close();
+    done?;
+    closed.map_err(Failed::at(BitmapStep::Close))
 }
 
 fn of(link: &Link) -> Result<&dyn Bitmaps> {
@@ -66,17 +94,23 @@ fn of(link: &Link) -> Result<&dyn Bitmaps> {
     })
 }
 
+/// That there is no such bitmap, in QEMU's words.
+fn unknown(name: &str) -> String {
+    format!("Dirty bitmap '{name}' not found")
+}
+
 /// What is dirty in one bitmap becomes dirty in another. Their granularities may differ; their disks' sizes may not.
 fn merge(from: &Link, bitmap: &str, to: &Link, name: &str) -> Result<()> {
-    let (source, target) = (of(from)?, of(to)?);
-    find(source, bitmap).map_err(|error| error.image(&from.name))?;
+    let target = of(to).map_err(|error| error.known_as(unknown(name)))?;
     find(target, name)?;
+    let source = of(from).map_err(|error| error.known_as(unknown(bitmap)))?;
+    find(source, bitmap).map_err(|error| error.image(&from.name))?;
     let (had, has) = (from.layer.size(), to.layer.size());
     if had != has {
-        return Err(Error::invalid(format!(
+        let said = format!(
             "Bitmaps are of different sizes (destination size is {has}, source size is {had}) and can't be merged"
-        ))
-        .hint("resize one of the images first"));
+        );
+        return Err(Error::invalid(said.clone()).hint("resize one of the images first").known_as(said));
     }
     target.mark(name, &mut |put| {
         source.dirty(bitmap, &mut |range| put(range)).map_err(|error| error.image(&from.name))
@@ -86,8 +120,9 @@ fn merge(from: &Link, bitmap: &str, to: &Link, name: &str) -> Result<()> {
 /// The bitmap of that name, which can be trusted.
 fn find(bitmaps: &dyn Bitmaps, name: &str) -> Result<BitmapInfo> {
     let found = bitmaps.list()?.into_iter().find(|bitmap| bitmap.name == name).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("Dirty bitmap '{name}' not found"))
+        Error::new(ErrorKind::NotFound, unknown(name))
             .hint("'cowhand info' lists them")
+            .known_as(unknown(name))
     })?;
     if found.inconsistent { Err(inconsistent(name)) } else { Ok(found) }
 }
@@ -97,6 +132,9 @@ fn inconsistent(name: &str) -> Error {
         "Bitmap '{name}' is inconsistent: it was not saved when the image was last written, and cannot be used"
     ))
     .hint("take it away with 'cowhand bitmap --remove'")
+    .known_as(format!(
+        "Bitmap '{name}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
+    ))
 }
 
 /// The bitmaps of a source that go into a target. Found before anything is written.

@@ -14,6 +14,7 @@ use cowhand_core::{
 
 use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
+use crate::failed::Failed;
 use crate::kinship::{Kinship, must_be_told};
 use crate::open::{Open, Opened, open};
 use crate::parent::{itself, relative_name, remembered};
@@ -26,15 +27,28 @@ use crate::siblings::{File, Known, file, who_stands_on};
 /// How an image is committed.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
-    /// How the chain is opened; which layers are writable is decided here.
+    /// How the chain is opened. Of its layers those are writable that are written to, and the top where this says so.
     pub open: Open,
     /// The parent that takes the data, by its path or as an image of the chain names it; `None`: the top's own. What
     /// lies between top and parent no longer reads as it did, so a parent that is named implies `keep`.
     pub base: Option<PathBuf>,
+    /// `base` is looked for only from the folders of the images that might name it, and not from where the caller stands.
+    pub as_named: bool,
     /// Leave the top as it is; otherwise it is emptied once the parent has all it held.
     pub keep: bool,
     /// Threads; `None`: as many as there are processors, at most 8.
     pub workers: Option<usize>,
+}
+
+/// The steps of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitStep {
+    /// The chain is opened.
+    Open,
+    /// The parent is found that takes the data, and opened for writing.
+    Parent,
+    /// The data moves, and the top is emptied.
+    Move,
 }
 
 /// What was done, in guest bytes.
@@ -70,7 +84,7 @@ const UNIT: usize = 4096;
 const SECTOR: u64 = 512;
 
 /// Commits `path` into its parent. An error, or a kill, leaves the disk's content as it is.
-pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
+pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Committed, Failed<CommitStep>> {
     let job = Job::of(path, how)?;
     let others = job.others(path, how);
     let before = job.base_id();
@@ -83,7 +97,7 @@ pub fn commit(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Comm
 
 /// As [`commit`], for who has looked around.
 pub(crate) fn commit_alone(path: &Path, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
-    Job::of(path, how)?.run(how, progress)
+    Ok(Job::of(path, how)?.run(how, progress)?)
 }
 
 /// A chain that is open as the commit needs it.
@@ -97,20 +111,25 @@ struct Job {
 }
 
 impl Job {
-    fn of(path: &Path, how: &Commit) -> Result<Job> {
+    fn of(path: &Path, how: &Commit) -> Result<Job, Failed<CommitStep>> {
+        let found = Failed::at(CommitStep::Parent);
         let depth = match &how.base {
-            Some(base) => depth_of(base, &open(path, &how.open)?)?,
+            Some(base) => {
+                let chain = open(path, &how.open).map_err(Failed::at(CommitStep::Open))?;
+                depth_of(base, how.as_named, &chain).map_err(&found)?
+            }
             None => 1,
         };
         let empty = !how.keep && how.base.is_none();
-        let writable = Open { writable: empty, writable_parents: vec![depth], ..how.open.clone() };
-        let mut chain = open(path, &writable)?;
-        if must_be_told(&chain, depth)? {
+        let top = empty || how.open.writable;
+        let writable = Open { writable: top, writable_parents: vec![depth], ..how.open.clone() };
+        let mut chain = open(path, &writable).map_err(|error| step_of(error, path, &writable))?;
+        if must_be_told(&chain, depth).map_err(&found)? {
             drop(chain);
             let child = depth - 1;
             let parents = [child, depth].into_iter().filter(|depth| *depth > 0).collect();
-            chain =
-                open(path, &Open { writable: empty || child == 0, writable_parents: parents, ..writable })?;
+            let told = Open { writable: top || child == 0, writable_parents: parents, ..writable };
+            chain = open(path, &told).map_err(&found)?;
         }
         let names = match chain.links().get(depth - 1..=depth) {
             Some([child, parent]) => {
@@ -141,25 +160,34 @@ impl Job {
         Some(self.chain.links().get(self.depth)?.layer.identity())
     }
 
-    fn run(&self, how: &Commit, progress: &dyn Progress) -> Result<Committed> {
+    fn run(&self, how: &Commit, progress: &dyn Progress) -> Result<Committed, Failed<CommitStep>> {
         let Job { chain, depth, empty, names } = self;
         commit_chain(chain, *depth, *empty, names, workers(how.workers), progress)
+            .map_err(Failed::at(CommitStep::Move))
     }
 }
 
-/// Where the file `base` stands in the chain, the top excluded.
-pub(crate) fn depth_of(base: &Path, chain: &Opened) -> Result<usize> {
+/// Whether it was writing that failed: then the chain can be read.
+fn step_of(error: Error, path: &Path, writable: &Open) -> Failed<CommitStep> {
+    match open(path, &Open { writable_parents: Vec::new(), ..writable.clone() }) {
+        Ok(_) => Failed { step: CommitStep::Parent, error },
+        Err(error) => Failed { step: CommitStep::Open, error },
+    }
+}
+
+/// Where the file `base` stands in the chain, the top excluded. Unless it is to be `as_named` by a child, its name counts
+/// from where the caller stands too.
+pub(crate) fn depth_of(base: &Path, as_named: bool, chain: &Opened) -> Result<usize> {
     let files: Vec<File> = chain.layer_files();
     let is_it = |depth: usize| {
         let child = chain.links().get(depth - 1).map(|link| folder_of(Path::new(&link.name)));
         let from_child = child.and_then(|folder| file(&in_folder(&folder, base)));
-        [file(base), from_child].into_iter().flatten().any(|wanted| files.get(depth) == Some(&wanted))
+        let from_here = if as_named { None } else { file(base) };
+        [from_here, from_child].into_iter().flatten().any(|wanted| files.get(depth) == Some(&wanted))
     };
     (1..files.len()).find(|depth| is_it(*depth)).ok_or_else(|| {
-        Error::new(
-            ErrorKind::NotFound,
-            format!("Did not find '{}' in the backing chain of '{}'", base.display(), chain.name()),
-        )
+        let said = format!("Did not find '{}' in the backing chain of '{}'", base.display(), chain.name());
+        Error::new(ErrorKind::NotFound, said.clone()).known_as(said)
     })
 }
 

@@ -226,7 +226,7 @@ impl Base {
     }
 
     /// Opens the backing file as the new image `path` will find it, whatever its format.
-    fn look(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
+    pub(crate) fn look(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
         let Some(backing) = self.backing.clone() else { return Ok(None) };
         let found = in_folder(&folder_of(path), &backing);
         let opened = open(

@@ -57,7 +57,13 @@ pub struct Merged {
 pub fn merge(path: &Path, how: &Merge, progress: &dyn Progress) -> Result<Merged> {
     let scene = Scene::of(path, how, progress)?;
     scene.refuse_others(how, progress)?;
-    let down = Commit { open: how.open.clone(), base: how.base.clone(), keep: true, workers: how.workers };
+    let down = Commit {
+        open: how.open.clone(),
+        base: how.base.clone(),
+        keep: true,
+        workers: how.workers,
+        ..Commit::default()
+    };
     let done = commit_alone(path, &down, progress)?;
     for child in &scene.children {
         let over = Rebase {
@@ -102,7 +108,7 @@ impl Scene {
         let named = |error: Error| error.image(path.display());
         let chain = open(path, &how.open)?;
         let depth = match &how.base {
-            Some(base) => depth_of(base, &chain)?,
+            Some(base) => depth_of(base, false, &chain)?,
             None => 1,
         };
         let (files, links) = (chain.layer_files(), chain.links());

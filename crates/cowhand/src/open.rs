@@ -250,7 +250,8 @@ fn open_among(path: &Path, how: &Open, files: Files) -> Result<(Opened, Option<E
     };
     let below = below.and_then(|found| match how.writable_parents.iter().max() {
         Some(depth) if *depth >= links.len() => {
-            Err(Error::invalid("Image does not have a backing file").image(path.display()))
+            let said = "Image does not have a backing file";
+            Err(Error::invalid(said).image(path.display()).known_as(said))
         }
         _ => Ok(found),
     });

@@ -385,7 +385,7 @@ fn rebase(folder: &dyn Folder, case: usize) -> Result<u64> {
     let below = if new.is_empty() { Vec::new() } else { open(folder, new, &[])?.links().to_vec() };
     let parent = remembered(folder, new)?;
     let new = Image::new(old.links()[..1].iter().cloned().chain(below).collect())?;
-    rebase_chain(&old, &new, shared, parent.as_ref(), false, 1, &Quiet)
+    Ok(rebase_chain(&old, &new, shared, parent.as_ref(), false, 1, &Quiet)?)
 }
 
 /// The top stands on what it names, and the disk reads as before; a rebase that is run (again) ends.

@@ -7,11 +7,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cowhand_core::{Cache, Erase, Error, Image, Kind, Layer, Link, ParentRef, Progress, Result, zero_prefix};
+use cowhand_core::{
+    Cache, Erase, Error, ErrorKind, Image, Kind, Layer, Link, Lock, ParentRef, Progress, Result, zero_prefix,
+};
 
 use crate::buffer::Buffer;
 use crate::convert::{PIECE, workers};
 use crate::create::Base;
+use crate::failed::Failed;
 use crate::open::{Open, Opened, Parent, open};
 use crate::plan::{Concat, Piece, Plan, most_empty};
 use crate::registry;
@@ -30,12 +33,31 @@ pub struct Rebase {
     pub backing_format: Option<String>,
     /// What reads of the new parent promise.
     pub backing_cache: Cache,
+    /// How the new parent is held: [`Lock::None`] is `--force-share`.
+    pub backing_lock: Lock,
     /// Only change the name (`-u`): neither parent need exist, and the disk's content may change.
     pub unchecked: bool,
     /// Write compressed clusters.
     pub compress: bool,
     /// Threads; `None`: as many as there are processors, at most 8.
     pub workers: Option<usize>,
+}
+
+/// The steps of a rebase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RebaseStep {
+    /// The image is opened, and what it stands on.
+    Image,
+    /// It is to be compressed.
+    Compress,
+    /// The new parent's format is looked up.
+    Format,
+    /// The new parent is opened.
+    Parent,
+    /// The content is kept.
+    Copy,
+    /// The new parent is named.
+    Name,
 }
 
 /// What was done.
@@ -52,39 +74,67 @@ const CHUNK: u64 = 512 << 10;
 
 /// Gives `path` another parent. An error, or a kill, leaves the old parent and, unless `unchecked`, the disk's content
 /// as it is.
-pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Rebased> {
-    let backing = how.backing.clone();
-    let format = how.backing_format.clone().filter(|_| backing.is_some());
-    if let (Some(backing), None) = (&backing, &format) {
-        return Err(Error::invalid(format!(
-            "Could not change the backing file to '{}': backing format must be specified",
-            backing.display()
-        ))
-        .hint("pass -F with the format it has")
-        .image(path.display()));
+pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Rebased, Failed<RebaseStep>> {
+    let (opening, naming) = (Failed::at(RebaseStep::Parent), Failed::at(RebaseStep::Name));
+    let parent = if how.unchecked { Parent::Ignored } else { how.open.parent.clone() };
+    let chain = Open { writable: true, parent, ..how.open.clone() };
+    let chain = open(path, &chain).map_err(Failed::at(RebaseStep::Image))?;
+    if how.compress {
+        // A format that cannot says so now, also where there is nothing to write.
+        chain.write_compressed(0, &[]).map_err(Failed::at(RebaseStep::Compress))?;
     }
-    if let Some(name) = &format {
-        registry::format(name)?;
+    if let Some(name) = &how.backing_format {
+        registry::format(name).map_err(Failed::at(RebaseStep::Format))?;
     }
-    let mut base = Base::of(Vec::new(), backing, format)?;
-    base.refuse_itself(path)?;
+    let format = how.backing_format.clone().filter(|_| how.backing.is_some());
+    let mut base = Base::of(Vec::new(), how.backing.clone(), format).map_err(&opening)?;
+    base.refuse_itself(path).map_err(|error| opening(error.known_as(held_by_us(path))))?;
+    let below = if how.unchecked { None } else { open_parent(&mut base, path, how).map_err(&opening)? };
+    if let (Some(backing), None) = (&how.backing, &how.backing_format) {
+        return Err(naming(format_missing(path, backing)));
+    }
     if how.unchecked {
         base.glance(path);
-        let top = open(path, &Open { writable: true, parent: Parent::Ignored, ..how.open.clone() })?;
-        name(&top, base.parent().as_ref())?;
-        return Ok(Rebased { written: 0, sectors: base.sectors_in(top.top().layer.as_ref()) });
+        name(&chain, base.parent().as_ref()).map_err(&naming)?;
+        return Ok(Rebased { written: 0, sectors: base.sectors_in(chain.top().layer.as_ref()) });
     }
-    let below = base.open(path, &Open { cache: how.backing_cache, ..how.open.clone() })?;
-    refuse_loop(path, below.as_ref())?;
-    let chain = open(path, &Open { writable: true, ..how.open.clone() })?;
     let below_links = below.as_ref().map(|below| below.links()).unwrap_or_default();
-    let top = chain.links().first().cloned(); // never none: every image has a layer
-    let new = Image::new(top.into_iter().chain(below_links.iter().cloned()).collect())?;
+    let links = chain.links().iter().take(1).chain(below_links).cloned().collect();
+    let new = Image::new(links).map_err(&opening)?;
     let shared = shared(&chain, below.as_ref());
     let parent = base.parent();
     let written =
         rebase_chain(&chain, &new, shared, parent.as_ref(), how.compress, workers(how.workers), progress)?;
     Ok(Rebased { written, sectors: base.sectors_in(chain.top().layer.as_ref()) })
+}
+
+/// Opens the new parent, while the image is held for writing.
+fn open_parent(base: &mut Base, path: &Path, how: &Rebase) -> Result<Option<Opened>> {
+    let open = Open { cache: how.backing_cache, lock: how.backing_lock, ..how.open.clone() };
+    let below = base.look(path, &open).map_err(|error| {
+        // It may be held by nobody but us: then it stands on the image.
+        let free = Open { lock: Lock::None, ..open };
+        let stands_on_it = || refuse_loop(path, base.look(path, &free).ok()?.as_ref()).err();
+        (error.kind() == ErrorKind::Locked).then(stands_on_it).flatten().unwrap_or(error)
+    })?;
+    refuse_loop(path, below.as_ref())?;
+    Ok(below)
+}
+
+/// What QEMU says of an image that is to be its own parent: that somebody writes to it, which is right.
+fn held_by_us(path: &Path) -> String {
+    format!("Failed to get shared \"write\" lock\nIs another process using the image [{}]?", path.display())
+}
+
+fn format_missing(path: &Path, backing: &Path) -> Error {
+    let said = format!(
+        "Could not change the backing file to '{}': backing format must be specified",
+        backing.display()
+    );
+    Error::invalid(said)
+        .hint("pass -F with the format it has")
+        .image(path.display())
+        .known_as("backing format must be specified")
 }
 
 /// Gives the top, which both chains have in common and which is open for writing, the parent of the new one. The last
@@ -97,13 +147,14 @@ pub(crate) fn rebase_chain(
     compress: bool,
     workers: usize,
     progress: &dyn Progress,
-) -> Result<u64> {
+) -> Result<u64, Failed<RebaseStep>> {
+    let copying = Failed::at(RebaseStep::Copy);
     old.top().layer.keeps_looks();
     let done = keep_content(old, new, shared, compress, workers, progress);
     let flushed = old.flush();
-    let written = done?;
-    flushed?;
-    name(old, parent)?;
+    let written = done.map_err(&copying)?;
+    flushed.map_err(&copying)?;
+    name(old, parent).map_err(Failed::at(RebaseStep::Name))?;
     Ok(written)
 }
 
@@ -115,15 +166,16 @@ fn name(top: &Image, parent: Option<&ParentRef>) -> Result<()> {
 
 fn refuse_loop(path: &Path, below: Option<&Opened>) -> Result<()> {
     let (Some(below), Ok(there)) = (below, std::fs::metadata(path)) else { return Ok(()) };
-    if !below.layer_files().contains(&(there.dev(), there.ino())) {
-        return Ok(());
-    }
+    let there = (there.dev(), there.ino());
+    let Some(depth) = below.layer_files().iter().position(|file| *file == there) else { return Ok(()) };
     Err(Error::invalid(format!(
         "'{}' stands on this image, which would stand in its own chain",
         below.name()
     ))
     .hint("choose another parent")
-    .image(path.display()))
+    .image(path.display())
+    .known_as(held_by_us(path))
+    .below(depth, path.display()))
 }
 
 /// How many layers at the bottom of both chains are the same files.
@@ -151,10 +203,6 @@ fn keep_content(
     let above = |chain| Concat::new([chain]).above(chain.links().len().saturating_sub(shared));
     let granule = old.granule();
     let packed = compress.then(|| top.layer.details().cluster_size.unwrap_or(granule).max(granule));
-    if compress {
-        // A format that cannot compress says so now, also where there is nothing to write.
-        old.write_compressed(0, &[])?;
-    }
     let job = Job {
         top,
         alone: &alone,

@@ -80,8 +80,10 @@ pub fn chosen<'a>(options: &Options, name: &str, secrets: &'a Secrets) -> Result
 }
 
 fn required(name: &str) -> Error {
-    Error::invalid(format!("Parameter '{name}' is required for cipher"))
+    let said = format!("Parameter '{name}' is required for cipher");
+    Error::invalid(said.clone())
         .hint(format!("pass --object secret,id=ID,file=PATH and {name}=ID"))
+        .known_as(said)
 }
 
 /// Other programs take passphrases as text, so that is what key slots are made for.

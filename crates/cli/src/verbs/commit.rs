@@ -43,8 +43,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.work.source(&args.image)?;
-    let how =
-        Commit { open: args.work.writing(&source)?, base: args.base.clone(), keep: args.drop, workers: None };
+    let how = Commit {
+        open: args.work.writing(&source)?,
+        base: args.base.clone(),
+        keep: args.drop,
+        ..Commit::default()
+    };
     let meter = args.work.showing.meter();
     let done = commit(&source.path, &how, &meter)?;
     meter.finish();

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         backing_cache: args.source_cache,
         unchecked: args.unchecked,
         compress: args.compress,
-        workers: None,
+        ..Rebase::default()
     };
     let meter = args.showing.meter();
     let done = rebase(&source.path, &how, &meter)?;

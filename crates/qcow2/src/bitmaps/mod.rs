@@ -23,7 +23,14 @@ pub(crate) use crate::bitmaps::track::Tracker;
 const DEFAULT_GRANULARITY: std::ops::RangeInclusive<u64> = 4096..=65536;
 
 fn unknown(name: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no bitmap named '{name}'")).hint("list them first")
+    Error::new(ErrorKind::NotFound, format!("there is no bitmap named '{name}'"))
+        .hint("list them first")
+        .known_as(format!("Dirty bitmap '{name}' not found"))
+}
+
+/// QEMU's sentence for a bitmap that this image cannot keep.
+fn unkept(name: &str, why: &str) -> String {
+    format!("Can't make bitmap '{name}' persistent: {why}")
 }
 
 fn find<'a>(directory: &'a Directory, name: &str) -> Result<&'a Entry> {
@@ -41,7 +48,10 @@ fn usable<'a>(directory: &'a Directory, name: &str) -> Result<&'a Entry> {
             "bitmap directory",
             format!("bitmap '{name}' was in use when the image was last written, so it is not to be trusted"),
         )
-        .hint("remove it, and make a new one"));
+        .hint("remove it, and make a new one")
+        .known_as(format!(
+            "Bitmap '{name}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
+        )));
     }
     Ok(entry)
 }
@@ -57,7 +67,11 @@ fn check_bytes(entry: &Entry, size: u64) -> Result<()> {
             entry.label(),
             1u64 << entry.granularity_bits()
         ))
-        .hint("use a larger granularity"));
+        .hint("use a larger granularity")
+        .known_as(unkept(
+            &entry.label(),
+            "Too much space will be occupied by the bitmap. Use larger granularity",
+        )));
     }
     Ok(())
 }
@@ -84,34 +98,43 @@ impl Qcow2Layer {
     /// Refuses a bitmap that could not be kept, and makes its entry.
     fn new_bitmap(&self, directory: &Directory, name: &str, granularity: Option<u64>) -> Result<Entry> {
         let shared = &self.view.shared;
-        if shared.rules.version < 3 {
-            return Err(Error::unsupported("an image of version 2 cannot have bitmaps")
-                .hint("make it one of version 3 first (compat=1.1)"));
-        }
-        if name.is_empty() || name.len() > MAX_NAME {
-            return Err(Error::invalid(format!(
-                "a bitmap's name has 1 to {MAX_NAME} bytes; this one has {}",
-                name.len()
-            )));
-        }
-        if directory.find(name).is_some() {
-            return Err(Error::new(ErrorKind::Exists, format!("there is a bitmap named '{name}' already")));
-        }
         let default = || {
             shared.geometry().cluster_size().clamp(*DEFAULT_GRANULARITY.start(), *DEFAULT_GRANULARITY.end())
         };
         let granularity = granularity.unwrap_or_else(default);
+        let bad_name = || {
+            let len = name.len();
+            Error::invalid(format!("a bitmap's name has 1 to {MAX_NAME} bytes; this one has {len}"))
+        };
+        if name.is_empty() {
+            return Err(bad_name().known_as("Bitmap name cannot be empty"));
+        }
         if !granularity.is_power_of_two() || !GRANULARITY_BITS.contains(&granularity.trailing_zeros()) {
             return Err(Error::invalid(format!(
                 "a granularity of {granularity} bytes; it must be a power of two from 512 to 2147483648"
-            )));
+            ))
+            .known_as("Granularity must be power of 2 and at least 512"));
+        }
+        if shared.rules.version < 3 {
+            return Err(Error::unsupported("an image of version 2 cannot have bitmaps")
+                .hint("make it one of version 3 first (compat=1.1)")
+                .known_as(unkept(name, "Cannot store dirty bitmaps in qcow2 v2 files")));
+        }
+        if name.len() > MAX_NAME {
+            let why = format!("Name length exceeds maximum ({MAX_NAME} characters)");
+            return Err(bad_name().known_as(unkept(name, &why)));
+        }
+        if directory.find(name).is_some() {
+            return Err(Error::new(ErrorKind::Exists, format!("there is a bitmap named '{name}' already"))
+                .known_as(format!("Bitmap already exists: {name}")));
         }
         let entry = Entry::new(name.as_bytes(), granularity.trailing_zeros());
         check_bytes(&entry, self.view.size())?;
         let bytes = directory.encode().len() + 24 + name.len().next_multiple_of(8);
         if directory.entries.len() >= MAX_BITMAPS || bytes as u64 > MAX_DIRECTORY_BYTES {
             return Err(Error::unsupported("the image has as many bitmaps as there may be")
-                .hint("remove some that nobody needs any more"));
+                .hint("remove some that nobody needs any more")
+                .known_as(unkept(name, "Maximum number of persistent bitmaps is already reached")));
         }
         Ok(entry)
     }

@@ -21,7 +21,7 @@ pub(super) fn could_not_open_one(name: &str, path: &Path, error: &Error) -> Fail
 }
 
 /// Why the file `path` cannot be opened as an image, or what it stands on cannot.
-fn why(path: &Path, error: &Error) -> String {
+pub(super) fn why(path: &Path, error: &Error) -> String {
     if path.as_os_str().is_empty() {
         return "The 'file' block driver requires a file name".to_owned();
     }
@@ -29,7 +29,8 @@ fn why(path: &Path, error: &Error) -> String {
     "Could not open backing file: ".repeat(layers) + &reason(path, error)
 }
 
-fn reason(path: &Path, error: &Error) -> String {
+/// The same, wherever in its chain it is.
+pub(super) fn reason(path: &Path, error: &Error) -> String {
     let name = error.image_name().map_or_else(|| path.display().to_string(), str::to_owned);
     match (error.sentence(), error.os_error()) {
         (Some(sentence), _) if error.kind() == ErrorKind::Locked => {

@@ -1,10 +1,13 @@
 //! `qemu-img` 10: its verbs, its words, its text. The work is that of the library's verbs.
 
+mod bitmap;
 mod check;
+mod commit;
 mod errors;
 mod info;
 mod json;
 mod map;
+mod rebase;
 mod snapshot;
 mod source;
 mod values;
@@ -30,7 +33,8 @@ struct Verb {
     run: fn(&mut Call<'_>) -> Outcome,
 }
 
-const VERBS: &[Verb] = &[check::VERB, info::VERB, map::VERB, snapshot::VERB];
+const VERBS: &[Verb] =
+    &[bitmap::VERB, check::VERB, commit::VERB, info::VERB, map::VERB, rebase::VERB, snapshot::VERB];
 
 /// What the real one prints of itself. Callers look at the number.
 const VERSION: &str = "qemu-img version 10.0.2 (Cowhand ";

@@ -74,7 +74,7 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     let parent = stand_in.map_or(Parent::Named, Parent::Given);
     let how = Commit { open: Open { parent, ..change() }, base: ancestor, keep: true, ..Commit::default() };
-    let done = commit(&path, &how, &progress).map_err(coalescing)?;
+    let done = commit(&path, &how, &progress).map_err(|failed| coalescing(failed.error))?;
     progress.finish();
     write!(call.out, "Coalesced {} sectors", done.held / SECTOR)?;
     Ok(())

@@ -95,6 +95,21 @@ pub struct QemuDriver {
     pub resizes: bool,
     /// The file's length can be told in advance.
     pub measures: bool,
+    /// It can be told which parts of a disk are stored, and where.
+    pub maps: Maps,
+}
+
+/// What QEMU tells of which parts of a disk are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maps {
+    /// Nothing: all of it, nobody knows where.
+    Nothing,
+    /// What the image says.
+    Image,
+    /// What the image says; what it does not hold is zero, and nothing is looked for below.
+    Alone,
+    /// What the image says, and where data lies in holes of the file, if the file holds much less than the image says.
+    Holes,
 }
 
 /// Gives a format the other files that an image names or that belong to it (qcow2's external data file), under the
@@ -135,7 +150,7 @@ pub trait Format: Send + Sync + Debug {
 
     /// What QEMU's driver of that name can do; `None`: it has none.
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: true, measures: true })
+        Some(QemuDriver { resizes: true, measures: true, maps: Maps::Image })
     }
 
     /// File name extensions, without the dot, that mean this format when a target is named.

@@ -127,6 +127,11 @@ pub trait Layer: Send + Sync + Debug {
         512
     }
 
+    /// What the image calls the other file that [`Layer::host`] is, where it is one.
+    fn host_name(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// The storage that [`Extent::host`] counts in: the image's file, or its data file.
     fn host(&self) -> &Arc<dyn Storage>;
 

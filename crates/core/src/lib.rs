@@ -42,7 +42,7 @@ pub use consumer::{Consumer, Objection};
 pub use epoch::{Epochs, Operation};
 pub use error::{Error, ErrorKind, Printable, Result};
 pub use folder::{DirFolder, Folder, MemoryFolder};
-pub use format::{CreateOptions, Details, Format, NoFiles, OpenOptions, Probe, QemuDriver, Resolver};
+pub use format::{CreateOptions, Details, Format, Maps, NoFiles, OpenOptions, Probe, QemuDriver, Resolver};
 pub use image::{Image, Link, Mapped};
 pub use inspect::{Compat, Ending, Finding, Inspector, MAX_WINDOW, Place, Problem, TAIL};
 pub use layer::{Erase, Extent, Kind, Layer, LayerId, ParentRef, Prealloc};

@@ -94,7 +94,7 @@ pub use flatten::{Flatten, flatten};
 pub use hidden::{hidden, kill_data, set_file_len, set_hidden};
 pub use info::{Info, ParentState, info, info_with_parent, snapshot_json};
 pub use journal::{resize_with_journal, revert};
-pub use map::{MapEntry, map};
+pub use map::{MapEntry, map, map_as_qemu};
 pub use measure::{Measure, Sizes, measure};
 pub use merge::{Merge, Merged, merge};
 pub use node::{ImageOptions, Name, Node, ReadNode, image_name, parse_json};

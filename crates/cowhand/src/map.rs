@@ -1,9 +1,13 @@
 //! `map`: which parts of a disk are there, and where they stand.
 
-use cowhand_core::{Error, Image, Kind, Result};
+use std::path::Path;
+
+use cowhand_core::{Error, Image, Kind, Link, Maps, Result};
 use serde_json::{Value, json};
 
 use crate::archive::part::file_of;
+use crate::registry;
+use crate::resolve::{folder_of, in_folder};
 
 /// A run of guest bytes that are alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,10 +62,79 @@ impl MapEntry {
 }
 
 /// Walks `length` guest bytes from `start` on (cut at the disk's end) and tells of each run, joined as far as alike.
-pub fn map(
+pub fn map(image: &Image, start: u64, length: u64, each: impl FnMut(&MapEntry) -> Result<()>) -> Result<()> {
+    walk(image, start, length, |_, _| Ok(()), each)
+}
+
+/// As [`map`], and no more than QEMU tells: of some formats it does not know what is where, and where the file holds much
+/// less than an image of another says, it looks for holes in the file.
+pub fn map_as_qemu(
     image: &Image,
     start: u64,
     length: u64,
+    each: impl FnMut(&MapEntry) -> Result<()>,
+) -> Result<()> {
+    let of_link = |link: &Link| -> Result<Maps> {
+        let known = registry::format(link.format)?.qemu().map_or(Maps::Image, |driver| driver.maps);
+        Ok(if known == Maps::Holes && !is_hollow(link)? { Maps::Image } else { known })
+    };
+    let known = image.links().iter().map(of_link).collect::<Result<Vec<_>>>()?;
+    let told = |entry: &mut MapEntry, link: &Link| match known.get(entry.depth) {
+        Some(Maps::Nothing) => {
+            *entry = MapEntry {
+                present: true,
+                zero: false,
+                data: true,
+                compressed: false,
+                offset: None,
+                ..entry.clone()
+            };
+            Ok(())
+        }
+        Some(Maps::Alone) => {
+            entry.present = true;
+            entry.data |= entry.offset.is_some();
+            Ok(())
+        }
+        Some(Maps::Holes) if entry.data => look_for_holes(entry, link),
+        _ => Ok(()),
+    };
+    walk(image, start, length, told, each)
+}
+
+/// The file holds much less than is in it by the image's own account.
+fn is_hollow(link: &Link) -> Result<bool> {
+    let failed = |error| Error::io("cannot look at", error).image(&link.name);
+    let Some(unit) = link.layer.details().cluster_size.filter(|_| link.layer.host_name().is_none()) else {
+        return Ok(false);
+    };
+    let file = link.layer.host();
+    let held = file.physical_size().map_err(failed)? / unit;
+    let said = file.len().map_err(failed)?.div_ceil(unit);
+    Ok(said >= (held * 10 / 9).max(held + 2))
+}
+
+/// Data that lies in a hole of the file reads zero. Cuts the entry where that changes.
+fn look_for_holes(entry: &mut MapEntry, link: &Link) -> Result<()> {
+    let Some(at) = entry.offset else { return Ok(()) };
+    let data = link.layer.host().data_at(at);
+    let data = data.map_err(|error| Error::io("cannot find the holes", error).image(&link.name).at(at))?;
+    let (zero, end) = match data {
+        None => (true, u64::MAX),
+        Some(data) if data.start > at => (true, data.start),
+        Some(data) => (false, data.end),
+    };
+    entry.zero = zero;
+    entry.length = entry.length.min(end - at);
+    Ok(())
+}
+
+/// `told` may change an entry, and make it shorter.
+fn walk(
+    image: &Image,
+    start: u64,
+    length: u64,
+    told: impl Fn(&mut MapEntry, &Link) -> Result<()>,
     mut each: impl FnMut(&MapEntry) -> Result<()>,
 ) -> Result<()> {
     if start > image.size() {
@@ -71,13 +144,17 @@ pub fn map(
         ))
         .image(image.name()));
     }
-    let files: Vec<String> = image.links().iter().map(|link| file_of(&link.name)).collect();
+    let file = |link: &Link| match link.layer.host_name() {
+        Some(name) => in_folder(&folder_of(Path::new(&link.name)), &name).display().to_string(),
+        None => file_of(&link.name),
+    };
+    let files: Vec<String> = image.links().iter().map(file).collect();
     let end = start.saturating_add(length).min(image.size());
     let mut at = start;
     let mut held: Option<MapEntry> = None;
     while at < end {
         let found = image.extent(at, end - at)?;
-        let entry = MapEntry {
+        let mut entry = MapEntry {
             start: at,
             length: found.len,
             depth: found.depth,
@@ -88,7 +165,10 @@ pub fn map(
             offset: found.host,
             filename: files.get(found.depth).cloned().unwrap_or_default(),
         };
-        at += found.len;
+        if let Some(link) = image.links().get(found.depth) {
+            told(&mut entry, link)?;
+        }
+        at += entry.length;
         match &mut held {
             Some(before) if before.continues(&entry) => before.length += entry.length,
             _ => {

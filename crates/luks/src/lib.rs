@@ -22,8 +22,8 @@ mod wrapped;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Content, CreateOptions, Error, ErrorKind, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec,
-    Probe, Resolver, Result, Storage,
+    Content, CreateOptions, Error, ErrorKind, Format, Inspector, Layer, Maps, Measured, OpenOptions,
+    OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
 };
 
 pub use algorithms::{CIPHERS, IVGENS, MODES};
@@ -42,6 +42,10 @@ pub struct Luks;
 impl Format for Luks {
     fn names(&self) -> &'static [&'static str] {
         &["luks"]
+    }
+
+    fn qemu(&self) -> Option<QemuDriver> {
+        Some(QemuDriver { resizes: true, measures: true, maps: Maps::Nothing })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

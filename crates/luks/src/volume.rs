@@ -63,7 +63,7 @@ pub fn candidates<'a>(options: &Options, name: &str, secrets: &'a Secrets) -> Re
     if secrets.is_empty() {
         return Err(Error::new(ErrorKind::Denied, "is encrypted, and no secret was given")
             .hint(GIVE_A_SECRET)
-            .known_as(format!("Parameter '{name}' is required for cipher")));
+            .known_as(required(name).message()));
     }
     Ok(secrets.iter().map(|(_, secret)| secret).collect())
 }

@@ -159,6 +159,11 @@ impl Layer for Qcow2Layer {
         self.shared().geometry().subcluster_size()
     }
 
+    fn host_name(&self) -> Option<PathBuf> {
+        let header = self.shared().header();
+        header.extensions.data_file().filter(|_| header.has_data_file).map(path_of)
+    }
+
     fn host(&self) -> &Arc<dyn Storage> {
         &self.shared().data
     }

@@ -40,8 +40,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Checker, Content, CreateOptions, Format, Inspector, Layer, Measured, OpenOptions, OptionSpec, Probe,
-    Resolver, Result, Storage,
+    Checker, Content, CreateOptions, Format, Inspector, Layer, Maps, Measured, OpenOptions, OptionSpec,
+    Probe, QemuDriver, Resolver, Result, Storage,
 };
 
 /// The qcow2 format.
@@ -51,6 +51,10 @@ pub struct Qcow2;
 impl Format for Qcow2 {
     fn names(&self) -> &'static [&'static str] {
         &["qcow2"]
+    }
+
+    fn qemu(&self) -> Option<QemuDriver> {
+        Some(QemuDriver { resizes: true, measures: true, maps: Maps::Holes })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

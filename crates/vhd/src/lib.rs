@@ -43,7 +43,7 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Checker, Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Measured,
+    Checker, Consumer, Content, CreateOptions, Error, Format, Inspector, Layer, LayerId, Maps, Measured,
     OpenOptions, OptionKind, OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
 };
 
@@ -60,7 +60,7 @@ impl Format for Vhd {
     }
 
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: false, measures: false })
+        Some(QemuDriver { resizes: false, measures: false, maps: Maps::Alone })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

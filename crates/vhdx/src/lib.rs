@@ -40,8 +40,8 @@ mod writer;
 use std::sync::Arc;
 
 use cowhand_core::{
-    Checker, Consumer, Content, CreateOptions, Error, ErrorKind, Format, Inspector, Layer, LayerId, Measured,
-    OpenOptions, OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
+    Checker, Consumer, Content, CreateOptions, Error, ErrorKind, Format, Inspector, Layer, LayerId, Maps,
+    Measured, OpenOptions, OptionSpec, Probe, QemuDriver, Resolver, Result, Storage,
 };
 
 /// The number of errno.h.
@@ -57,7 +57,7 @@ impl Format for Vhdx {
     }
 
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: false, measures: false })
+        Some(QemuDriver { resizes: false, measures: false, maps: Maps::Nothing })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

@@ -1,6 +1,6 @@
 //! `qemu-img map`.
 
-use cowhand::{MapEntry, map, open};
+use cowhand::{MapEntry, map_as_qemu, open};
 
 use super::source::Opening;
 use super::values::size;
@@ -44,7 +44,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     }
     let others = call.others();
     let [word] = others.as_slice() else { return Err(call.usage("Expecting one image file name")) };
-    let source = how.source(word)?;
+    let source = how.source(word)?.shared_if_raw();
     let disk = open(&source.path, &source.open).map_err(|error| source.failed(&error))?;
     let out = &mut *call.out;
     let nothing = length == 0 || start >= disk.size();
@@ -53,7 +53,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
             heading(out)?;
             let mut unplaced = false;
             if !nothing {
-                map(&disk, start, length, |entry| {
+                map_as_qemu(&disk, start, length, |entry| {
                     if unplaced || !is_shown(entry) {
                         return Ok(());
                     }
@@ -75,7 +75,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
             };
             match nothing {
                 true => put(&MapEntry { start, ..MapEntry::default() })?,
-                false => map(&disk, start, length, put)?,
+                false => map_as_qemu(&disk, start, length, put)?,
             }
             writeln!(out, "]")?;
         }

@@ -37,6 +37,17 @@ impl Source {
     }
 }
 
+impl Source {
+    /// For who only reads: QEMU lets others write to a raw image meanwhile.
+    pub(super) fn shared_if_raw(self) -> Source {
+        let is_raw = || guess(&self.path, &self.open).is_ok_and(|format| format.is_bare());
+        match self.open.lock {
+            Lock::Default if is_raw() => Source { open: Open { lock: Lock::Shared, ..self.open }, ..self },
+            _ => self,
+        }
+    }
+}
+
 /// What the verbs' flags say of how images are opened.
 #[derive(Clone, Default)]
 pub(super) struct Opening {

@@ -1,22 +1,21 @@
-//! Every verb's exact words and exit status, as written in `tests/cmd/*.trycmd`.
+//! Every verb's exact words and exit status, as written in `tests/cmd/*.trycmd`, and so those of the other names' tools.
 #![allow(clippy::unwrap_used)] // A test.
 
 use std::os::unix::fs::symlink;
-use std::time::Duration;
 
-/// Names that the program is called by there, beside its own.
-const NAMES: [&str; 1] = ["vhd-util"];
+/// The names that the program answers to beside its own.
+const NAMES: [&str; 4] = ["qemu-img", "qcow2_helper", "vhd-util", "vma"];
 
 #[test]
 fn words_and_statuses() {
-    let links = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let cases = trycmd::TestCases::new();
     for name in NAMES {
-        let link = links.path().join(name);
+        let link = folder.path().join(name);
         symlink(env!("CARGO_BIN_EXE_cowhand"), &link).unwrap();
-        cases.register_bin(name, link);
+        cases.register_bin(name, link.as_path());
     }
-    // It runs when it is dropped, and needs the links until then.
-    cases.case("tests/cmd/*.trycmd").timeout(Duration::from_secs(60));
+    cases.case("tests/cmd/*.trycmd").timeout(std::time::Duration::from_secs(60));
+    // The cases run when they are dropped, and the links are there until then.
     drop(cases);
 }

@@ -147,7 +147,8 @@ impl Error {
         self
     }
 
-    /// Says the sentence by which users of QEMU know this failure: programs look for it. The first that was said stays.
+    /// Says the sentence by which users of QEMU and its like know this failure: programs look for it. The first that was
+    /// said stays.
     #[must_use]
     pub fn known_as(mut self, sentence: impl Into<String>) -> Self {
         self.0.sentence.get_or_insert_with(|| sentence.into());

@@ -54,14 +54,18 @@ impl Came {
             Some((disk, header.manifest.disks.get(index)?, self.seen.get_mut(index)?))
         });
         let Some((disk, known, seen)) = found else {
-            return Err(wrong(format!("there is no device {dev_id}")));
+            return Err(
+                wrong(format!("there is no device {dev_id}")).known_as(format!("got wrong dev id {dev_id}"))
+            );
         };
         let name = &known.name;
+        let beyond = |message| wrong(message).known_as("got wrong block address - write beyond end");
         let mut odd = None;
         let end = if known.memory {
             let due = seen.end();
             if u64::from(cluster) != due {
-                let out = wrong(format!("cluster {cluster} of {name} comes where cluster {due} shall"));
+                let out = wrong(format!("cluster {cluster} of {name} comes where cluster {due} shall"))
+                    .known_as("found out of order vmstate data");
                 if u64::from(cluster) < due {
                     return Err(out);
                 }
@@ -71,19 +75,20 @@ impl Came {
         } else if u64::from(cluster) < clusters(known) {
             // Only a cluster that is stored whole may have blocks that the disk does not.
             if mask != u16::MAX && u32::from(mask) >> blocks(known.size, cluster) != 0 {
-                odd = Some(wrong(format!("cluster {cluster} of {name} has a block beyond the end")));
+                odd = Some(beyond(format!("cluster {cluster} of {name} has a block beyond the end")));
             }
             known.size
         } else if mask == 0 {
             return Ok(None);
         } else {
-            return Err(wrong(format!("cluster {cluster} lies beyond the end of {name}")));
+            return Err(beyond(format!("cluster {cluster} lies beyond the end of {name}")));
         };
         let before = seen.bytes();
         let new = seen.insert(cluster);
         self.bytes = (self.bytes + seen.bytes()).saturating_sub(before);
         if !new {
-            return Err(wrong(format!("cluster {cluster} of {name} comes twice")));
+            return Err(wrong(format!("cluster {cluster} of {name} comes twice"))
+                .known_as(format!("found duplicated cluster {cluster} for stream {name}")));
         }
         Ok(Some(Admitted { disk, end, odd }))
     }
@@ -99,7 +104,8 @@ impl Came {
                         format!("cluster {first} of {} is missing, with {} that follow", disk.name, count - 1)
                     }
                 };
-                Err(Wrong::absent("blockinfo", message).into())
+                let known_as = format!("detected missing cluster {first} for stream {}", disk.name);
+                Err(Wrong::absent("blockinfo", message).known_as(known_as).into())
             })?;
         }
         Ok(())

@@ -37,14 +37,25 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], at: u64, uuid: Option<&[u8; 16]>) -> Re
     let Ok((extent, _)) = RawExtent::ref_from_prefix(bytes) else {
         return Err(short(bytes.len(), at));
     };
-    let wrong = |offset, message: String| Err(Wrong::new("extent", at + offset, message));
+    let header = bytes.get(..EXTENT_HEADER).unwrap_or(bytes);
+    // Proxmox's tool looks in another order.
+    let known_as = || {
+        if extent.md5sum != checksum(header, MD5SUM) {
+            "wrong vma extent header chechsum"
+        } else if uuid.is_some_and(|uuid| extent.uuid != *uuid) {
+            "wrong vma extent uuid"
+        } else {
+            "wrong vma extent header magic"
+        }
+    };
+    let wrong =
+        |offset, message: String| Err(Wrong::new("extent", at + offset, message).known_as(known_as()));
     if extent.magic != EXTENT_MAGIC {
         return wrong(0, "no extent begins there: its magic is not 'VMAE'".to_owned());
     }
     if extent.reserved.get() != 0 {
         return wrong(4, format!("what follows its magic is {}, not 0", extent.reserved));
     }
-    let header = bytes.get(..EXTENT_HEADER).unwrap_or(bytes);
     if extent.md5sum != checksum(header, MD5SUM) {
         return wrong(MD5SUM, "the checksum is not that of its header".to_owned());
     }
@@ -53,8 +64,12 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], at: u64, uuid: Option<&[u8; 16]>) -> Re
     }
     let (said, listed) = (u32::from(extent.block_count.get()), listed(extent, at));
     if listed != said {
-        let what = if listed > said { "too many" } else { "too few" };
-        return wrong(BLOCK_COUNT, format!("its clusters have {listed} blocks, {what}: it says {said}"));
+        let (what, known_as) = match listed > said {
+            true => ("too many", "short vma extent - too many blocks"),
+            false => ("too few", "vma extent error - missing blocks"),
+        };
+        let message = format!("its clusters have {listed} blocks, {what}: it says {said}");
+        return Err(Wrong::new("extent", at + BLOCK_COUNT, message).known_as(known_as));
     }
     Ok(extent)
 }
@@ -62,6 +77,7 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], at: u64, uuid: Option<&[u8; 16]>) -> Re
 /// An extent's header that the archive ends within.
 pub(crate) fn short(len: usize, at: u64) -> Wrong {
     Wrong::new("extent", at, format!("the archive ends within its header, of which there are {len} bytes"))
+        .known_as(format!("read short extent ({len} bytes)"))
 }
 
 /// Blocks that the clusters of an extent say are in its data.

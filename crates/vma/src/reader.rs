@@ -298,11 +298,9 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         if held < len {
-            self.wrong(Wrong::new(
-                "extent",
-                at,
-                format!("the archive ends within it: {held} bytes of {len}"),
-            ))?;
+            let message = format!("the archive ends within it: {held} bytes of {len}");
+            let wrong = Wrong::new("extent", at, message);
+            self.wrong(wrong.known_as(format!("short vma extent ({held} < {len})")))?;
         }
         let data = held.min(len).saturating_sub(EXTENT_HEADER);
         Ok(Some(data / BLOCK as usize))

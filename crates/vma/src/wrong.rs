@@ -11,16 +11,23 @@ pub(crate) struct Wrong {
     pub(crate) at: Option<u64>,
     /// What is wrong.
     pub(crate) message: String,
+    /// How Proxmox's tool says it, where it does.
+    pub(crate) known_as: Option<String>,
 }
 
 impl Wrong {
     pub(crate) fn new(field: &'static str, at: u64, message: impl Into<String>) -> Wrong {
-        Wrong { field, at: Some(at), message: message.into() }
+        Wrong { field, at: Some(at), message: message.into(), known_as: None }
     }
 
     /// Of what is nowhere in the archive.
     pub(crate) fn absent(field: &'static str, message: impl Into<String>) -> Wrong {
-        Wrong { field, at: None, message: message.into() }
+        Wrong { field, at: None, message: message.into(), known_as: None }
+    }
+
+    /// And so Proxmox's tool says it, whose callers may look for that.
+    pub(crate) fn known_as(self, words: impl Into<String>) -> Wrong {
+        Wrong { known_as: Some(words.into()), ..self }
     }
 
     pub(crate) fn fault(self) -> Fault {
@@ -31,10 +38,13 @@ impl Wrong {
 
 impl From<Wrong> for Error {
     fn from(wrong: Wrong) -> Error {
-        let error = Error::corrupt(wrong.field, wrong.message);
-        match wrong.at {
-            Some(at) => error.at(at),
-            None => error,
+        let mut error = Error::corrupt(wrong.field, wrong.message);
+        if let Some(at) = wrong.at {
+            error = error.at(at);
         }
+        if let Some(words) = wrong.known_as {
+            error = error.known_as(words);
+        }
+        error
     }
 }

@@ -85,7 +85,10 @@ impl Words {
                     self.others.extend(self.left.drain(..));
                     return Ok(None);
                 }
-                [b'-', b'-', name @ ..] => return self.word(name).map(Some),
+                // Where there is no long one at all, each byte is a letter.
+                [b'-', b'-', name @ ..] if self.flags.iter().any(|flag| flag.long) => {
+                    return self.word(name).map(Some);
+                }
                 [b'-', letters @ ..] if !letters.is_empty() => self.group = letters.iter().copied().collect(),
                 _ if self.strict => {
                     self.others.push(word);
@@ -189,6 +192,14 @@ mod tests {
                 .unwrap();
         assert_eq!(flags, ["quiet=", "format=raw", "format=x=y", "output=json", "name=-q"]);
         assert_eq!(others, ["a", "b", "-", "-q"]);
+    }
+
+    #[test]
+    fn without_long_flags_a_dash_is_a_letter() {
+        const SHORT: &[Flag] = &[Flag::short('v', "verbose", "")];
+        let mut words = Words::new("tool", SHORT, &["-v".into(), "--verbose".into()]);
+        assert_eq!(words.next().unwrap(), Some(("verbose", OsString::new())));
+        assert_eq!(words.next().unwrap_err(), "tool: invalid option -- '-'");
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 pub(crate) mod compat;
 mod getopt;
+mod qcow2_helper;
 mod qemu_img;
 mod vhd_util;
+mod vma;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
+use self::getopt::Flag;
 use crate::output::Output;
 use crate::signals;
 
@@ -21,8 +24,22 @@ pub(crate) struct Persona {
 }
 
 /// All of them.
-pub(crate) const PERSONAS: &[Persona] =
-    &[Persona { name: "qemu-img", run: qemu_img::run }, Persona { name: "vhd-util", run: vhd_util::run }];
+pub(crate) const PERSONAS: &[Persona] = &[
+    Persona { name: "qemu-img", run: qemu_img::run },
+    Persona { name: "qcow2_helper", run: qcow2_helper::run },
+    Persona { name: "vhd-util", run: vhd_util::run },
+    Persona { name: "vma", run: vma::run },
+];
+
+/// One of a tool's commands, for its parsing and its help.
+pub(crate) struct Command {
+    pub(crate) name: &'static str,
+    /// One line for the list of commands.
+    pub(crate) about: &'static str,
+    /// What stands behind it.
+    pub(crate) operands: &'static str,
+    pub(crate) flags: &'static [Flag],
+}
 
 /// What a tool that failed says on standard error, without the last line's end, and its exit status.
 #[derive(Debug)]

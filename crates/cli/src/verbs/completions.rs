@@ -1,25 +1,34 @@
 //! `completions`: what a shell needs to complete our words.
 
+use clap::builder::PossibleValuesParser;
 use clap_complete::Shell;
 
-use crate::cli;
+use crate::described;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 
 /// Print the completions for a shell
+///
+/// Of this program, or of one of the tools whose names it answers to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cowhand completions bash > /etc/bash_completion.d/cowhand
-  cowhand completions zsh > ~/.zfunc/_cowhand")]
+  cowhand completions zsh > ~/.zfunc/_cowhand
+  cowhand completions fish > ~/.config/fish/completions/cowhand.fish
+  cowhand completions bash qemu-img > /etc/bash_completion.d/qemu-img")]
 pub(crate) struct Args {
     /// The shell
     shell: Shell,
+
+    /// What is called by that name
+    #[arg(value_name = "NAME", default_value = "cowhand", value_parser = PossibleValuesParser::new(described::names()))]
+    name: String,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut cli::command(), "cowhand", &mut text);
+    clap_complete::generate(args.shell, &mut described::command(&args.name), &args.name, &mut text);
     out.write_all(&text)?;
     Ok(DONE)
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    ArchiveFaults, ArchiveSource, Body, Cache, Chunk, Error, ErrorKind, Format, Manifest, Progress, Reading,
-    Result, Secrets,
+    ArchiveFaults, ArchiveSource, Body, Cache, Chunk, Error, ErrorKind, Format, Manifest, Printable,
+    Progress, Reading, Result, Secrets,
 };
 use serde_json::{Value, json};
 
@@ -51,6 +51,9 @@ pub struct Extract {
     pub secrets: Secrets,
     /// A file or named pipe that says which images and devices that are there take the disks: lines of [`MapLine`].
     pub map: Option<PathBuf>,
+    /// Names in `disks` and in the map that no disk bears are passed over, and of two lines for a disk the later counts.
+    /// Without, these are errors.
+    pub lenient: bool,
     /// What is wrong is noted, and all that is intact comes out.
     pub salvage: bool,
     /// Where the digests stand that what comes out is compared with.
@@ -68,6 +71,11 @@ pub trait Onlooker {
     /// The disk will stand at `path`. `zeros`: whether zeros are written into what is there; `None`: it is new.
     fn disk(&mut self, name: &str, size: u64, path: &Path, zeros: Option<bool>) -> Result<()> {
         let _ = (name, size, path, zeros);
+        Ok(())
+    }
+
+    /// What takes the disks is ready, and the archive's data comes next.
+    fn filling(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -237,6 +245,7 @@ impl Work<'_> {
             onlooker.disk(&disk.name, disk.size, &place.path, zeros)?;
         }
         let outlets = self.outlets(&what, &places)?;
+        onlooker.filling()?;
 
         let digester = digests.as_ref().map(|_| Digester::new(&what));
         let there = || what.disks.iter().zip(&outlets).filter(|(_, outlet)| outlet.is_some());
@@ -313,6 +322,9 @@ impl Work<'_> {
         let Some(wanted) = &self.how.disks else { return Ok(vec![true; what.disks.len()]) };
         let mut chosen = vec![false; what.disks.len()];
         for name in wanted {
+            if self.how.lenient && !what.disks.iter().any(|disk| disk.name == *name) {
+                continue;
+            }
             let number = what.disk(Some(name))?;
             if let Some(chosen) = chosen.get_mut(number as usize) {
                 *chosen = true;
@@ -362,8 +374,14 @@ impl Work<'_> {
         let wrong = |what: String| Error::invalid(what).image(path.display());
         let mut lines: HashMap<String, MapLine> = HashMap::new();
         for line in map::read(path, self.progress)? {
-            if !what.disks.iter().any(|disk| disk.name == line.disk()) {
-                return Err(wrong(format!("the archive has no disk '{}'", line.disk())));
+            if !self.how.lenient {
+                if !what.disks.iter().any(|disk| disk.name == line.disk()) {
+                    return Err(wrong(format!("the archive has no disk '{}'", line.disk())));
+                }
+                if lines.contains_key(line.disk()) {
+                    let disk = Printable(line.disk());
+                    return Err(wrong(format!("the map has two lines for the disk '{disk}'")));
+                }
             }
             lines.insert(line.disk().to_owned(), line);
         }
@@ -386,7 +404,8 @@ impl Work<'_> {
                 None if disk.memory => {}
                 None => {
                     return Err(wrong(format!("the map has no line for the disk '{}'", disk.name))
-                        .hint(format!("add 0:{0}=TARGET, 1:{0}=TARGET or skip={0}", disk.name)));
+                        .hint(format!("add 0:{0}=TARGET, 1:{0}=TARGET or skip={0}", disk.name))
+                        .known_as(format!("no device name mapping for {}", disk.name)));
                 }
             }
         }
@@ -455,9 +474,12 @@ impl Work<'_> {
         let has = image.size();
         if has < size || has - size > ROUNDED {
             let message = format!("has {has} bytes, and the disk '{}' has {size}", into.disk);
-            return Err(
-                named(Error::invalid(message)).hint("a target has the disk's size, or at most 4 MiB more")
-            );
+            return Err(named(Error::invalid(message))
+                .hint("a target has the disk's size, or at most 4 MiB more")
+                .known_as(format!(
+                    "vma_reader_register_bs for stream {} failed - unexpected size {has} != {size}",
+                    into.disk
+                )));
         }
         Ok(image)
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use cowhand_core::{Cache, Error, ErrorKind, Printable, Progress, Result};
+use cowhand_core::{Cache, Error, ErrorKind, Progress, Result};
 
 use crate::plan::report;
 
@@ -48,19 +48,20 @@ pub struct MapTarget {
 impl MapLine {
     /// What `line` says, without its end. Errors: it says nothing that is known here.
     pub fn parse(line: &str) -> Result<MapLine> {
-        let wrong = |why: String| Error::invalid(format!("the map's line '{line}' {why}"));
-        if let Some(name) = line.strip_prefix("skip=") {
-            return match name {
-                "" => Err(wrong("names no disk".to_owned())),
-                name => Ok(MapLine::Skip(name.to_owned())),
+        // What is wrong, and how Proxmox's tool says it.
+        let wrong = |why: &str, known_as: String| {
+            Error::invalid(format!("the map's line '{line}' {why}"))
+                .known_as(format!("read map failed - {known_as}"))
+        };
+        if let Some(rest) = line.strip_prefix("skip") {
+            return match rest.strip_prefix('=') {
+                Some(name) if !name.is_empty() => Ok(MapLine::Skip(name.to_owned())),
+                _ => Err(wrong("names no disk", format!("option 'skip' has no value ('{line}')"))),
             };
         }
         let [mut format, mut bps, mut group, mut cache] = [const { None::<String> }; 4];
         let mut rest = line;
-        loop {
-            let Some((name, _)) = rest.split_once('=') else {
-                return Err(wrong("names no target".to_owned()));
-            };
+        while let Some((name, _)) = rest.split_once('=') {
             let place = match name {
                 "format" => &mut format,
                 "throttling.bps" => &mut bps,
@@ -70,33 +71,40 @@ impl MapLine {
             };
             let after = rest.get(name.len() + 1..).unwrap_or_default();
             let Some((value, after)) = after.split_once(':') else {
-                return Err(wrong(format!("has no ':' behind {name}")));
+                let known_as = format!("option '{name}' not terminated ('{line}')");
+                return Err(wrong(&format!("has no ':' behind {name}"), known_as));
             };
             if place.replace(value.to_owned()).is_some() {
-                return Err(wrong(format!("has {name} twice")));
+                let known_as = format!("duplicate value for option '{name}'");
+                return Err(wrong(&format!("has {name} twice"), known_as));
             }
             rest = after;
         }
         let (zeros, rest) = match rest.split_once(':') {
             Some(("0", rest)) => (false, rest),
             Some(("1", rest)) => (true, rest),
-            _ => return Err(wrong("says neither 0: nor 1: in front of the disk's name".to_owned())),
+            _ => {
+                let known_as = format!("parse error ('{line}')");
+                return Err(wrong("says neither 0: nor 1: in front of the disk's name", known_as));
+            }
         };
         let Some((disk, target)) =
             rest.split_once('=').filter(|(disk, to)| !disk.is_empty() && !to.is_empty())
         else {
-            return Err(wrong("does not say DISK=TARGET".to_owned()));
+            return Err(wrong("does not say DISK=TARGET", format!("no dev name specified ('{line}')")));
         };
         let cache = match cache {
             None => Cache::default(),
-            Some(name) => {
-                Cache::by_name(&name).ok_or_else(|| wrong("has a cache mode that is not known".to_owned()))?
-            }
+            Some(name) => Cache::by_name(&name).ok_or_else(|| {
+                wrong("has a cache mode that is not known", String::new())
+                    .known_as(format!("invalid cache option: {name}\n"))
+            })?,
         };
         let bps = match bps {
             None => None,
             Some(text) => {
-                let number = number(&text).ok_or_else(|| wrong("limits to what is no number".to_owned()))?;
+                let known_as = || format!("not a number: {text}");
+                let number = number(&text).ok_or_else(|| wrong("limits to what is no number", known_as()))?;
                 Some(number).filter(|limit| *limit > 0)
             }
         };
@@ -147,16 +155,7 @@ pub(super) fn read(path: &Path, progress: &dyn Progress) -> Result<Vec<MapLine>>
             }
         }
     };
-    let mut map: Vec<MapLine> = Vec::new();
-    for text in texts {
-        let line = MapLine::parse(&text).map_err(|error| error.image(path.display()))?;
-        if map.iter().any(|before| before.disk() == line.disk()) {
-            let message = format!("the map has two lines for the disk '{}'", Printable(line.disk()));
-            return Err(Error::invalid(message).image(path.display()));
-        }
-        map.push(line);
-    }
-    Ok(map)
+    texts.iter().map(|text| MapLine::parse(text).map_err(|error| error.image(path.display()))).collect()
 }
 
 fn failed(error: std::io::Error) -> Error {
@@ -246,8 +245,6 @@ mod tests {
 
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map");
-        std::fs::write(&path, "0:a=b\n0:a=c\n").unwrap();
-        assert!(super::read(&path, &Quiet).unwrap_err().to_string().contains("two lines"));
         std::fs::write(&path, "0:a=b\n").unwrap();
         assert_eq!(super::read(&path, &Quiet).unwrap().len(), 1);
     }

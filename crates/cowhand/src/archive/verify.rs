@@ -24,6 +24,8 @@ pub struct VerifyArchive {
     pub digests: Option<PathBuf>,
     /// Also whether Proxmox can restore it: the file's name, and where its configuration says that the disks belong.
     pub restorable: bool,
+    /// The first thing that is wrong is an error, and nothing behind it is read.
+    pub strict: bool,
 }
 
 /// What was found.
@@ -121,9 +123,10 @@ pub fn verify_archive(
         From::Bytes(_) => None,
     };
     let named = input::name(&from);
-    let input = match input::open(from, how.archive.as_deref(), Reading::Salvage, progress) {
+    let reading = if how.strict { Reading::Strict } else { Reading::Salvage };
+    let input = match input::open(from, how.archive.as_deref(), reading, progress) {
         Ok(input) => input,
-        Err(error) if error.kind() == ErrorKind::Corrupt => {
+        Err(error) if error.kind() == ErrorKind::Corrupt && !how.strict => {
             // Nothing in it makes sense.
             let mut found = VerifiedArchive { name: named, ..VerifiedArchive::default() };
             let at = error.offset();

@@ -54,7 +54,7 @@ pub(crate) fn read(input: &mut dyn Read) -> Result<Header> {
     let n = read_up_to(input, rest, HEADER as u64)?;
     bytes.truncate(HEADER + n);
     if bytes.len() < len {
-        return Err(cut(bytes.len(), len).into());
+        return Err(cut(bytes.len(), len).known_as("can't read vma header data - got EOF").into());
     }
     Ok(parse(&bytes)?)
 }
@@ -62,14 +62,16 @@ pub(crate) fn read(input: &mut dyn Read) -> Result<Header> {
 /// How long the header is that begins with `front`, which is at least [`HEADER`] bytes where the archive has so many.
 fn length(front: &[u8]) -> Result<usize, Wrong> {
     if front.len() >= MAGIC.len() && !front.starts_with(&MAGIC) {
-        return Err(Wrong::new("magic", 0, "is not 'VMA': this is no such archive"));
+        return Err(Wrong::new("magic", 0, "is not 'VMA': this is no such archive")
+            .known_as("not a vma file - wrong magic number"));
     }
     let Ok((raw, _)) = RawHeader::ref_from_prefix(front) else {
         return Err(cut(front.len(), HEADER));
     };
     if raw.version.get() != 1 {
         let message = format!("is {}; only version 1 is known", raw.version);
-        return Err(Wrong::new("version", VERSION, message));
+        let known_as = format!("wrong vma version {}", raw.version);
+        return Err(Wrong::new("version", VERSION, message).known_as(known_as));
     }
     header_size(raw)
 }
@@ -79,13 +81,15 @@ fn header_size(raw: &RawHeader) -> Result<usize, Wrong> {
     // Whoever reads the difference as a signed number sees none, too, where it has its highest bit.
     if len as usize <= HEADER || len > MAX_HEADER {
         let message = format!("is {len}; it must be more than {HEADER}, and at most {MAX_HEADER}");
-        return Err(Wrong::new("header_size", HEADER_SIZE, message));
+        let known_as = format!("wrong vma header size {}", len.cast_signed());
+        return Err(Wrong::new("header_size", HEADER_SIZE, message).known_as(known_as));
     }
     Ok(len as usize)
 }
 
 fn cut(len: usize, of: usize) -> Wrong {
     Wrong::new("header", len as u64, format!("the archive ends there, within the header of {of} bytes"))
+        .known_as("can't read vma header - got EOF")
 }
 
 /// Parses a header, which is so long as [`length`] says. The first rule that is broken is the error.
@@ -95,7 +99,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, Wrong> {
         return Err(cut(bytes.len(), len));
     };
     if raw.md5sum != checksum(bytes, MD5SUM) {
-        return Err(Wrong::new("md5sum", MD5SUM, "is not that of the header"));
+        return Err(
+            Wrong::new("md5sum", MD5SUM, "is not that of the header").known_as("wrong vma header chechsum")
+        );
     }
     Ok(Header { manifest: manifest(raw, bytes, &mut Err)?, size: len as u64 })
 }
@@ -157,7 +163,8 @@ fn manifest(
             Some((name, data)) => manifest.configs.push(ConfigFile { name, data: data.to_vec() }),
             None => {
                 let message = format!("configuration {number} has no name or no data where they shall be");
-                judge(Wrong::new("config_data", CONFIG_DATA + 4 * number, message))?;
+                let wrong = Wrong::new("config_data", CONFIG_DATA + 4 * number, message);
+                judge(wrong.known_as("vma contains invalid data pointers"))?;
             }
         }
     }
@@ -182,12 +189,15 @@ fn blob_buffer<'a>(raw: &RawHeader, header: &'a [u8]) -> Result<&'a [u8], Wrong>
     let (offset, size) = (raw.blob_buffer_offset.get() as usize, raw.blob_buffer_size.get() as usize);
     if offset < HEADER {
         let message = format!("is {offset}, within the header's fields");
-        return Err(Wrong::new("blob_buffer_offset", BLOB_BUFFER_OFFSET, message));
+        let known_as = format!("wrong vma blob buffer offset {}", raw.blob_buffer_offset.get().cast_signed());
+        return Err(Wrong::new("blob_buffer_offset", BLOB_BUFFER_OFFSET, message).known_as(known_as));
     }
     let end = offset.checked_add(size);
     end.and_then(|end| header.get(offset..end)).ok_or_else(|| {
         let message = format!("is {size} at {offset}, beyond the header's end");
+        let [offset, size] = [raw.blob_buffer_offset, raw.blob_buffer_size].map(|n| n.get().cast_signed());
         Wrong::new("blob_buffer_size", BLOB_BUFFER_SIZE, message)
+            .known_as(format!("wrong vma blob buffer size {offset}/{size}"))
     })
 }
 

@@ -40,7 +40,8 @@ impl Front {
                 "{} has {} bytes, and a VMA holds at most {MAX_BLOB} of one",
                 shown(),
                 data.len()
-            )));
+            ))
+            .known_as(format!("Unable to append config data {name} (len = {})", data.len())));
         }
         if self.what.configs.len() == CONFIGS {
             return Err(Error::unsupported(format!(
@@ -57,11 +58,13 @@ impl Front {
     pub(super) fn add_stream(&mut self, number: u32, name: &str, size: u64) -> Result<u8> {
         check_name("a disk", name)?;
         let shown = || format!("the disk '{name}'");
+        let refused = || format!("vma_writer_register_stream '{name}' failed");
         if self.what.disks.iter().any(|disk| disk.name == name) {
             return Err(Error::invalid(format!("{} is in the archive already", shown())));
         }
         if size == 0 {
-            return Err(Error::invalid(format!("{} has no bytes, and a VMA takes no such disk", shown())));
+            return Err(Error::invalid(format!("{} has no bytes, and a VMA takes no such disk", shown()))
+                .known_as(refused()));
         }
         if size.div_ceil(CLUSTER) > MAX_CLUSTERS {
             return Err(Error::unsupported(format!(
@@ -75,7 +78,8 @@ impl Front {
             return Err(Error::unsupported(format!(
                 "{} would be device {number}: a VMA holds {LAST_DEVICE} disks",
                 shown()
-            )));
+            ))
+            .known_as(refused()));
         }
         if number <= last {
             return Err(Error::invalid(format!(

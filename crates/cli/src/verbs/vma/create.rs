@@ -1,27 +1,24 @@
 //! `vma create`: disks of any format into an archive.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use cowhand::archive::{
-    ArchiveCreated, ArchiveTo, CreateArchive, Digests, DiskToArchive, Mapped, WallClock, backup_name,
-    create_archive,
+    ArchiveCreated, CreateArchive, Digests, DiskToArchive, Mapped, WallClock, backup_name,
 };
-use cowhand::{Cache, Error, Printable, Progress, Result};
+use cowhand::{Cache, Error, Printable, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::FORMAT;
+use super::place::Place;
+use super::watch::Watch;
 use crate::exit::{DONE, Outcome};
-use crate::output::{Output, json as indented, standard_output};
+use crate::output::{Output, json as indented};
 use crate::progress::Meter;
 use crate::sizes::Size;
 use crate::sources::{self, Parents, Sharing};
@@ -129,7 +126,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let made = args.time.unwrap_or_else(Timestamp::now);
-    let place = Place::of(args, made)?;
+    let place = place(args, made)?;
     if matches!(place, Place::Stdout) && (args.output == Form::Json || args.showing.progress) {
         return Err(Error::invalid("standard output takes the archive, and nothing else")
             .hint("leave out --output and -p")
@@ -158,16 +155,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     };
     let since = Instant::now();
     let meter = if args.verbose { Meter::new(false, true) } else { args.showing.meter() };
-    let watch =
-        Watch { meter, zeros: how.zeros.clone(), percent: AtomicU64::new(u64::MAX), tells: args.verbose };
+    let watch = Watch::new(meter, how.zeros.clone(), args.verbose);
     let done = place.make(&how, &watch)?;
-    watch.meter.finish();
-    if args.verbose {
-        for disk in &done.disks {
-            let (name, size, zeros) = (Printable(&disk.name), disk.size, disk.zeros);
-            tell(&format!("image {name}: size={size} zeros={zeros} saved={}", size - zeros));
-        }
-    }
+    watch.finish(&done.disks);
     if args.output == Form::Json {
         out.write_all(indented(&facts(&done, &place)).as_bytes())?;
     } else if !args.showing.quiet && !matches!(place, Place::Stdout) {
@@ -180,100 +170,19 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 }
 
 /// Where the archive goes.
-enum Place {
-    File(PathBuf),
-    Stdout,
-    /// A shell command takes it.
-    Command(OsString),
-}
-
-impl Place {
-    fn of(args: &Args, made: Timestamp) -> Result<Place> {
-        let word = &args.out;
-        if let Some(vmid) = args.vmid {
-            let folder = Path::new(word);
-            if !folder.is_dir() {
-                return Err(Error::invalid("is no folder")
-                    .hint("with --vmid the archive is named in the folder that is given")
-                    .image(folder.display()));
-            }
-            let packing = args.compress.as_ref().map(|packed| packed.name.as_str());
-            return Ok(Place::File(folder.join(backup_name(vmid, wall_clock(made), packing)?)));
+fn place(args: &Args, made: Timestamp) -> Result<Place> {
+    let word = &args.out;
+    if let Some(vmid) = args.vmid {
+        let folder = Path::new(word);
+        if !folder.is_dir() {
+            return Err(Error::invalid("is no folder")
+                .hint("with --vmid the archive is named in the folder that is given")
+                .image(folder.display()));
         }
-        if let Some(command) = word.as_bytes().strip_prefix(b"exec:") {
-            return Ok(Place::Command(OsStr::from_bytes(command).to_owned()));
-        }
-        if word.as_bytes().starts_with(b"/dev/fdset/") {
-            return Err(
-                Error::unsupported("sets of file descriptors are QEMU's own").hint("name /dev/fd/NUMBER")
-            );
-        }
-        Ok(if word == "-" || word == "/dev/stdout" { Place::Stdout } else { Place::File(word.into()) })
+        let packing = args.compress.as_ref().map(|packed| packed.name.as_str());
+        return Ok(Place::File(folder.join(backup_name(vmid, wall_clock(made), packing)?)));
     }
-
-    fn make(&self, how: &CreateArchive, watch: &Watch) -> Result<ArchiveCreated> {
-        match self {
-            Place::File(path) => create_archive(how, ArchiveTo::File(path), watch),
-            Place::Stdout => {
-                let name = "standard output".to_owned();
-                create_archive(how, ArchiveTo::Bytes { name, to: &mut standard_output()? }, watch)
-            }
-            Place::Command(command) => {
-                let mut taker = Taker::start(command)?;
-                let name = command.to_string_lossy().into_owned();
-                let done = create_archive(how, ArchiveTo::Bytes { name, to: &mut taker }, watch);
-                let ended = taker.end();
-                // A command that fails takes no more, which would only say that the pipe is broken.
-                ended.and(done)
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Place::File(path) => path.display().fmt(f),
-            Place::Stdout => f.write_str("standard output"),
-            Place::Command(command) => write!(f, "exec:{}", command.to_string_lossy()),
-        }
-    }
-}
-
-/// A command that takes the archive.
-struct Taker {
-    child: Child,
-    name: String,
-}
-
-impl Taker {
-    fn start(command: &OsStr) -> Result<Taker> {
-        let name = command.to_string_lossy().into_owned();
-        let started = Command::new("sh").arg("-c").arg(command).stdin(Stdio::piped()).spawn();
-        let child = started.map_err(|error| Error::io("cannot start", error).image(&name))?;
-        Ok(Taker { child, name })
-    }
-
-    /// Waits until it has ended.
-    fn end(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let ended =
-            self.child.wait().map_err(|error| Error::io("cannot wait for", error).image(&self.name))?;
-        if ended.success() {
-            return Ok(());
-        }
-        Err(Error::new(cowhand::ErrorKind::Io, format!("the command failed: {ended}")).image(&self.name))
-    }
-}
-
-impl Write for Taker {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        self.child.stdin.as_mut().map_or(Ok(0), |to| to.write(buf))
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.child.stdin.as_mut().map_or(Ok(()), Write::flush)
-    }
+    if word == "-" { Ok(Place::Stdout) } else { Place::named(word) }
 }
 
 /// Where the digests go.
@@ -290,7 +199,7 @@ fn digest(args: &Args, place: &Place) -> Result<Option<PathBuf>> {
 }
 
 /// `[format=FORMAT:][NAME=]PATH`. A word with a slash is no name, so a path may hold what ends one.
-fn disk(word: &OsStr, with_format: bool, sharing: &Sharing) -> Result<DiskToArchive> {
+pub(crate) fn disk(word: &OsStr, with_format: bool, sharing: &Sharing) -> Result<DiskToArchive> {
     let mut rest = word.as_bytes();
     let mut format = None;
     if let Some(named) = rest.strip_prefix(b"format=").filter(|_| with_format) {
@@ -385,31 +294,6 @@ fn wall_clock(at: Timestamp) -> WallClock {
         minute: at.minute().unsigned_abs(),
         second: at.second().unsigned_abs(),
     }
-}
-
-/// Progress, and under `-v` a line for each percent.
-struct Watch {
-    meter: Meter,
-    zeros: Arc<AtomicU64>,
-    percent: AtomicU64,
-    tells: bool,
-}
-
-impl Progress for Watch {
-    fn at(&self, done: u64, total: u64) -> ControlFlow<()> {
-        if self.tells {
-            let percent = (u128::from(done) * 100).checked_div(u128::from(total)).unwrap_or(100) as u64;
-            if self.percent.swap(percent, Ordering::Relaxed) != percent {
-                tell(&format!("progress {percent}% {done}/{total} {}", self.zeros.load(Ordering::Relaxed)));
-            }
-        }
-        self.meter.at(done, total)
-    }
-}
-
-/// A line on standard error. Progress that cannot be shown is no reason to stop.
-fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn facts(done: &ArchiveCreated, place: &Place) -> serde_json::Value {

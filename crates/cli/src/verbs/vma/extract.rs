@@ -121,6 +121,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         cache: args.cache,
         secrets: args.keys.secrets()?,
         map: args.map.clone(),
+        lenient: false,
         salvage: args.salvage,
         digests: digests(args, file)?,
     };

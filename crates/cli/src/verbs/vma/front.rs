@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use crate::output::Output;
 
 /// Prints the configurations, the disks, and at last when the archive was made.
-pub(super) fn print(out: &mut Output, what: &Manifest) -> Result<()> {
+pub(crate) fn print(out: &mut Output, what: &Manifest) -> Result<()> {
     for config in &what.configs {
         writeln!(out, "CFG: size: {} name: {}", config.data.len(), Printable(&config.name))?;
     }

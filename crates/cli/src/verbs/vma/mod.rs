@@ -3,13 +3,15 @@
 #![allow(rustdoc::broken_intra_doc_links)] // Doc comments are the words of the help: their brackets are no links.
 
 mod config;
-mod create;
+pub(crate) mod create;
 mod extract;
-mod front;
+pub(crate) mod front;
 mod list;
 mod losses;
-mod totals;
+pub(crate) mod place;
+pub(crate) mod totals;
 mod verify;
+pub(crate) mod watch;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -20,7 +22,7 @@ use crate::exit::Outcome;
 use crate::output::Output;
 
 /// The archives' format.
-const FORMAT: &str = "vma";
+pub(crate) const FORMAT: &str = "vma";
 
 /// Backup archives of virtual machines, as Proxmox makes them
 ///
@@ -53,7 +55,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
 }
 
 /// An archive on the command line.
-fn from(file: &OsString) -> From<'_> {
+pub(crate) fn from(file: &OsString) -> From<'_> {
     if file == "-" {
         From::Bytes(Incoming {
             name: "standard input".to_owned(),

@@ -8,14 +8,14 @@ use cowhand::archive::Tally;
 use crate::output::Output;
 
 /// One line, at once.
-pub(super) fn progress(out: &mut Output, tally: &Tally, since: Instant) -> Result<()> {
+pub(crate) fn progress(out: &mut Output, tally: &Tally, since: Instant) -> Result<()> {
     let (percent, read, seconds) = (tally.percent(), tally.read, since.elapsed().as_secs());
     writeln!(out, "progress {percent}% (read {read} bytes, duration {seconds} sec)")?;
     out.flush()
 }
 
 /// The lines at the end.
-pub(super) fn print(out: &mut Output, tally: &Tally) -> Result<()> {
+pub(crate) fn print(out: &mut Output, tally: &Tally) -> Result<()> {
     if tally.read == 0 {
         return writeln!(out, "vma archive contains no image data");
     }

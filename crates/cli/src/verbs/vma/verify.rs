@@ -60,6 +60,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         archive: Some(FORMAT.to_owned()),
         digests: args.digest.clone().or_else(beside),
         restorable: args.restorable,
+        strict: false,
     };
     let meter = args.showing.meter();
     let mut teller = Teller { out: &mut *out, verbose: args.verbose, since: Instant::now() };

@@ -9,6 +9,7 @@ use cowhand::Error;
 
 use crate::exit::{self, Failure, Outcome};
 use crate::output::Output;
+use crate::page;
 use crate::signals;
 use crate::verbs::*;
 
@@ -17,41 +18,7 @@ use crate::verbs::*;
 /// The verbs and their flags are those of qemu-img where it has them. A target is whole or absent: it is written under
 /// another name beside the old one, and takes its place once it is complete.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cowhand",
-    version,
-    arg_required_else_help = true,
-    disable_help_subcommand = true,
-    after_help = "\
-Sizes: bytes, or a number with k, M, G, T, P or E (powers of 1024): 512k, 20M, 1.5G
-
-Examples:
-  cowhand convert vm.vhdx vm.qcow2
-  cowhand info vm.qcow2
-  cowhand inspect upload.img && echo safe
-
-'cowhand VERB --help' tells more of each.",
-    after_long_help = "\
-Sizes: bytes, or a number with k, M, G, T, P or E (powers of 1024): 512k, 20M, 1.5G
-
-Exit status:
-  0    done; compare: the disks are the same; inspect: safe
-  1    failed, or the command line makes no sense; compare: the disks differ
-  2    compare: an image cannot be opened, or the command line makes no sense; check: errors;
-       vma verify: something is wrong
-  3    compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else;
-       stream --size: the front does not tell; vma extract --salvage: the archive is damaged
-  4    compare: reading failed; inspect: ambiguous or unreadable
-  63   check: images of this format cannot be checked
-  130  stopped by a signal
-
-Examples:
-  cowhand convert vm.vhdx vm.qcow2
-  cowhand info vm.qcow2
-  cowhand inspect upload.img && echo safe
-
-'cowhand VERB --help' tells more of each."
-)]
+#[command(name = "cowhand", version, arg_required_else_help = true, override_help = page::page())]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -59,6 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Doctor(doctor::Args),
     Inspect(inspect::Args),
     Info(info::Args),
     Create(create::Args),
@@ -120,6 +88,7 @@ pub(crate) fn run(words: Vec<OsString>) -> u8 {
 
 fn perform(verb: Verb, out: &mut Output) -> Outcome {
     match verb {
+        Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Inspect(args) => inspect::run(&args, out),
         Verb::Info(args) => info::run(&args, out),
         Verb::Create(args) => create::run(&args, out),

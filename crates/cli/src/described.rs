@@ -4,9 +4,9 @@
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, Command, ValueHint};
 
+use crate::cli;
 use crate::persona::getopt::Flag;
 use crate::persona::{PERSONAS, Persona};
-use crate::cli;
 
 /// The names that can be described.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
@@ -58,7 +58,7 @@ fn with_values(arg: Arg, name: &str) -> Arg {
 /// A tool, as its table has it.
 fn tool(persona: &Persona) -> Command {
     let verbs = (persona.commands)().into_iter().map(|verb| {
-        let flags = verb.flags.iter().enumerate().map(|(place, flag)| argument(place, flag));
+        let flags = verb.flags.iter().map(argument);
         let operands = Arg::new("operands").value_name(verb.operands).num_args(0..);
         Command::new(verb.name)
             .about(verb.about)
@@ -74,8 +74,8 @@ fn tool(persona: &Persona) -> Command {
         .subcommands(verbs)
 }
 
-fn argument(place: usize, flag: &Flag) -> Arg {
-    let mut arg = Arg::new(format!("{place}-{}", flag.name)).help(flag.help);
+fn argument(flag: &Flag) -> Arg {
+    let mut arg = Arg::new(flag.name).help(flag.help);
     if let Some(short) = flag.short {
         arg = arg.short(short);
     }

@@ -1,20 +1,34 @@
 //! The exit status, in one table.
-//!
-//! | status | meaning |
-//! |---|---|
-//! | 0 | done; `compare`: the disks are the same; `inspect`: safe |
-//! | 1 | failed, or the command line makes no sense; `compare`: the disks differ |
-//! | 2 | `compare`: an image cannot be opened, or the command line makes no sense; `check`: errors; `vma verify`: something is wrong |
-//! | 3 | `compare`: what is where cannot be found out; `inspect`: unsafe; `check`: leaks and nothing else; `stream --size`: the front does not tell; `vma extract --salvage`: the archive is damaged |
-//! | 4 | `compare`: reading failed; `inspect`: ambiguous or unreadable |
-//! | 63 | `check`: images of this format cannot be checked |
-//! | 130 | stopped by a signal |
 
 use cowhand::{Error, ErrorKind, Failed};
+
+/// What each status means, for the manual.
+pub(crate) const EXIT: &[(u8, &str)] = &[
+    (0, "done; compare: the disks are the same; inspect: safe; doctor: whole and safe"),
+    (1, "failed, or the command line makes no sense; compare: the disks differ"),
+    (
+        2,
+        "compare: an image cannot be opened, or the command line makes no sense; check: errors; vma verify: something \
+         is wrong; doctor: damaged",
+    ),
+    (
+        3,
+        "compare: what is where cannot be found out; inspect: unsafe; check: leaks and nothing else; stream --size: \
+         the front does not tell; vma extract --salvage: the archive is damaged; doctor: whole, but look before you use it",
+    ),
+    (4, "compare: reading failed; inspect: ambiguous or unreadable"),
+    (63, "check: images of this format cannot be checked"),
+    (130, "stopped by a signal"),
+];
 
 pub(crate) const DONE: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 pub(crate) const STOPPED: u8 = 130;
+
+pub(crate) mod doctor {
+    pub(crate) const DAMAGED: u8 = 2;
+    pub(crate) const ATTENTION: u8 = 3;
+}
 
 pub(crate) mod stream {
     pub(crate) const CANNOT_KNOW: u8 = 3;

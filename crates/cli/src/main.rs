@@ -4,10 +4,12 @@
 
 mod cli;
 mod consumer;
+mod described;
 mod exit;
 mod keys;
 mod objects;
 mod output;
+mod page;
 mod persona;
 mod progress;
 mod signals;

@@ -78,7 +78,10 @@ fn scan_lists_a_volume_group_and_all_its_volumes_stand_on() {
 
     fs::remove_file(nodes.join("base")).unwrap();
     let done = run(&["scan", "-a", "-m", "QCOW2-mid", "-l", &group]);
-    assert_eq!((done.status.code(), text(&done.stderr)), (Some(1), "scan-error: base not found\n".to_owned()));
+    assert_eq!(
+        (done.status.code(), text(&done.stderr)),
+        (Some(1), "scan-error: base not found\n".to_owned())
+    );
 }
 
 #[test]
@@ -90,7 +93,12 @@ fn an_image_in_use_is_looked_at() {
     if !common::has("qemu-io") {
         return;
     }
-    let mut holder = Command::new("qemu-io").arg(at.join("a.qcow2")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut holder = Command::new("qemu-io")
+        .arg(at.join("a.qcow2"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     // It answers once the image is open and locked.
     let mut words = holder.stdin.take().unwrap();
     words.write_all(b"write -P 1 0 512\n").unwrap();

@@ -16,10 +16,10 @@ use crate::archive::front;
 use crate::archive::part::Part;
 use crate::check::{Check, check};
 use crate::consumer::{consumers, verdict};
-use crate::info::{Info, ParentState, info, info_with_parent};
+use crate::info::{Info, info};
 use crate::inspect::{Verdict, inspect_storage};
-use crate::open::{Open, Parent};
-use crate::resolve::folder_of;
+use crate::open::{Open, Parent, open_as_far};
+use crate::resolve::{folder_of, folder_to_allow};
 use crate::stream::From;
 
 /// How long the tables of an image are looked at.
@@ -164,6 +164,7 @@ pub fn doctor(path: &Path, how: &Open, progress: &dyn Progress) -> Result<Diagno
     match (exam.found.file_size, Content::of(&file, exam.format()?)) {
         (0, _) => {
             exam.found.what = "an empty file".to_owned();
+            exam.found.virtual_size = None;
             exam.found.add(Level::Attention, "whole", "there is nothing in it: no disk, and no archive");
         }
         (_, Err(error)) => exam.nothing_known(&error),
@@ -217,6 +218,7 @@ impl Exam<'_> {
     /// It is no format that is known here, or several.
     fn nothing_known(&mut self, error: &Error) {
         let name = self.name();
+        self.found.virtual_size = None;
         let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
         let level = if error.kind() == ErrorKind::Corrupt { Level::Damaged } else { Level::Attention };
         self.found.add(level, "whole", format!("{}{advice}", error.message()));
@@ -236,6 +238,8 @@ impl Exam<'_> {
         self.image(name, text)?;
         if text {
             self.found.what = "a text file, or a disk that begins with text".to_owned();
+            self.found.virtual_size = None;
+            self.found.facts.clear();
             self.found.add(Level::Attention, "whole", "it is text at its front: hardly a disk");
             self.found.next.clear();
         }
@@ -302,7 +306,7 @@ impl Exam<'_> {
     }
 
     fn describe(&mut self, format: &'static str, image: &Info) {
-        self.found.what = format!("a {format} disk");
+        self.found.what = format!("a {format} image");
         self.found.virtual_size = Some(image.virtual_size);
         if image.details.encrypted {
             self.found.facts.push(("encrypted", "yes: reading it takes a secret".to_owned()));
@@ -363,8 +367,7 @@ impl Exam<'_> {
                 self.found.add(Level::Damaged, "whole", format!("{count} faults in all"));
             }
             self.found.next("list all that is wrong", &["cowhand", "check", &name]);
-            let copy = ["cp", "--sparse=always", "--", &name, "COPY"];
-            self.found.next("keep a copy before it is repaired", &copy);
+            self.found.next("keep a copy before it is repaired", &["cp", "--", &name, "COPY"]);
             self.found.next("repair what can be repaired", &["cowhand", "check", "-r", "all", &name]);
         } else if report.leaks > 0 {
             self.found.facts.push(("space lost", format!("{} clusters that nothing uses", report.leaks)));
@@ -378,30 +381,40 @@ impl Exam<'_> {
     /// Whether what it stands on is there, and is the one.
     fn parent(&mut self) -> Result<()> {
         let name = self.name();
-        let image = match info_with_parent(self.path, self.how) {
-            Ok(image) => image,
+        let look = Open { lock: Lock::None, ..self.how.clone() };
+        let (opened, lost) = match open_as_far(self.path, &look) {
+            Ok(found) => found,
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
             Err(_) => return Ok(()), // told already
         };
-        let Some(parent) = image.backing_filename() else { return Ok(()) };
+        let named = opened.links().first().and_then(|top| top.layer.parent());
+        let Some(parent) = named.and_then(|parent| parent.candidates.into_iter().next()) else {
+            return Ok(());
+        };
+        let parent = parent.display().to_string();
         self.found.unseen.push("what it stands on: 'cowhand check --chain' does".to_owned());
-        match &image.parent_state {
-            ParentState::Found(path) => {
-                self.found.facts.push(("stands on", format!("{}, which is there", path.display())));
-                self.found.next("look at all that it stands on", &["cowhand", "check", "--chain", &name]);
-                self.found.next("see the chain", &["cowhand", "chain", &name]);
-                self.found.next("move its data down into its parent", &["cowhand", "commit", &name]);
-            }
-            ParentState::NotLookedUp => {
-                self.found.facts.push(("stands on", format!("{parent}, not looked up")))
-            }
-            ParentState::Lost(why) => {
-                let why = why.strip_prefix(&format!("{}: ", Printable(&name))).unwrap_or(why);
-                self.found.add(Level::Damaged, "parent", format!("{parent} cannot be used: {why}"));
-                self.found
-                    .next("say where its parent is now", &["cowhand", "reconnect-parent", &name, "PARENT"]);
-            }
+        let Some(error) = lost else {
+            let files = opened.links().len() - 1;
+            let above = opened.links().get(1).map_or(parent, |link| link.name.clone());
+            let more = if files > 1 { format!(", the first of {files} files") } else { String::new() };
+            self.found.facts.push(("stands on", format!("{above}, which is there{more}")));
+            self.found.next("look at all that it stands on", &["cowhand", "check", "--chain", &name]);
+            self.found.next("see the chain", &["cowhand", "chain", &name]);
+            self.found.next("move its data down into its parent", &["cowhand", "commit", &name]);
+            return Ok(());
+        };
+        let why = without_name(&error, &name);
+        if error.kind() == ErrorKind::Denied {
+            self.found.add(Level::Attention, "parent", format!("{parent} was not looked at: {why}"));
+            let folder = folder_to_allow(self.path, Path::new(&parent));
+            let paths = folder.map(|folder| format!("--paths=allow={}", folder.display()));
+            let paths = paths.unwrap_or_else(|| "--paths=local".to_owned());
+            self.found.next("look there, if you trust it", &["cowhand", "doctor", &paths, &name]);
+            return Ok(());
         }
+        let level = if error.kind() == ErrorKind::NotFound { Level::Damaged } else { level(&error) };
+        self.found.add(level, "parent", format!("{parent} cannot be used: {why}"));
+        self.found.next("say where its parent is now", &["cowhand", "reconnect-parent", &name, "PARENT"]);
         Ok(())
     }
 

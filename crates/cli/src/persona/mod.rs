@@ -1,7 +1,7 @@
 //! The other names that the program answers to: called by one of them, it is that tool.
 
 pub(crate) mod compat;
-mod getopt;
+pub(crate) mod getopt;
 mod qcow2_helper;
 mod qemu_img;
 mod vhd_util;
@@ -19,19 +19,44 @@ use crate::signals;
 pub(crate) struct Persona {
     /// What it is called by.
     pub(crate) name: &'static str,
+    /// One line for the manual.
+    pub(crate) about: &'static str,
+    /// What it does, for completions and the manual.
+    pub(crate) commands: fn() -> Vec<Command>,
     /// Does what the words behind the name say.
     run: fn(&[OsString], &mut Output) -> Outcome,
 }
 
 /// All of them.
 pub(crate) const PERSONAS: &[Persona] = &[
-    Persona { name: "qemu-img", run: qemu_img::run },
-    Persona { name: "qcow2_helper", run: qcow2_helper::run },
-    Persona { name: "vhd-util", run: vhd_util::run },
-    Persona { name: "vma", run: vma::run },
+    Persona {
+        name: "qemu-img",
+        about: "QEMU's tool for disk images",
+        commands: qemu_img::commands,
+        run: qemu_img::run,
+    },
+    Persona {
+        name: "qcow2_helper",
+        about: "XCP-ng's helper for qcow2 images",
+        commands: || qcow2_helper::COMMANDS.to_vec(),
+        run: qcow2_helper::run,
+    },
+    Persona {
+        name: "vhd-util",
+        about: "XenServer's tool for VHD images",
+        commands: vhd_util::commands,
+        run: vhd_util::run,
+    },
+    Persona {
+        name: "vma",
+        about: "Proxmox's tool for backup archives",
+        commands: || vma::COMMANDS.to_vec(),
+        run: vma::run,
+    },
 ];
 
 /// One of a tool's commands, for its parsing and its help.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Command {
     pub(crate) name: &'static str,
     /// One line for the list of commands.

@@ -69,11 +69,9 @@ fn page(out: &mut Output, found: &Diagnosis) -> Result<()> {
         Some(Level::Attention) => "LOOK BEFORE YOU USE IT",
     };
     writeln!(out, "{}: {answer}", Printable(&found.filename))?;
-    let mut what = found.what.clone();
-    if let Some(size) = found.virtual_size {
-        what += &format!(" of {}", Size(size));
-    }
-    line(out, "what", &format!("{what}; its file has {} bytes, {} on disk", found.file_size, Size(found.actual_size)))?;
+    let disk = found.virtual_size.map(|size| format!("{} of disk, ", Size(size))).unwrap_or_default();
+    let (file, space) = (found.file_size, Size(found.actual_size));
+    line(out, "what", &format!("{}: {disk}a file of {file} bytes, which takes {space}", found.what))?;
     for finding in &found.findings {
         let mark = if finding.level == Level::Damaged { "!! " } else { "" };
         line(out, finding.about, &format!("{mark}{}", finding.text))?;

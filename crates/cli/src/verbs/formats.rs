@@ -7,6 +7,10 @@ use crate::output::Output;
 
 /// List the formats, their names and their options
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cowhand formats
+  cowhand create -f vhdx -o help")]
 pub(crate) struct Args {}
 
 pub(crate) fn run(out: &mut Output) -> Outcome {

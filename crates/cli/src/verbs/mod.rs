@@ -14,6 +14,7 @@ pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod dd;
+pub(crate) mod doctor;
 pub(crate) mod flatten;
 pub(crate) mod formats;
 pub(crate) mod hidden;

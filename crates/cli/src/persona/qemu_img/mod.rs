@@ -17,7 +17,7 @@ use std::ffi::{OsStr, OsString};
 use cowhand::ErrorKind;
 
 use super::getopt::{Flag, Words};
-use super::{Failure, Outcome};
+use super::{Command, Failure, Outcome};
 use crate::exit::{DONE, FAILED, STOPPED};
 use crate::output::Output;
 use crate::verbs::Form;
@@ -44,6 +44,14 @@ struct Call<'a> {
     verb: &'static Verb,
     words: Words,
     out: &'a mut Output,
+}
+
+/// The verbs, for completions and the manual.
+pub(super) fn commands() -> Vec<Command> {
+    VERBS
+        .iter()
+        .map(|&Verb { name, about, operands, flags, .. }| Command { name, about, operands, flags })
+        .collect()
 }
 
 pub(super) fn run(words: &[OsString], out: &mut Output) -> Outcome {

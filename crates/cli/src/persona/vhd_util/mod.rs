@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use cowhand::{Error, Lock, Open, Policy};
 
 use super::getopt::{Flag, Words};
-use super::{Outcome, complain};
+use super::{Command, Outcome, complain};
 use crate::exit::DONE;
 use crate::output::Output;
 
@@ -106,6 +106,11 @@ struct Call<'a> {
     out: &'a mut Output,
     /// `--debug`: what went wrong is told in full on standard error.
     debug: bool,
+}
+
+/// The verbs, for completions and the manual.
+pub(super) fn commands() -> Vec<Command> {
+    VERBS.iter().map(|&Verb { name, about, flags, .. }| Command { name, about, operands: "", flags }).collect()
 }
 
 pub(super) fn run(words: &[OsString], out: &mut Output) -> Outcome {

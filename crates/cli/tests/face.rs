@@ -1,0 +1,231 @@
+//! The program's own face: completions that the shells take, manual pages that `man` takes, and the doctor.
+#![allow(clippy::unwrap_used)] // These are tests, helpers included.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn cowhand(folder: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cowhand")).args(words).current_dir(folder).output().unwrap()
+}
+
+fn good(folder: &Path, words: &[&str]) -> String {
+    let done = cowhand(folder, words);
+    assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), String::new()), "{words:?}");
+    text(&done.stdout)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The verbs of the help page.
+fn verbs() -> Vec<String> {
+    let page = good(Path::new("."), &["help"]);
+    let rows = page.lines().skip(2).filter(|line| !line.starts_with("Sizes"));
+    // Never within a character: the page is ASCII.
+    let halves =
+        rows.flat_map(|row| [row.get(8..43).unwrap_or(row.get(8..).unwrap()), row.get(44..).unwrap_or("")]);
+    halves.filter_map(|half| half.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn help_is_one_screen_by_every_way_to_ask_for_it() {
+    let here = Path::new(".");
+    let page = good(here, &["--help"]);
+    assert!(page.lines().count() <= 24 && page.lines().all(|line| line.len() <= 80), "{page}");
+    assert_eq!(page, good(here, &["-h"]));
+    assert_eq!(page, good(here, &["help"]));
+    assert!(verbs().len() > 30);
+    for verb in verbs().iter().filter(|verb| *verb != "help") {
+        assert_eq!(good(here, &["help", verb]), good(here, &[verb, "--help"]), "{verb}");
+    }
+    assert!(good(here, &["help", "vma", "create"]).contains("qmrestore"));
+}
+
+#[test]
+fn shells_take_the_completions() {
+    let here = Path::new(".");
+    for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "-n")] {
+        for name in ["cowhand", "qemu-img", "qcow2_helper", "vma"] {
+            let script = good(here, &["completions", shell, name]);
+            if let Ok(mut child) = Command::new(shell).arg(check).stdin(Stdio::piped()).spawn() {
+                child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+                assert!(child.wait().unwrap().success(), "{shell} {name}");
+            }
+        }
+        let script = good(here, &["completions", shell]);
+        for verb in verbs() {
+            assert!(script.contains(&verb), "{shell}: {verb}");
+        }
+        for word in ["keep-index", "image-opts", "same-dir", "writethrough", "qcow2", "vhdx", "virtualbox"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        assert!(good(here, &["completions", shell, "qemu-img"]).contains("force-share"), "{shell}");
+    }
+}
+
+/// What bash offers behind these words.
+#[test]
+fn bash_completes_verbs_flags_and_values() {
+    let here = Path::new(".");
+    let script = good(here, &["completions", "bash"]);
+    let offered = |words: &[&str]| {
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let last = words.len() - 1;
+        let ask = format!(
+            "{script}\nCOMP_WORDS=({}); COMP_CWORD={last}; _cowhand cowhand '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
+            quoted.join(" "),
+            words[last],
+            words[last - 1]
+        );
+        let done = Command::new("bash").args(["-c", &ask]).output().unwrap();
+        text(&done.stdout)
+    };
+    assert_eq!(offered(&["cowhand", "conv"]).trim(), "convert");
+    assert!(offered(&["cowhand", "convert", "--ver"]).contains("--verify"));
+    assert_eq!(offered(&["cowhand", "convert", "-O", "vhd"]).trim(), "vhd vhdx");
+    assert!(offered(&["cowhand", "info", "--paths", ""]).contains("same-dir"));
+}
+
+#[test]
+fn the_manual_has_a_page_for_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    good(at, &["man", "."]);
+    let page = |name: &str| fs::read_to_string(at.join(format!("{name}.1"))).unwrap();
+    for verb in verbs().iter().filter(|verb| *verb != "help") {
+        let page = page(&format!("cowhand-{verb}"));
+        assert!(page.contains("Examples:") || verb == "vma", "{verb}");
+    }
+    assert!(page("cowhand-vma-create").contains("Examples:"));
+    let first = page("cowhand");
+    for part in ["Look", "Chain", "EXIT STATUS", "ENVIRONMENT", "COWHAND_COMPAT", "130", "reconnect\\-parent"]
+    {
+        assert!(first.contains(part), "{part}: {first}");
+    }
+    assert!(page("cowhand-qemu-img").contains("snapshot"));
+    assert!(page("cowhand-vma").contains("qmrestore") || page("cowhand-vma").contains("DESCRIPTION"));
+    for entry in fs::read_dir(at).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(done) =
+            Command::new("man").env("MANWIDTH", "80").args(["--warnings", "-l"]).arg(&path).output()
+        else {
+            continue;
+        };
+        assert!(done.status.success() && done.stderr.is_empty(), "{path:?}: {}", text(&done.stderr));
+    }
+}
+
+/// The status, the answer, and the page.
+fn doctor(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
+    let done = cowhand(folder, &[&["doctor"], words].concat());
+    (done.status.code(), text(&done.stdout) + &text(&done.stderr))
+}
+
+#[track_caller]
+fn diagnosed(folder: &Path, words: &[&str], status: i32, parts: &[&str]) {
+    let (code, page) = doctor(folder, words);
+    assert_eq!(code, Some(status), "{page}");
+    for part in parts {
+        assert!(page.contains(part), "'{part}' is not in:\n{page}");
+    }
+    assert!(page.lines().count() <= 24, "{page}");
+}
+
+#[test]
+fn the_doctor_says_what_a_file_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (name, more) in [("a.qcow2", "qcow2"), ("a.vhdx", "vhdx"), ("a.vhd", "vpc"), ("a.raw", "raw")] {
+        good(at, &["create", "-q", "-f", more, name, "8M"]);
+        diagnosed(at, &[name], 0, &[&format!("{name}: WHOLE AND SAFE"), "of 8 MiB", "cowhand convert"]);
+    }
+    good(at, &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "top.qcow2"]);
+    diagnosed(
+        at,
+        &["top.qcow2"],
+        3,
+        &[
+            "top.qcow2: LOOK BEFORE YOU USE IT",
+            "backing_file",
+            "stands on",
+            "a.qcow2, which is there",
+            "cowhand commit top.qcow2",
+        ],
+    );
+    fs::create_dir(at.join("else where")).unwrap();
+    fs::rename(at.join("top.qcow2"), at.join("else where/it's.qcow2")).unwrap();
+    diagnosed(
+        at,
+        &["else where/it's.qcow2"],
+        2,
+        &["DAMAGED", "parent", "cowhand reconnect-parent 'else where/it'\\''s.qcow2' PARENT"],
+    );
+    good(at, &["vma", "create", "-q", "a.vma.zst", "-d", "drive-a=a.raw"]);
+    diagnosed(
+        at,
+        &["a.vma.zst"],
+        0,
+        &["backup archive, packed with zstd", "drive-a", "all but its front", "cowhand vma verify a.vma.zst"],
+    );
+    let value: serde_json::Value =
+        serde_json::from_str(&good(at, &["doctor", "--output=json", "a.qcow2"])).unwrap();
+    assert_eq!(value["verdict"], "whole");
+    assert_eq!(value["format"], "qcow2");
+    assert_eq!(value["virtual-size"], 8 << 20);
+    assert_eq!(value["next"][0]["command"][0], "cowhand");
+}
+
+#[test]
+fn the_doctor_is_shown_strange_things() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("empty"), "").unwrap();
+    diagnosed(at, &["empty"], 3, &["an empty file", "nothing in it"]);
+    fs::write(at.join("notes.txt"), "Buy milk.\n".repeat(100)).unwrap();
+    diagnosed(at, &["notes.txt"], 3, &["text"]);
+    fs::write(at.join("x.vmdk"), [b"KDMV".as_slice(), &[0; 2000]].concat()).unwrap();
+    diagnosed(at, &["x.vmdk"], 3, &["vmdk", "VMDK"]);
+    diagnosed(at, &["."], 1, &["is a folder", "cowhand scan"]);
+    diagnosed(at, &["nowhere"], 1, &["nowhere: ", "No such file"]);
+    diagnosed(at, &["/dev/null"], 1, &["/dev/null"]);
+    assert!(Command::new("mkfifo").arg(at.join("pipe")).status().unwrap().success());
+    diagnosed(at, &["pipe"], 1, &["pipe"]);
+    symlink("nowhere", at.join("link")).unwrap();
+    diagnosed(at, &["link"], 1, &["link"]);
+
+    // Damage: refcounts that are gone, a header that makes no sense, an archive without its end.
+    good(at, &["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "bad.qcow2", "8M"]);
+    let mut bytes = fs::read(at.join("bad.qcow2")).unwrap();
+    bytes[0x20000..0x20010].fill(0);
+    fs::write(at.join("bad.qcow2"), &bytes).unwrap();
+    let before = fs::read(at.join("bad.qcow2")).unwrap();
+    diagnosed(at, &["bad.qcow2"], 2, &["bad.qcow2: DAMAGED", "cowhand check -r all bad.qcow2", "COPY"]);
+    assert!(fs::read(at.join("bad.qcow2")).unwrap() == before);
+    bytes[20..24].copy_from_slice(&[0, 0, 0, 99]);
+    fs::write(at.join("worse.qcow2"), &bytes).unwrap();
+    diagnosed(at, &["worse.qcow2"], 2, &["cluster_bits"]);
+    good(at, &["create", "-q", "a.raw", "1M"]);
+    good(at, &["vma", "create", "-q", "a.vma", "-d", "a=a.raw"]);
+    let archive = fs::read(at.join("a.vma")).unwrap();
+    fs::write(at.join("cut.vma"), &archive[..9000]).unwrap();
+    diagnosed(at, &["cut.vma"], 2, &["--salvage cut.vma NEWDIR"]);
+
+    // What was left behind beside it, and terminal escapes in what a stranger wrote.
+    fs::write(at.join(".a.raw.partial-12ab"), [0; 77]).unwrap();
+    diagnosed(at, &["a.raw"], 3, &[".a.raw.partial-12ab (77 bytes)", "rm -r -- "]);
+    good(at, &["create", "-q", "-u", "-f", "qcow2", "-b", "\u{1b}[2Jx", "-F", "raw", "esc.qcow2", "1M"]);
+    let (_, page) = doctor(at, &["esc.qcow2"]);
+    assert!(!page.contains('\u{1b}'), "{page}");
+}
+
+#[test]
+fn the_doctor_opens_nothing_that_the_policy_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    good(at, &["create", "-q", "-u", "-f", "qcow2", "-b", "/etc/hostname", "-F", "raw", "spy.qcow2", "1M"]);
+    diagnosed(at, &["spy.qcow2"], 3, &["LOOK BEFORE", "/etc/hostname", "--paths"]);
+}

@@ -79,7 +79,7 @@ pub(crate) const GROUPS: &[Group] = &[
 ];
 
 /// Columns of a group's title, and of the two verbs in a row, each with its words.
-const TITLE: usize = 8;
+const TITLE: usize = 7;
 const LEFT: usize = 12;
 const WORDS: usize = 22;
 const RIGHT: usize = 16;

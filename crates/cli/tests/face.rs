@@ -27,7 +27,7 @@ fn verbs() -> Vec<String> {
     let rows = page.lines().skip(2).filter(|line| !line.starts_with("Sizes"));
     // Never within a character: the page is ASCII.
     let halves =
-        rows.flat_map(|row| [row.get(8..43).unwrap_or(row.get(8..).unwrap()), row.get(44..).unwrap_or("")]);
+        rows.flat_map(|row| [row.get(7..42).unwrap_or(row.get(7..).unwrap()), row.get(43..).unwrap_or("")]);
     halves.filter_map(|half| half.split_whitespace().next()).map(str::to_owned).collect()
 }
 
@@ -71,12 +71,15 @@ fn shells_take_the_completions() {
 #[test]
 fn bash_completes_verbs_flags_and_values() {
     let here = Path::new(".");
-    let script = good(here, &["completions", "bash"]);
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("cowhand.bash");
+    fs::write(&script, good(here, &["completions", "bash"])).unwrap();
+    let script = script.display();
     let offered = |words: &[&str]| {
         let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         let last = words.len() - 1;
         let ask = format!(
-            "{script}\nCOMP_WORDS=({}); COMP_CWORD={last}; _cowhand cowhand '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
+            ". {script}\nCOMP_WORDS=({}); COMP_CWORD={last}; _cowhand cowhand '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
             quoted.join(" "),
             words[last],
             words[last - 1]
@@ -141,7 +144,7 @@ fn the_doctor_says_what_a_file_is() {
     let at = folder.path();
     for (name, more) in [("a.qcow2", "qcow2"), ("a.vhdx", "vhdx"), ("a.vhd", "vpc"), ("a.raw", "raw")] {
         good(at, &["create", "-q", "-f", more, name, "8M"]);
-        diagnosed(at, &[name], 0, &[&format!("{name}: WHOLE AND SAFE"), "of 8 MiB", "cowhand convert"]);
+        diagnosed(at, &[name], 0, &[&format!("{name}: WHOLE AND SAFE"), "8 MiB of disk", "cowhand convert"]);
     }
     good(at, &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "top.qcow2"]);
     diagnosed(

@@ -409,6 +409,10 @@ fn a_map_that_does_not_fit_is_refused() {
     for (lines, part) in [
         ("0:drive-scsi0=@/a.raw\n", "no line for the disk 'drive-scsi1'"),
         ("0:drive-scsi0=@/a.raw\nskip=drive-scsi1\nskip=drive-ide0\n", "no disk 'drive-ide0'"),
+        (
+            "skip=drive-scsi0\nskip=drive-scsi1\n0:drive-scsi0=@/a.raw\n",
+            "two lines for the disk 'drive-scsi0'",
+        ),
         ("0:drive-scsi0=@/small\nskip=drive-scsi1\n", "has 328192 bytes"),
         ("0:drive-scsi0=@/large\nskip=drive-scsi1\n", "at most 4 MiB more"),
         ("0:drive-scsi0=@/nowhere\nskip=drive-scsi1\n", "has to be there"),
@@ -424,6 +428,26 @@ fn a_map_that_does_not_fit_is_refused() {
     }
     let how = map(&folder, "0:drive-scsi0=@/fits\nskip=drive-scsi1\n");
     run(&mut source.clone(), &to, &how).unwrap();
+}
+
+#[test]
+fn who_is_lenient_passes_over_disks_that_are_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("out");
+    let (source, disks) = fake(18);
+    let names = ["drive-nothing", "drive-scsi1"].map(str::to_owned);
+    let how = Extract { disks: Some(names.into()), lenient: true, ..Extract::default() };
+    let done = run(&mut source.clone(), &to, &how).unwrap();
+    assert_eq!(done.disks.len(), 1);
+    assert_disk(&to.join("disk-drive-scsi1.raw"), "raw", &disks[1]);
+
+    // In a map too, where the later of two lines counts.
+    let to = folder.path().join("mapped");
+    let (raw, _) = targets(&folder);
+    let lines = "skip=drive-scsi0\n0:drive-ide0=@/nowhere\n1:drive-scsi0=@/a.raw\nskip=drive-scsi1\n";
+    let how = Extract { lenient: true, ..map(&folder, lines) };
+    run(&mut source.clone(), &to, &how).unwrap();
+    assert_disk(&raw, "raw", &disks[0]);
 }
 
 #[test]

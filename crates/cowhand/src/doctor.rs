@@ -161,7 +161,7 @@ pub fn doctor(path: &Path, how: &Open, progress: &dyn Progress) -> Result<Diagno
     found.actual_size = file.physical_size().map_err(failed)?;
     let mut exam = Exam { path, how: &how, busy: !found.findings.is_empty(), found, progress };
     exam.gate(file.as_ref())?;
-    match (exam.found.file_size, Content::of(&file, exam.format()?)) {
+    match (exam.found.file_size, Content::of(&file, exam.format()?, how.probing)) {
         (0, _) => {
             exam.found.what = "an empty file".to_owned();
             exam.found.virtual_size = None;

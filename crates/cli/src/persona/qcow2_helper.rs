@@ -184,7 +184,7 @@ fn how() -> Open {
 
 fn could_not_open(path: &Path, error: &Error) -> Failure {
     let name = path.display();
-    match (error.os_error(), error.os_code()) {
+    match (error.os_error(), error.code()) {
         (Some(said), Some(code)) => says(format!("Opening file {name} failed: {said} ({code})")),
         _ if error.field_name() == Some("magic") => says("MAGIC is wrong".to_owned()),
         _ => says(error.to_string()),

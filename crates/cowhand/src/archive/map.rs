@@ -48,11 +48,10 @@ pub struct MapTarget {
 impl MapLine {
     /// What `line` says, without its end. Errors: it says nothing that is known here.
     pub fn parse(line: &str) -> Result<MapLine> {
+        let unfit = |why: &str| Error::invalid(format!("the map's line '{line}' {why}"));
         // What is wrong, and how Proxmox's tool says it.
-        let wrong = |why: &str, known_as: String| {
-            Error::invalid(format!("the map's line '{line}' {why}"))
-                .known_as(format!("read map failed - {known_as}"))
-        };
+        let wrong =
+            |why: &str, known_as: String| unfit(why).known_as(format!("read map failed - {known_as}"));
         if let Some(rest) = line.strip_prefix("skip") {
             return match rest.strip_prefix('=') {
                 Some(name) if !name.is_empty() => Ok(MapLine::Skip(name.to_owned())),
@@ -96,7 +95,7 @@ impl MapLine {
         let cache = match cache {
             None => Cache::default(),
             Some(name) => Cache::by_name(&name).ok_or_else(|| {
-                wrong("has a cache mode that is not known", String::new())
+                unfit("has a cache mode that is not known")
                     .known_as(format!("invalid cache option: {name}\n"))
             })?,
         };

@@ -70,22 +70,27 @@ fn disks_of(disks: &[OsString], old: &[OsString]) -> Result<Vec<DiskToArchive>, 
 
 fn not_made(to: &OsStr, how: &CreateArchive, error: &Error) -> Failure {
     let about = |path: &Path| error.image_name().is_some_and(|name| Path::new(name) == path);
-    match error.os_error() {
-        _ if error.old_words().is_some() || error.kind() == ErrorKind::Cancelled => failed("", error),
+    let said = error.os_error();
+    if error.kind() == ErrorKind::Cancelled {
+        return failed("", error);
+    }
+    if let Some(disk) = how.disks.iter().find(|disk| about(&disk.path)) {
+        let name = disk.path.display();
+        let why = match (error.sentence(), said) {
+            (Some(sentence), _) => sentence.to_owned(),
+            (None, Some(said)) => format!("Could not open '{name}': {said}"),
+            (None, None) => error.without_image().to_string(),
+        };
+        return fatal(format_args!("bdrv_open '{name}' failed - {why}"));
+    }
+    match said {
+        _ if error.sentence().is_some() => failed("", error),
         None if error.kind() == ErrorKind::Exists && about(Path::new(to)) => cannot_open(to, "File exists"),
         Some(said) if about(Path::new(to)) => cannot_open(to, &said),
         Some(said) if how.configs.iter().any(|path| about(path)) => {
             let name = error.image_name().unwrap_or_default();
             fatal(format_args!("Unable to read file: Failed to open file “{name}”: {said}"))
         }
-        said => match how.disks.iter().find(|disk| about(&disk.path)) {
-            Some(disk) => {
-                let name = disk.path.display();
-                let why =
-                    said.map_or_else(|| error.to_string(), |said| format!("Could not open '{name}': {said}"));
-                fatal(format_args!("bdrv_open '{name}' failed - {why}"))
-            }
-            None => failed("creating vma archive failed - ", error),
-        },
+        _ => failed("creating vma archive failed - ", error),
     }
 }

@@ -183,7 +183,7 @@ fn failed(front: &str, error: &Error) -> Failure {
     if error.kind() == ErrorKind::Cancelled {
         return Failure { status: STOPPED, text: format!("vma: {error}") };
     }
-    match error.old_words() {
+    match error.sentence() {
         Some(words) => fatal(format_args!("{front}{words}")),
         None => fatal(format_args!("{front}{error}")),
     }
@@ -191,7 +191,7 @@ fn failed(front: &str, error: &Error) -> Failure {
 
 /// An archive whose front cannot be read.
 fn unreadable(file: &OsStr, error: &Error) -> Failure {
-    match (error.os_error(), error.old_words()) {
+    match (error.os_error(), error.sentence()) {
         (Some(said), None) if error.image_name().is_some_and(|name| OsStr::new(name) == file) => {
             cannot_open(file, &said)
         }

@@ -49,7 +49,7 @@ fn help_is_one_screen_by_every_way_to_ask_for_it() {
 fn shells_take_the_completions() {
     let here = Path::new(".");
     for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "-n")] {
-        for name in ["cowhand", "qemu-img", "qcow2_helper", "vma"] {
+        for name in ["cowhand", "qemu-img", "qcow2_helper", "vhd-util", "vma"] {
             let script = good(here, &["completions", shell, name]);
             if let Ok(mut child) = Command::new(shell).arg(check).stdin(Stdio::piped()).spawn() {
                 child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();

@@ -21,8 +21,13 @@ pub(crate) struct Args {
     /// The shell
     shell: Shell,
 
-    /// What is called by that name
-    #[arg(value_name = "NAME", default_value = "cowhand", value_parser = PossibleValuesParser::new(described::names()))]
+    /// Cowhand itself, or a name that install-links makes
+    #[arg(
+        value_name = "NAME",
+        default_value = "cowhand",
+        value_parser = PossibleValuesParser::new(described::names()),
+        hide_possible_values = true
+    )]
     name: String,
 }
 

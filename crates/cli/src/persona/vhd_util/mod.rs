@@ -110,7 +110,10 @@ struct Call<'a> {
 
 /// The verbs, for completions and the manual.
 pub(super) fn commands() -> Vec<Command> {
-    VERBS.iter().map(|&Verb { name, about, flags, .. }| Command { name, about, operands: "", flags }).collect()
+    VERBS
+        .iter()
+        .map(|&Verb { name, about, flags, .. }| Command { name, about, operands: "", flags })
+        .collect()
 }
 
 pub(super) fn run(words: &[OsString], out: &mut Output) -> Outcome {

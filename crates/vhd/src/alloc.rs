@@ -7,6 +7,7 @@ use crate::batmap::Batmap;
 use crate::footer::{FOOTER_LEN, Footer};
 use crate::geometry::SECTOR;
 use crate::header::{HEADER_LEN, Header, bitmap_len};
+use crate::space::make_zero;
 
 /// Payload stands on these boundaries, so that file systems can share it and disks need not read to write it.
 const ALIGNMENT: u64 = 4096;
@@ -119,7 +120,9 @@ impl Layout {
             at += piece.len() as u64;
         }
         if let Some(batmap) = self.batmap() {
-            // The map's bytes, all zero, are a hole of the file.
+            // A hole of the file; on a device whatever was there.
+            let map = batmap.map();
+            make_zero(file, map.start, map.end - map.start)?;
             file.write_at(batmap.at, &batmap.bytes()).map_err(failed)?;
         }
         Ok(())

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use cowhand_core::testing::Rng;
 use cowhand_core::{
-    ErrorKind, Extent, Format, Kind, Layer, MemoryStorage, NoFiles, OpenOptions, Options, Probe, Result,
-    Storage,
+    CheckOptions, Checker, ErrorKind, Extent, Format, Kind, Layer, MemoryStorage, NoFiles, OpenOptions,
+    Options, Probe, Quiet, Result, Storage,
 };
 
 use super::{content, create, open, open_bytes, pairs, sign, small};
@@ -310,6 +310,18 @@ fn what_cannot_be_made_is_refused_by_name() {
             .to_string()
             .contains("made in an empty file")
     );
+}
+
+#[test]
+fn a_device_full_of_noise_becomes_an_empty_disk() {
+    for options in [&[][..], &[("creator", "tap")], &[("creator", "tap"), ("max_size", "2T")]] {
+        let file = Arc::new(MemoryStorage::from_bytes(&vec![0xa5; 6 << 20]));
+        create(file.clone(), 8 << 20, options).unwrap().close().unwrap();
+        let report = Vhd.check(file.clone(), &NoFiles, &CheckOptions::default(), &Quiet).unwrap();
+        assert!(report.is_clean() && report.faults.is_empty(), "{options:?}: {:?}", report.faults);
+        let layer = open(file as Arc<dyn Storage>).unwrap();
+        assert_eq!(layer.extent(0, 8 << 20).unwrap().kind, Kind::Hole);
+    }
 }
 
 #[test]

@@ -93,10 +93,8 @@ fn the_table_may_be_larger_than_the_disk_and_be_followed_by_a_batmap() {
     let both = Arc::new(MemoryStorage::new());
     child(&both, 1 << 30, parent("raw", None), &options).unwrap().close().unwrap();
     let layer = open(both).unwrap();
-    assert_eq!(
-        (says(&layer, "batmap"), layer.parent().unwrap().format),
-        (json!(true), Some("raw".to_owned()))
-    );
+    // blktap tells a raw parent by an id of zeros; a note of its format would fail its check.
+    assert_eq!((says(&layer, "batmap"), layer.parent().unwrap().format), (json!(true), None));
 }
 
 #[test]

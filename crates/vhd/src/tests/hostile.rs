@@ -314,7 +314,7 @@ fn what_cannot_be_made_is_refused_by_name() {
 
 #[test]
 fn a_device_full_of_noise_becomes_an_empty_disk() {
-    for options in [&[][..], &[("creator", "tap")], &[("creator", "tap"), ("max_size", "2T")]] {
+    for options in [&[][..], &[("creator", "tap")][..], &[("creator", "tap"), ("max_size", "2T")][..]] {
         let file = Arc::new(MemoryStorage::from_bytes(&vec![0xa5; 6 << 20]));
         create(file.clone(), 8 << 20, options).unwrap().close().unwrap();
         let report = Vhd.check(file.clone(), &NoFiles, &CheckOptions::default(), &Quiet).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cowhand_core::testing::fill;
-use cowhand_core::{Erase, ErrorKind, Image, Kind, Layer, Link, MemoryStorage, Storage};
+use cowhand_core::{Erase, ErrorKind, Image, Kind, Layer, Link, MemoryStorage, OpenOptions, Storage};
 
 use super::benches::{Sort, made, parent};
 use super::{content, create, open, open_to_write, small};
@@ -265,7 +265,13 @@ fn blocks_are_moved_and_heads_rewritten() {
     let file = storage(&good);
     let dynamic = |file: Arc<MemoryStorage>| {
         let found = find(file.as_ref()).unwrap();
-        crate::dynamic::Dynamic::open(file, found, SIZE, true).unwrap()
+        crate::dynamic::Dynamic::open(
+            file,
+            found,
+            SIZE,
+            &OpenOptions { writable: true, ..OpenOptions::default() },
+        )
+        .unwrap()
     };
     let layer = dynamic(file.clone());
     layer.erase(15 * 4096, 4096, Erase::Free).unwrap();

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use common::{PROGRAM, bad, command, finish, good, names, noise, one_line, wait_until};
 
@@ -46,6 +46,70 @@ fn an_interrupt_takes_the_partial_away() {
         assert!(said.contains("stopped on request"), "{said}");
         assert_eq!(names(dir.path()), ["source.raw", "target.qcow2"]);
         assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
+    }
+}
+
+/// Both come before the program can go on: the first asks it to tidy up, the second does not wait for that.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let (dir, child) = under_way(&[]);
+    for name in ["STOP", "INT", "TERM", "CONT"] {
+        signal(&child, name);
+    }
+    let output = finish(child);
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(130), &b""[..]));
+    assert!(partial(dir.path()).is_some());
+    assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
+}
+
+#[test]
+fn an_interrupt_is_heard_while_standard_input_gives_nothing() {
+    for name in ["INT", "TERM"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("target.qcow2"), OLD).unwrap();
+        let mut waiting = command(PROGRAM, dir.path(), &["dd", "-O", "qcow2", "of=target.qcow2", "osize=4M"]);
+        let child = waiting.stdin(Stdio::piped()).spawn().unwrap();
+        wait_until(|| partial(dir.path()).is_some_and(|name| size(&dir.path().join(name)) > 0));
+        signal(&child, name);
+        // Standard input stays open until it has ended.
+        let said = one_line(&finish(child), 130);
+        assert!(said.contains("stopped on request"), "{said}");
+        assert_eq!(names(dir.path()), ["target.qcow2"]);
+        assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
+    }
+}
+
+/// Stopped in the middle, the disk reads the same, and the work can be done again.
+#[test]
+fn an_interrupt_of_what_changes_a_chain_loses_nothing() {
+    for words in [
+        &["commit", "-t", "directsync", "top.qcow2"][..],
+        &["rebase", "-t", "directsync", "-b", "other.qcow2", "-F", "qcow2", "top.qcow2"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        fs::write(at.join("noise.raw"), noise(16 << 20)).unwrap();
+        good(at, &["convert", "-o", "cluster_size=4k", "noise.raw", "base.qcow2"]);
+        good(at, &["create", "-q", "-o", "cluster_size=4k", "other.qcow2", "16M"]);
+        good(at, &["child", "base.qcow2", "top.qcow2"]);
+        if words.contains(&"commit") {
+            fs::write(at.join("more.raw"), [noise(16 << 20), vec![0; 1 << 20]].concat()).unwrap();
+            good(at, &["resize", "-q", "top.qcow2", "17M"]);
+            good(at, &["convert", "-n", "-O", "qcow2", "more.raw", "top.qcow2"]);
+        }
+        let before = good(at, &["convert", "top.qcow2", "before.raw"]);
+        let file = if words.contains(&"commit") { "base.qcow2" } else { "top.qcow2" };
+        let written = || fs::metadata(at.join(file)).map(|found| found.modified().unwrap()).unwrap();
+        let old = written();
+        let child = command(PROGRAM, at, words).spawn().unwrap();
+        wait_until(|| written() != old);
+        signal(&child, "INT");
+        let output = finish(child);
+        assert_eq!(output.status.code(), Some(130), "{before}{words:?}: {output:?}");
+        good(at, &["compare", "top.qcow2", "before.raw"]);
+        good(at, &["check", "-q", "top.qcow2"]);
+        good(at, words);
+        good(at, &["compare", if words.contains(&"commit") { "base.qcow2" } else { "top.qcow2" }, "before.raw"]);
     }
 }
 

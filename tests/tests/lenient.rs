@@ -81,6 +81,23 @@ fn a_parent_of_no_stated_format_is_what_it_looks_like() {
     assert!(content(&top, &lenient()).unwrap() == content(&base, &lenient()).unwrap());
 }
 
+/// However it is said: what leads back into itself ends.
+#[test]
+fn an_image_that_describes_itself_is_refused() {
+    let folder = temp();
+    for (name, of) in [("a", "b"), ("b", "a")] {
+        let path = folder.path().join(name);
+        let parent = format!(
+            "json:{{\"driver\":\"qcow2\",\"file\":{{\"driver\":\"file\",\"filename\":\"{}\"}}}}",
+            folder.path().join(of).display()
+        );
+        let words = ["create", "-q", "-u", "-fqcow2", "-Fqcow2", "-b", &parent, path.to_str().unwrap(), "1M"];
+        qemu_img(words);
+    }
+    let refused = open(&folder.path().join("a"), &lenient()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+}
+
 #[test]
 fn the_front_alone_says_the_format() {
     let folder = temp();

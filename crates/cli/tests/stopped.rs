@@ -109,7 +109,10 @@ fn an_interrupt_of_what_changes_a_chain_loses_nothing() {
         good(at, &["compare", "top.qcow2", "before.raw"]);
         good(at, &["check", "-q", "top.qcow2"]);
         good(at, words);
-        good(at, &["compare", if words.contains(&"commit") { "base.qcow2" } else { "top.qcow2" }, "before.raw"]);
+        good(
+            at,
+            &["compare", if words.contains(&"commit") { "base.qcow2" } else { "top.qcow2" }, "before.raw"],
+        );
     }
 }
 

@@ -41,14 +41,18 @@ fn content(path: &Path, how: &Open) -> Result<Vec<u8>> {
     disk.read(0, &mut bytes).map(|()| bytes)
 }
 
+/// Why it is not read where nobody asks for QEMU's ways.
+fn refused(path: &Path) -> Option<ErrorKind> {
+    content(path, &Open::default()).err().map(|error| error.kind())
+}
+
 #[test]
 fn damaged_images_read_as_there() {
     let folder = temp();
     let good = image(folder.path());
     let past = COPIED | 1 << 30;
-    let cases: [(&str, &dyn Fn(&mut Patch) -> &mut Patch); 8] = [
+    let cases: [(&str, &dyn Fn(&mut Patch) -> &mut Patch); 7] = [
         ("L2 entry past the end", &|image| image.be64(L2, past)),
-        ("L2 entry into the header", &|image| image.be64(L2 + 8, COPIED)),
         ("L2 entry into the L1 table", &|image| image.be64(L2 + 16, COPIED | L1 as u64)),
         ("L1 entry past the end", &|image| image.be64(L1, past)),
         ("L1 entry into a refcount block", &|image| image.be64(L1, COPIED | BLOCK)),
@@ -63,8 +67,7 @@ fn damaged_images_read_as_there() {
         image.save(&path);
         qemu_img([Path::new("convert"), "-Oraw".as_ref(), &path, &raw]);
         assert!(content(&path, &lenient()).unwrap() == fs::read(&raw).unwrap(), "{name}");
-        let refused = content(&path, &Open::default()).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{name}: {refused}");
+        assert_eq!(refused(&path), Some(ErrorKind::Corrupt), "{name}");
     }
 }
 
@@ -77,7 +80,7 @@ fn a_parent_of_no_stated_format_is_what_it_looks_like() {
     qemu_img(words);
     // The header extension that states it comes first, and what nobody knows is passed over.
     Patch::of(&top).be32(HEADER, 1).save(&top);
-    assert_eq!(content(&top, &Open::default()).unwrap_err().kind(), ErrorKind::Ambiguous);
+    assert_eq!(refused(&top), Some(ErrorKind::Ambiguous));
     assert!(content(&top, &lenient()).unwrap() == content(&base, &lenient()).unwrap());
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Output;
 
-use common::{PROGRAM, command, cowhand, finish, good, has, names, noise};
+use common::{PROGRAM, command, finish, good, has, names, noise};
 
 /// Runs it in a shell, where `$cowhand` is the program and qemu-img is it too.
 fn shell(dir: &Path, script: &str) -> Output {
@@ -129,7 +129,6 @@ fn no_colour_on_a_terminal_that_wants_none() {
 fn success_is_silent() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.raw"), noise(1 << 20)).unwrap();
-    fs::create_dir(dir.path().join("bin")).unwrap();
     let calls = [
         "create a.qcow2 4M",
         "create -f vpc -o subformat=fixed fixed.vhd 1M",
@@ -170,7 +169,7 @@ fn success_is_silent() {
         "vma verify a.vma",
         "vma extract a.vma disks",
         "formats",
-        "install-links bin",
+        "install-links pages",
         "completions zsh",
         "doctor base.qcow2",
         "man pages",
@@ -187,7 +186,7 @@ fn success_is_silent() {
         assert!(calls.iter().any(|call| verb_of(&call) == *verb), "nothing is tried of {verb}");
     }
     for call in calls.iter().filter(|call| verbs.contains(&verb_of(call))) {
-        let output = cowhand(dir.path(), &call.split(' ').collect::<Vec<_>>());
+        let output = shell(dir.path(), &format!("cowhand {call} >/dev/null"));
         assert!(output.status.success() && output.stderr.is_empty(), "{call}: {output:?}");
     }
 }

@@ -179,7 +179,9 @@ fn success_is_silent() {
     let verbs: Vec<String> = names(&dir.path().join("pages"))
         .iter()
         .filter_map(|page| Some(page.strip_prefix("cowhand-")?.strip_suffix(".1")?.to_owned()))
-        .filter(|verb| !verb.starts_with("vma-"))
+        .filter(|verb| {
+            !verb.starts_with("vma-") && !["qemu-img", "qcow2_helper", "vhd-util"].contains(&verb.as_str())
+        })
         .collect();
     let verb_of = |call: &&str| call.split(' ').next().unwrap_or_default().to_owned();
     for verb in &verbs {

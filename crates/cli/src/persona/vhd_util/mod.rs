@@ -141,6 +141,7 @@ pub(super) fn run(words: &[OsString], out: &mut Output) -> Outcome {
         Err(Failed::Says { status, line, error }) => {
             if !line.is_empty() {
                 writeln!(call.out, "{line}")?;
+                call.out.flush()?;
             }
             call.explain(error.as_ref());
             status

@@ -5,7 +5,7 @@
 //! - `! COMMAND`: prepares the case with real programs; both sides begin with what it leaves;
 //! - `$ COMMAND`: is run by both, and must give the same exit status, standard output, standard error and files.
 //!   `$~date` looks at no time of day in the output, `$~disk` at no size on disk, `$~file` at no length of an image file,
-//!   `$~progress` at no percentage but the last, several are possible: `$~date~disk`;
+//!   `$~progress` at no percentage but the last, `$~time` at no time that a benchmark took, several are possible: `$~date~disk`;
 //! - `? NAME`: the command before it differs, as `docs/compatibility.md` says under the heading `NAME`. That it does is
 //!   looked at too, and its files count no more: both sides go on with what the real one made;
 //! - `# ...`: a remark.
@@ -293,6 +293,7 @@ fn masked(text: &str, masks: &[String]) -> String {
                     cut_behind(line, &["\"date-sec\": ", "\"date-nsec\": "]);
                     *line = without_times(line);
                 }
+                "time" => cut_behind(line, &["Run completed in "]),
                 "progress" => *line = last_percentage(line),
                 other => panic!("no mask is called '{other}'"),
             }

@@ -21,6 +21,7 @@ pub(crate) const GROUPS: &[Group] = &[
             ("map", "where data stands"),
             ("measure", "a new file's length"),
             ("formats", "formats and options"),
+            ("bench", "how fast it answers"),
         ],
     },
     Group {

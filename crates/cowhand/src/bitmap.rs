@@ -160,10 +160,23 @@ impl<'a> Carried<'a> {
         Ok(Carried { source: bitmaps, bitmaps: whole, skipped: skipped.collect() })
     }
 
-    /// Errors where `target` cannot hold any. To be asked before the data is copied.
+    /// Errors where `target` cannot hold any, or has one of them. To be asked before the data is copied.
     pub(crate) fn check(&self, target: &dyn Layer) -> Result<()> {
         match target.as_bitmaps() {
-            Some(_) => Ok(()),
+            Some(bitmaps) => {
+                let there = bitmaps.list()?;
+                // As QEMU goes through them.
+                let mut wanted = self.bitmaps.iter().rev();
+                match wanted.find(|bitmap| there.iter().any(|other| other.name == bitmap.name)) {
+                    None => Ok(()),
+                    Some(BitmapInfo { name, .. }) => Err(Error::new(
+                        ErrorKind::Exists,
+                        format!("there is a bitmap named '{name}' already"),
+                    )
+                    .hint("take it away with 'cowhand bitmap --remove'")
+                    .known_as(format!("Failed to create bitmap {name}: Bitmap already exists: {name}"))),
+                }
+            }
             None => Err(Error::unsupported("Format driver does not support persistent dirty bitmaps")
                 .hint("leave out --bitmaps, or choose qcow2")),
         }

@@ -35,6 +35,10 @@ pub struct Comparison {
 pub struct CompareError {
     /// It was known what is where, and reading it failed; otherwise that could not be found out.
     pub reading: bool,
+    /// Which of the two disks it was, 0 or 1.
+    pub disk: usize,
+    /// Where, in guest bytes.
+    pub at: u64,
     /// What happened.
     pub error: Error,
 }
@@ -63,29 +67,32 @@ pub(crate) fn compare_sources(
         return Ok(Comparison { difference: Some(Difference::Size), sizes_differ });
     }
     // The longer one is walked, so that its rest is seen too.
-    let (a, b) = if a.size() >= b.size() { (a, b) } else { (b, a) };
+    let (a, b) = if a.size() >= b.size() { (Disk(0, a), Disk(1, b)) } else { (Disk(1, b), Disk(0, a)) };
     let comparing = Comparing {
         a,
         b,
         strict,
         first: AtomicU64::new(u64::MAX),
         allocation: Mutex::new(false),
-        reading: Mutex::new(false),
+        failed: Mutex::new(None),
     };
-    let plan = Plan::new(a, SECTOR as u64, PIECE, 0).with_empty(most_empty(a.size()));
+    let plan = Plan::new(a.1, SECTOR as u64, PIECE, 0).with_empty(most_empty(a.1.size()));
     plan.run(threads, |plan| {
         let mut bufs = (Buffer::default(), Buffer::default());
-        while let Some(piece) = plan.next()? {
+        let next = || plan.next().inspect_err(|_| comparing.failed(a, plan.reached(), false));
+        while let Some(piece) = next()? {
             if comparing.piece(piece, &mut bufs)? {
                 plan.stop();
+            } else {
+                plan.advance(piece.len, progress)?;
             }
-            plan.advance(piece.len, progress)?;
         }
         Ok(())
     })
-    .map_err(|error| CompareError {
-        reading: *comparing.reading.lock().unwrap_or_else(|p| p.into_inner()),
-        error,
+    .map_err(|error| {
+        let failed = *comparing.failed.lock().unwrap_or_else(|p| p.into_inner());
+        let (disk, at, reading) = failed.unwrap_or_default();
+        CompareError { reading, disk, at, error }
     })?;
     let first = comparing.first.load(Ordering::Relaxed);
     let allocation = *comparing.allocation.lock().unwrap_or_else(|p| p.into_inner());
@@ -97,21 +104,24 @@ pub(crate) fn compare_sources(
     Ok(Comparison { difference, sizes_differ })
 }
 
+/// One of the two, with its place among the caller's.
+#[derive(Clone, Copy)]
+struct Disk<'a>(usize, &'a Concat<'a>);
+
 struct Comparing<'a> {
-    a: &'a Concat<'a>,
-    b: &'a Concat<'a>,
+    a: Disk<'a>,
+    b: Disk<'a>,
     strict: bool,
     /// The first difference found so far. Pieces are handed out in order, so what comes before it is being looked at
     /// by somebody.
     first: AtomicU64,
     allocation: Mutex<bool>,
-    reading: Mutex<bool>,
+    /// The first failure: which disk, where, and whether it was read.
+    failed: Mutex<Option<(usize, u64, bool)>>,
 }
 
 impl Comparing<'_> {
     fn found(&self, at: u64, allocation: bool) {
-        // What a disk has may change within a sector: at the end of an odd-sized raw file.
-        let at = at - at % SECTOR as u64;
         let mut kind = self.allocation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if at < self.first.load(Ordering::Relaxed) {
             self.first.store(at, Ordering::Relaxed);
@@ -119,19 +129,25 @@ impl Comparing<'_> {
         }
     }
 
-    /// What `disk` has at `at`, nothing past its end.
-    fn look(disk: &Concat<'_>, at: u64, max: u64) -> Result<(u64, Kind)> {
-        if at >= disk.size() {
-            return Ok((max, Kind::Hole));
-        }
-        let (mapped, _) = disk.extent(at, max.min(disk.size() - at))?;
-        Ok((mapped.len, mapped.kind))
+    fn failed(&self, disk: Disk<'_>, at: u64, reading: bool) {
+        let mut failed = self.failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        failed.get_or_insert((disk.0, at, reading));
     }
 
-    fn read<'b>(&self, disk: &Concat<'_>, at: u64, buf: &'b mut Buffer, len: u64) -> Result<&'b [u8]> {
+    /// What `disk` has at `at`, nothing past its end, and whether it is compressed.
+    fn look(&self, disk: Disk<'_>, at: u64, max: u64) -> Result<(u64, Kind, bool)> {
+        let size = disk.1.size();
+        if at >= size {
+            return Ok((max, Kind::Hole, false));
+        }
+        let found = disk.1.extent(at, max.min(size - at));
+        let (mapped, _) = found.inspect_err(|_| self.failed(disk, at, false))?;
+        Ok((mapped.len, mapped.kind, mapped.compressed))
+    }
+
+    fn read<'b>(&self, disk: Disk<'_>, at: u64, buf: &'b mut Buffer, len: u64) -> Result<&'b [u8]> {
         let buf = buf.get(len as usize);
-        disk.read(at, buf)
-            .inspect_err(|_| *self.reading.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = true)?;
+        disk.1.read(at, buf).inspect_err(|_| self.failed(disk, at, true))?;
         Ok(buf)
     }
 
@@ -140,9 +156,9 @@ impl Comparing<'_> {
         let end = piece.at + piece.len;
         let mut at = piece.at;
         while at < end {
-            let (len_a, kind_a) = Self::look(self.a, at, end - at)?;
-            let (len_b, kind_b) = Self::look(self.b, at, len_a)?;
-            if self.strict && kind_a != kind_b {
+            let (len_a, kind_a, compressed_a) = self.look(self.a, at, end - at)?;
+            let (len_b, kind_b, compressed_b) = self.look(self.b, at, len_a)?;
+            if self.strict && (kind_a, compressed_a) != (kind_b, compressed_b) {
                 self.found(at, true);
                 return Ok(true);
             }

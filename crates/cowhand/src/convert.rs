@@ -3,12 +3,12 @@
 mod once;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cowhand_core::{
-    Cache, Erase, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Result, Storage, is_zero,
+    Cache, Erase, Error, ErrorKind, Format, Image, Layer, Link, Lock, OpenOptions, Storage, is_zero,
     zero_prefix,
 };
 
@@ -17,15 +17,17 @@ use crate::bitmap::Carried;
 use crate::buffer::Buffer;
 use crate::compare::{Difference, compare_sources};
 use crate::create::Base;
+use crate::failed::Failed;
 use crate::gate::Before;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, Piece, Plan, What};
 use crate::registry;
 use crate::resolve::Watched;
 use crate::resume::{Sidecar, key};
+use crate::salvage::Salvage;
 use crate::sectors::Sectors;
 use crate::target::{Target, TargetFiles, refuse_one_of};
-use cowhand_core::Progress;
+use cowhand_core::{Progress, Quiet};
 
 /// What is to be converted, and how.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,8 @@ pub struct Convert {
     pub sources: Vec<PathBuf>,
     /// How the sources are opened.
     pub open: Open,
+    /// How each of them is, where that is not the same: as many as there are sources, in place of `open`.
+    pub opens: Vec<Open>,
     /// The target.
     pub target: PathBuf,
     /// The target is the source's own top file, which the new image replaces once it is whole.
@@ -52,10 +56,16 @@ pub struct Convert {
     pub solid: bool,
     /// Write into an image that is there (`-n`). What it has past the sources' end stays as it is.
     pub no_create: bool,
+    /// How that image is opened; `None`: as `format` and `cache` say, and by the policy and the secrets of `open`.
+    pub target_open: Option<Open>,
+    /// The target has the size that its format rounds the sources' to, also where they are of that format.
+    pub rounded: bool,
     /// The target reads zero everywhere already.
     pub target_is_zero: bool,
     /// Write compressed clusters.
     pub compress: bool,
+    /// Go on where a source cannot be read, which is then zero; [`Progress::lost`] is told.
+    pub salvage: bool,
     /// Runs of zeros of at least so many bytes (at most 16 MiB) become holes; `Some(0)`: none do, everything is written. `None`: 4 KiB,
     /// and data that can be shared with the source by the file system is, without being looked at.
     pub sparse: Option<u64>,
@@ -90,7 +100,53 @@ impl Convert {
             ..Convert::default()
         }
     }
+
+    /// How the source of this number is opened.
+    fn open_of(&self, index: usize) -> &Open {
+        self.opens.get(index).unwrap_or(&self.open)
+    }
 }
+
+/// The steps of a conversion, for who wants to know in which one it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvertStep {
+    /// The source of this number, counted from 0, is opened.
+    Source(usize),
+    /// The snapshot of that source is.
+    Snapshot(usize),
+    /// The target's format is looked up.
+    Format,
+    /// What the target stands on is opened.
+    Backing,
+    /// The target is made.
+    Create,
+    /// The target that is there is opened.
+    Target,
+    /// It is seen whether that is large enough.
+    Room,
+    /// It is seen whether the target can hold compressed data.
+    Compress,
+    /// It is seen what the sources have at this offset.
+    Map(u64),
+    /// The sources are read there.
+    Read(u64),
+    /// The target is written there.
+    Write(u64),
+    /// It is seen which bitmaps go along.
+    Bitmaps,
+    /// They are put into the target, after it was seen whether it takes any.
+    PutBitmaps,
+    /// All that is left: looking at what is asked for, and giving the target its name.
+    Rest,
+}
+
+impl From<Error> for Failed<ConvertStep> {
+    fn from(error: Error) -> Self {
+        Failed { step: ConvertStep::Rest, error }
+    }
+}
+
+type Result<T, E = Failed<ConvertStep>> = std::result::Result<T, E>;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +169,8 @@ pub struct Converted {
     pub physical: u64,
     /// Guest bytes that an earlier run had dealt with.
     pub resumed: u64,
+    /// Guest bytes that could not be read, and are zero.
+    pub lost: u64,
     /// The target was read back and is the same.
     pub verified: bool,
     /// The target, or its data file, is a device, and was written in place.
@@ -140,25 +198,28 @@ const MAX_SPARSE: u64 = 16 << 20;
 /// `no_create`, excepted.
 pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
     if how.sources.is_empty() {
-        return Err(Error::invalid("nothing to convert").hint("name a source and a target"));
+        return Err(Error::invalid("nothing to convert").hint("name a source and a target").into());
     }
     if how.sparse.is_some_and(|sparse| sparse > MAX_SPARSE) {
         return Err(Error::invalid("runs of zeros are looked for up to 16 MiB")
-            .hint("choose a size up to 16M, or 0 to write everything"));
+            .hint("choose a size up to 16M, or 0 to write everything")
+            .into());
     }
-    let sources: Vec<Opened> = how.sources.iter().map(|path| open(path, &how.open)).collect::<Result<_>>()?;
+    let sources: Vec<Opened> = open_sources(how)?;
     if how.replace_source && (how.no_create || how.resume || how.sources.first() != Some(&how.target)) {
         return Err(Error::invalid("only a new image can take its source's place")
-            .hint("leave out resume and no_create, and name the source as the target"));
+            .hint("leave out resume and no_create, and name the source as the target")
+            .into());
     }
     let once = once::best_read_once(how, &sources);
     if once.is_none() {
         sources.iter().try_for_each(|source| source.prepare(progress))?;
     }
-    let bitmaps = carried(how, &sources)?;
+    let bitmaps = carried(how, &sources).map_err(Failed::at(ConvertStep::Bitmaps))?;
     if how.resume && bitmaps.is_some() {
         return Err(Error::invalid("a conversion that takes bitmaps along cannot be gone on with")
-            .hint("leave out --resume or --bitmaps"));
+            .hint("leave out --resume or --bitmaps")
+            .into());
     }
     let mut done = if how.no_create {
         into_existing(how, &sources, bitmaps.as_ref(), progress)?
@@ -170,8 +231,23 @@ pub fn convert(how: &Convert, progress: &dyn Progress) -> Result<Converted> {
     Ok(done)
 }
 
+fn open_sources(how: &Convert) -> Result<Vec<Opened>> {
+    let one = |(index, path): (usize, &PathBuf)| {
+        let wanted = how.open_of(index);
+        open(path, wanted).map_err(|error| {
+            let present = Open { snapshot: None, ..wanted.clone() };
+            let step = match wanted.snapshot.is_some() && open(path, &present).is_ok() {
+                true => ConvertStep::Snapshot(index),
+                false => ConvertStep::Source(index),
+            };
+            Failed { step, error }
+        })
+    };
+    how.sources.iter().enumerate().map(one).collect()
+}
+
 /// The bitmaps that go along.
-fn carried<'a>(how: &Convert, sources: &'a [Opened]) -> Result<Option<Carried<'a>>> {
+fn carried<'a>(how: &Convert, sources: &'a [Opened]) -> Result<Option<Carried<'a>>, Error> {
     if !how.bitmaps {
         return if how.skip_broken_bitmaps {
             Err(Error::invalid("Use of --skip-broken-bitmaps requires --bitmaps"))
@@ -180,7 +256,7 @@ fn carried<'a>(how: &Convert, sources: &'a [Opened]) -> Result<Option<Carried<'a
         };
     }
     match sources {
-        [_] if how.open.snapshot.is_some() => {
+        [_] if how.open_of(0).snapshot.is_some() => {
             Err(Error::invalid("bitmaps belong to the present state, and a snapshot is converted")
                 .hint("leave out --bitmaps"))
         }
@@ -197,33 +273,37 @@ fn into_new(
     progress: &dyn Progress,
 ) -> Result<Converted> {
     let format = match &how.format {
-        Some(name) => registry::format(name)?,
-        None => registry::format_for_target(&how.target)?,
+        Some(name) => registry::format(name),
+        None => registry::format_for_target(&how.target),
     };
+    let format = format.map_err(Failed::at(ConvertStep::Format))?;
     let mut base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
     // What is gone on with is opened in the state that a kill left it in.
     base.fresh = !how.resume;
     base.takes_over(sources, format);
+    base.keep_size &= !how.rounded;
     let content = total(sources)?;
     let size = base.size().unwrap_or(content);
     let named = |error: Error| error.image(how.target.display());
     if size < content {
         return Err(named(Error::invalid(format!(
             "a target of {size} bytes cannot take the source's {content} bytes"
-        ))));
+        )))
+        .into());
     }
-    let backing = base.open(&how.target, &how.open)?;
-    refuse_own_source(how, sources, backing.as_ref())?;
+    let backing = base.open(&how.target, &how.open).map_err(Failed::at(ConvertStep::Backing))?;
+    refuse_own_source(how, sources, backing.as_ref()).map_err(Failed::at(ConvertStep::Create))?;
     let read = read_by(sources, backing.as_ref());
     let target = if how.resume {
-        Target::resumable(&how.target, how.cache)?
+        Target::resumable(&how.target, how.cache)
     } else if how.replace_source {
-        Target::in_place_of_source(&how.target, how.cache)?
+        Target::in_place_of_source(&how.target, how.cache)
     } else if how.in_place {
-        Target::in_place(&how.target, how.cache)?
+        Target::in_place(&how.target, how.cache)
     } else {
-        Target::begin(&how.target, how.cache, how.keep_partial)?
+        Target::begin(&how.target, how.cache, how.keep_partial)
     };
+    let target = target.map_err(Failed::at(ConvertStep::Create))?;
     let sidecar = match how.resume {
         true => Some(Sidecar::beside(&target, key(how, format, size, &read))?),
         false => None,
@@ -233,7 +313,10 @@ fn into_new(
         .in_place(how.in_place);
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let shared = shared_below(how, sources, backing.as_ref());
-    let source = Concat::new(sources.iter().map(|source| &**source)).above(shared.unwrap_or(usize::MAX));
+    let salvage = how.salvage.then(|| Salvage::telling(progress));
+    let source = Concat::new(sources.iter().map(|source| &**source))
+        .above(shared.unwrap_or(usize::MAX))
+        .salvaging(salvage.as_ref());
 
     let there = sidecar.as_ref().and_then(|sidecar| {
         let (layer, done) = sidecar.go_on(how, &source, format, &target, &files, &below)?;
@@ -249,15 +332,18 @@ fn into_new(
             let links = || sources.iter().flat_map(|source| source.links());
             let shares = links().any(|link| target.can_share(link.layer.host().as_ref()));
             let before = Before { progress, total: content };
-            let layer =
-                base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
+            let layer = base
+                .make(format, &target, &files, size, &how.open.secrets, &before)
+                .map_err(|error| Failed { step: ConvertStep::Create, error: named(error) })?;
             (layer, 0, shares)
         }
     };
-    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(layer.as_ref())).map_err(named)?;
+    let bitmaps_failed = |error| Failed { step: ConvertStep::PutBitmaps, error: named(error) };
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(layer.as_ref())).map_err(bitmaps_failed)?;
     if sidecar.is_some() && files.have_any() {
         return Err(named(Error::unsupported("a target of several files cannot be gone on with"))
-            .hint("leave out --resume"));
+            .hint("leave out --resume")
+            .into());
     }
     let layer_reads_zero = layer.new_reads_zero();
     let written = chain(&how.target, layer, format, &below)?;
@@ -281,12 +367,13 @@ fn into_new(
             job.run(&source, progress)?;
         }
     }
-    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(named)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(written.top().layer.as_ref())).map_err(bitmaps_failed)?;
     // What the file is to have beside what was written may take long too.
     files.gate().during(&Before { progress, total: content }, content, || written.close())?;
     let mut done = job.summary(format.names()[0], &written); // never empty: every format has a name
     done.in_place = on_device;
     done.resumed = resumed;
+    done.lost = salvage.as_ref().map_or(0, Salvage::lost);
     done.sectors = Sectors::between(sources.iter().map(|source| &**source), &written);
     drop(written);
 
@@ -323,38 +410,40 @@ fn into_existing(
     let named = |error: Error| error.image(how.target.display());
     if how.resume {
         return Err(named(Error::invalid("an image that is written in place cannot be gone on with"))
-            .hint("leave out --resume or -n"));
+            .hint("leave out --resume or -n")
+            .into());
     }
-    let target_how = Open {
+    let target_how = how.target_open.clone().unwrap_or_else(|| Open {
         format: how.format.clone(),
-        writable: true,
         cache: how.cache,
-        solid: how.solid,
         policy: how.open.policy.clone(),
         secrets: how.open.secrets.clone(),
         probing: how.open.probing,
         lenient: how.open.lenient,
         ..Open::default()
-    };
-    refuse_own_source(how, sources, None)?;
-    let target = open(&how.target, &target_how)?;
-    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(target.top().layer.as_ref())).map_err(named)?;
+    });
+    let target_how = Open { writable: true, solid: how.solid, ..target_how };
+    let opening = Failed::at(ConvertStep::Target);
+    refuse_own_source(how, sources, None).map_err(&opening)?;
+    let target = open(&how.target, &target_how).map_err(&opening)?;
+    let bitmaps_failed = |error| Failed { step: ConvertStep::PutBitmaps, error: named(error) };
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.check(target.top().layer.as_ref())).map_err(bitmaps_failed)?;
     let content = total(sources)?;
     if target.size() < content {
-        return Err(Error::invalid(format!(
-            "is too small: {} bytes for the source's {content}",
-            target.size()
-        ))
-        .image(how.target.display()));
+        let short = format!("is too small: {} bytes for the source's {content}", target.size());
+        return Err(Failed { step: ConvertStep::Room, error: named(Error::invalid(short)) });
     }
+    let salvage = how.salvage.then(|| Salvage::telling(progress));
+    let source = Concat::new(sources.iter().map(|source| &**source)).salvaging(salvage.as_ref());
     let mut job = Job::new(how, &target, false);
     job.reads_zero = how.target_is_zero;
-    job.run(&Concat::new(sources.iter().map(|source| &**source)), progress)?;
-    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(target.top().layer.as_ref())).map_err(named)?;
+    job.run(&source, progress)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.put(target.top().layer.as_ref())).map_err(bitmaps_failed)?;
     target.close()?;
     let mut done = job.summary(target.links()[0].format, &target); // never empty: every image has a layer
     done.source_size = content;
     done.in_place = true;
+    done.lost = salvage.as_ref().map_or(0, Salvage::lost);
     done.sectors = Sectors::between(sources.iter().map(|source| &**source), &target);
     if how.verify {
         let again = Open { writable: false, ..target_how };
@@ -372,14 +461,14 @@ pub(crate) fn chain(
     layer: Arc<dyn Layer>,
     format: &dyn Format,
     below: &[Link],
-) -> Result<Image> {
+) -> Result<Image, Error> {
     let top = Link { layer, name: path.display().to_string(), format: format.names()[0] }; // never empty: every format has a name
     Image::new(std::iter::once(top).chain(below.iter().cloned()).collect())
 }
 
 /// To be asked before the target is opened: its lock and the source's exclude each other, and would only say that
 /// somebody uses it.
-fn refuse_own_source(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> Result<()> {
+fn refuse_own_source(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> Result<(), Error> {
     if how.replace_source {
         return Ok(());
     }
@@ -404,22 +493,22 @@ fn shared_below(how: &Convert, sources: &[Opened], backing: Option<&Opened>) -> 
     let (all, wanted) = (chain(source.links())?, chain(backing.links())?);
     let depth = all.len().checked_sub(wanted.len()).filter(|depth| all.get(*depth..) == Some(&wanted))?;
     // An earlier state of the file is another content.
-    let other_state = depth == 0 && how.open.snapshot.is_some();
+    let other_state = depth == 0 && how.open_of(0).snapshot.is_some();
     (!other_state).then_some(depth)
 }
 
 /// Guest bytes of all sources.
-fn total(sources: &[Opened]) -> Result<u64> {
+fn total(sources: &[Opened]) -> Result<u64, Error> {
     let sum = sources.iter().try_fold(0, |sum: u64, source| sum.checked_add(source.size()));
     sum.filter(|sum| *sum <= i64::MAX as u64)
         .ok_or_else(|| Error::invalid("the sources together are larger than any disk can be"))
 }
 
-fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>> {
+fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::new();
-    for source in sources {
+    for (index, source) in sources.iter().enumerate() {
         match source.check_unchanged() {
-            Err(error) if how.open.lock == Lock::None && error.kind() == ErrorKind::Changed => {
+            Err(error) if how.open_of(index).lock == Lock::None && error.kind() == ErrorKind::Changed => {
                 warnings.push(error.to_string())
             }
             other => other?,
@@ -428,8 +517,15 @@ fn check_sources(how: &Convert, sources: &[Opened]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-fn verify(how: &Convert, sources: &[Opened], target: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
-    let source = Concat::new(sources.iter().map(|source| &**source));
+fn verify(
+    how: &Convert,
+    sources: &[Opened],
+    target: &Concat<'_>,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    // What was lost was said once.
+    let salvage = how.salvage.then(|| Salvage::telling(&Quiet));
+    let source = Concat::new(sources.iter().map(|source| &**source)).salvaging(salvage.as_ref());
     let found = compare_sources(&source, target, false, workers(how.workers), progress)
         .map_err(|failed| failed.error)?;
     match found.difference {
@@ -475,6 +571,8 @@ pub(crate) struct Job<'a> {
     written: AtomicU64,
     cloned: AtomicU64,
     since: Instant,
+    /// The first step that failed.
+    failed: Mutex<Option<ConvertStep>>,
 }
 
 impl<'a> Job<'a> {
@@ -492,6 +590,15 @@ impl<'a> Job<'a> {
             written: AtomicU64::new(0),
             cloned: AtomicU64::new(0),
             since: Instant::now(),
+            failed: Mutex::default(),
+        }
+    }
+
+    /// For `map_err`: what fails there fails in `step`.
+    fn in_step(&self, step: ConvertStep) -> impl FnOnce(Error) -> Error {
+        move |error| {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(step);
+            error
         }
     }
 
@@ -511,9 +618,16 @@ impl<'a> Job<'a> {
     }
 
     pub(crate) fn run(&self, source: &Concat<'_>, progress: &dyn Progress) -> Result<()> {
+        self.copy(source, progress).map_err(|error| {
+            let step = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            Failed { step: step.unwrap_or(ConvertStep::Rest), error }
+        })
+    }
+
+    fn copy(&self, source: &Concat<'_>, progress: &dyn Progress) -> Result<(), Error> {
         if self.how.compress {
             // A format that cannot compress says so now, also where there is nothing to write.
-            self.target.write_compressed(0, &[])?;
+            self.target.write_compressed(0, &[]).map_err(self.in_step(ConvertStep::Compress))?;
         }
         let block = self.target.links()[0].layer.details().cluster_size.unwrap_or(1); // never empty: every image has a layer
         let granule = if self.how.compress || self.whole_blocks {
@@ -522,12 +636,14 @@ impl<'a> Job<'a> {
             self.target.granule()
         };
         let unit = granule.max(self.how.sparse.unwrap_or(SPARSE).max(512).next_power_of_two());
-        // Sharing keeps the source's zeros, which -S asks to find.
-        let clone = if self.how.compress || self.how.sparse.is_some() || !self.shares { 0 } else { CLONE };
+        // Sharing keeps the source's zeros, which -S asks to find, and shares what cannot be read.
+        let reads = self.how.compress || self.how.sparse.is_some() || self.how.salvage;
+        let clone = if reads || !self.shares { 0 } else { CLONE };
         let plan = Plan::new(source, unit, PIECE.max(unit), clone).starting_at(self.start);
         let done = plan.run(workers(self.how.workers), |plan| {
             let mut buf = Buffer::default();
-            while let Some(piece) = plan.next()? {
+            let next = || plan.next().map_err(|error| self.in_step(ConvertStep::Map(plan.reached()))(error));
+            while let Some(piece) = next()? {
                 self.piece(plan, source, piece, unit as usize, &mut buf, progress)?;
                 plan.finished(piece);
                 if let Some(sidecar) = self.sidecar {
@@ -556,7 +672,7 @@ impl<'a> Job<'a> {
         unit: usize,
         buf: &mut Buffer,
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<(), Error> {
         let Piece { at, len, what } = piece;
         let everything = self.how.sparse == Some(0);
         match what {
@@ -577,7 +693,7 @@ impl<'a> Job<'a> {
                 while done < len {
                     let n = (len - done).min(step);
                     let read = &mut buf[held..held + n as usize];
-                    source.read(at + done, read)?;
+                    source.read(at + done, read).map_err(self.in_step(ConvertStep::Read(at + done)))?;
                     let zero = !everything && is_zero(read);
                     if zero {
                         self.put(at + done - held as u64, &buf[..held], unit, everything)?;
@@ -608,12 +724,16 @@ impl<'a> Job<'a> {
         host: u64,
         at: u64,
         len: u64,
-    ) -> Result<bool> {
+    ) -> Result<bool, Error> {
         if !plan.clones() {
             return Ok(false);
         }
         let Some(link) = image.links().get(depth) else { return Ok(false) };
-        let done = self.target.write_from(at, link.layer.host().as_ref(), host, len)?;
+        let host_storage = link.layer.host().as_ref();
+        let done = self
+            .target
+            .write_from(at, host_storage, host, len)
+            .map_err(self.in_step(ConvertStep::Write(at)))?;
         if done == len {
             self.cloned.fetch_add(len, Ordering::Relaxed);
             return Ok(true);
@@ -626,7 +746,7 @@ impl<'a> Job<'a> {
     }
 
     /// Waits until what was written so far keeps to the rate that was asked for.
-    fn pace(&self, go_on: impl Fn() -> Result<()>) -> Result<()> {
+    fn pace(&self, go_on: impl Fn() -> Result<(), Error>) -> Result<(), Error> {
         let Some(rate) = self.how.rate.filter(|rate| *rate > 0) else { return Ok(()) };
         let seconds = self.written.load(Ordering::Relaxed) as f64 / rate as f64;
         let due = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -637,12 +757,15 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn zero(&self, at: u64, len: u64) -> Result<()> {
-        if self.reads_zero { Ok(()) } else { self.target.erase(at, len, Erase::Free) }
+    fn zero(&self, at: u64, len: u64) -> Result<(), Error> {
+        if self.reads_zero {
+            return Ok(());
+        }
+        self.target.erase(at, len, Erase::Free).map_err(self.in_step(ConvertStep::Write(at)))
     }
 
     /// Writes what is not zero, in runs of `unit`.
-    pub(crate) fn put(&self, at: u64, buf: &[u8], unit: usize, everything: bool) -> Result<()> {
+    pub(crate) fn put(&self, at: u64, buf: &[u8], unit: usize, everything: bool) -> Result<(), Error> {
         let mut done = 0;
         while done < buf.len() {
             let rest = &buf[done..];
@@ -651,11 +774,11 @@ impl<'a> Job<'a> {
             if zero {
                 self.zero(here, n as u64)?;
             } else {
-                if self.how.compress {
-                    self.target.write_compressed(here, &rest[..n])?;
-                } else {
-                    self.target.write(here, &rest[..n])?;
-                }
+                let written = match self.how.compress {
+                    true => self.target.write_compressed(here, &rest[..n]),
+                    false => self.target.write(here, &rest[..n]),
+                };
+                written.map_err(self.in_step(ConvertStep::Write(here)))?;
                 self.written.fetch_add(n as u64, Ordering::Relaxed);
             }
             done += n;

@@ -182,7 +182,7 @@ pub(crate) struct Base {
     /// Nobody opens the image before it is whole.
     pub(crate) fresh: bool,
     /// The disk comes from an image of the same format, and keeps its size.
-    keep_size: bool,
+    pub(crate) keep_size: bool,
     /// Nothing is written to the disk before the image is there.
     empty: bool,
     /// What is asked of the file system.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use cowhand_core::{Cache, Error, ErrorKind, Extent, Image, Layer, Link, Progress, Result, Storage};
 
-use crate::convert::{Convert, Job};
+use crate::convert::{Convert, ConvertStep, Job};
 use crate::create::Base;
+use crate::failed::Failed;
 use crate::gate::Before;
 use crate::open::{Open, Opened, open};
 use crate::plan::{Concat, report};
@@ -76,6 +77,8 @@ pub struct Dd {
     pub no_create: bool,
     /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
     pub in_place: bool,
+    /// Where more is skipped than there is, nothing is copied, and that is no failure.
+    pub skip_past_end: bool,
 }
 
 impl Default for Dd {
@@ -91,7 +94,33 @@ impl Default for Dd {
             output_size: None,
             no_create: false,
             in_place: false,
+            skip_past_end: false,
         }
+    }
+}
+
+/// The steps of a copy, for who wants to know in which one it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DdStep {
+    /// The source is opened.
+    Source,
+    /// The target is made.
+    Create,
+    /// The target that is there is opened.
+    Target,
+    /// The blocks are copied.
+    Copy,
+}
+
+impl From<Error> for Failed<DdStep> {
+    fn from(error: Error) -> Self {
+        Failed { step: DdStep::Copy, error }
+    }
+}
+
+impl From<Failed<ConvertStep>> for Failed<DdStep> {
+    fn from(failed: Failed<ConvertStep>) -> Self {
+        failed.error.into()
     }
 }
 
@@ -100,6 +129,8 @@ impl Default for Dd {
 pub struct Copied {
     /// Guest bytes copied.
     pub bytes: u64,
+    /// More was to be skipped than there is.
+    pub skipped_past_end: bool,
     /// The target's sectors are not the source's.
     pub sectors: Option<Sectors>,
 }
@@ -110,20 +141,27 @@ const CHUNK: usize = 1 << 20;
 const UNIT: usize = 4096;
 
 /// Copies blocks. A target that is made is whole or absent; a stream has what came before an error.
-pub fn dd(from: DdInput<'_>, to: DdOutput<'_>, how: &Dd, progress: &dyn Progress) -> Result<Copied> {
+pub fn dd(
+    from: DdInput<'_>,
+    to: DdOutput<'_>,
+    how: &Dd,
+    progress: &dyn Progress,
+) -> Result<Copied, Failed<DdStep>> {
     if how.block_size == 0 || how.block_size > i32::MAX as u64 {
         let message = format!("Invalid bs specified. Must be between 1 and {}", i32::MAX);
-        return Err(Error::invalid(message));
+        return Err(Error::invalid(message).into());
     }
     let mut source = Source::of(from, how, progress)?;
+    let skipped_past_end = source.skipped_past_end;
     if let Bytes::Disk { disk, .. } = &source.bytes {
         disk.prepare(progress)?;
     }
-    match to {
-        DdOutput::Stream(stream) => into_stream(&mut source, stream, how, progress),
-        DdOutput::Image(path) if how.no_create => into_existing(&mut source, path, how, progress),
-        DdOutput::Image(path) => into_new(&mut source, path, how, progress),
-    }
+    let done = match to {
+        DdOutput::Stream(stream) => into_stream(&mut source, stream, how, progress)?,
+        DdOutput::Image(path) if how.no_create => into_existing(&mut source, path, how, progress)?,
+        DdOutput::Image(path) => into_new(&mut source, path, how, progress)?,
+    };
+    Ok(Copied { skipped_past_end, ..done })
 }
 
 /// What is copied.
@@ -135,6 +173,7 @@ struct Source<'a> {
     at: u64,
     /// A stream must not end before.
     whole: bool,
+    skipped_past_end: bool,
 }
 
 enum Bytes<'a> {
@@ -143,20 +182,27 @@ enum Bytes<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn of(from: DdInput<'_>, how: &Dd, progress: &'a dyn Progress) -> Result<Source<'a>> {
+    fn of(from: DdInput<'_>, how: &Dd, progress: &'a dyn Progress) -> Result<Source<'a>, Failed<DdStep>> {
         let skip = how.skip.saturating_mul(how.block_size);
         let most = how.count.map(|count| count.saturating_mul(how.block_size));
         let end = [most, how.input_size].into_iter().flatten().min();
         let nothing = || Error::invalid("cannot skip to specified offset").hint("skip fewer blocks");
         match from {
             DdInput::Image(path) => {
-                let disk = Arc::new(open(path, &how.open)?);
+                let disk = Arc::new(open(path, &how.open).map_err(Failed::at(DdStep::Source))?);
                 let end = end.map_or(disk.size(), |end| end.min(disk.size()));
-                let len = end.checked_sub(skip).ok_or_else(|| nothing().image(path.display()))?;
+                let left = end.checked_sub(skip);
+                let skipped_past_end = left.is_none();
+                let len = match left {
+                    Some(len) => len,
+                    None if how.skip_past_end => 0,
+                    None => return Err(nothing().image(path.display()).into()),
+                };
                 let layer = Arc::new(Window { disk: disk.clone(), from: skip, len });
                 let format = disk.links()[0].format; // never empty: every image has a layer
                 let window = Image::new(vec![Link { layer, name: disk.name().to_owned(), format }])?;
-                Ok(Source { bytes: Bytes::Disk { window, disk }, len: Some(len), at: 0, whole: true })
+                let bytes = Bytes::Disk { window, disk };
+                Ok(Source { bytes, len: Some(len), at: 0, whole: true, skipped_past_end })
             }
             DdInput::Stream(stream) => {
                 if let Some(name) = &how.open.format {
@@ -169,12 +215,17 @@ impl<'a> Source<'a> {
                 // What is not copied is left for others to read.
                 let total = end.or(how.output_size).unwrap_or(u64::MAX);
                 let stream = Ahead::of(Box::new(stream.take(end.unwrap_or(u64::MAX))), Some(total), progress);
-                let mut source =
-                    Source { bytes: Bytes::Stream(stream), len: Some(skip), at: 0, whole: false };
+                let mut source = Source {
+                    bytes: Bytes::Stream(stream),
+                    len: Some(skip),
+                    at: 0,
+                    whole: false,
+                    skipped_past_end: false,
+                };
                 let mut buf = vec![0; CHUNK];
                 while source.next(&mut buf)? > 0 {}
                 if source.at < skip {
-                    return Err(nothing());
+                    return Err(nothing().into());
                 }
                 Ok(Source { len, at: 0, whole: how.input_size.is_some(), ..source })
             }
@@ -220,7 +271,8 @@ impl<'a> Source<'a> {
     fn put_into(&mut self, job: &Job<'_>, progress: &dyn Progress) -> Result<Copied> {
         if let Bytes::Disk { window, .. } = &self.bytes {
             job.run(&Concat::new([window]), progress)?;
-            return Ok(Copied { bytes: window.size(), sectors: Sectors::between([window], job.target) });
+            let sectors = Sectors::between([window], job.target);
+            return Ok(Copied { bytes: window.size(), sectors, ..Copied::default() });
         }
         let size = job.target.size();
         let mut buf = vec![0; CHUNK];
@@ -228,7 +280,7 @@ impl<'a> Source<'a> {
             let at = self.at;
             let n = self.next(&mut buf)?;
             if n == 0 {
-                return Ok(Copied { bytes: at, sectors: None });
+                return Ok(Copied { bytes: at, ..Copied::default() });
             }
             if self.at > size {
                 return Err(too_small(job.target.name(), size, None));
@@ -278,11 +330,17 @@ fn into_stream(
     }
     stream.flush().map_err(failed)?;
     source.check_unchanged()?;
-    Ok(Copied { bytes: source.at, sectors: None })
+    Ok(Copied { bytes: source.at, ..Copied::default() })
 }
 
-fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progress) -> Result<Copied> {
-    let format = registry::format(&how.format)?;
+fn into_new(
+    source: &mut Source<'_>,
+    path: &Path,
+    how: &Dd,
+    progress: &dyn Progress,
+) -> Result<Copied, Failed<DdStep>> {
+    let making = Failed::at(DdStep::Create);
+    let format = registry::format(&how.format).map_err(&making)?;
     let named = |error: Error| error.image(path.display());
     let size = how.output_size.or(source.len).ok_or_else(|| {
         named(
@@ -291,21 +349,24 @@ fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progr
         )
     })?;
     if source.len.is_some_and(|len| len > size) {
-        return Err(too_small(&path.display().to_string(), size, source.len));
+        return Err(too_small(&path.display().to_string(), size, source.len).into());
     }
     let read = source.files();
-    refuse_one_of(path, &read)?;
+    refuse_one_of(path, &read).map_err(&making)?;
     let target = match how.in_place {
-        true => Target::in_place(path, how.cache)?,
-        false => Target::begin(path, how.cache, false)?,
+        true => Target::in_place(path, how.cache),
+        false => Target::begin(path, how.cache, false),
     };
+    let target = target.map_err(&making)?;
     let files = TargetFiles::beside(path, how.cache, false, read).in_place(how.in_place);
     let mut base = Base::of(Vec::new(), None, None)?;
     if let Bytes::Disk { disk, .. } = &source.bytes {
         base.counts_in(disk.top().layer.sector(), format);
     }
     let before = Before { progress, total: size };
-    let layer = base.make(format, &target, &files, size, &how.open.secrets, &before).map_err(named)?;
+    let layer = base
+        .make(format, &target, &files, size, &how.open.secrets, &before)
+        .map_err(|error| making(named(error)))?;
     let name = format.names()[0]; // never empty: every format has a name
     let image = Image::new(vec![Link { layer, name: path.display().to_string(), format: name }])?;
     let plain = Convert::default();
@@ -321,8 +382,14 @@ fn into_new(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progr
     Ok(done)
 }
 
-fn into_existing(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn Progress) -> Result<Copied> {
-    refuse_one_of(path, &source.files())?;
+fn into_existing(
+    source: &mut Source<'_>,
+    path: &Path,
+    how: &Dd,
+    progress: &dyn Progress,
+) -> Result<Copied, Failed<DdStep>> {
+    let opening = Failed::at(DdStep::Target);
+    refuse_one_of(path, &source.files()).map_err(&opening)?;
     let target = Open {
         format: Some(how.format.clone()),
         writable: true,
@@ -333,9 +400,9 @@ fn into_existing(source: &mut Source<'_>, path: &Path, how: &Dd, progress: &dyn 
         lenient: how.open.lenient,
         ..Open::default()
     };
-    let target = open(path, &target)?;
+    let target = open(path, &target).map_err(&opening)?;
     if let Some(len) = source.len.filter(|len| *len > target.size()) {
-        return Err(too_small(target.name(), target.size(), Some(len)));
+        return Err(too_small(target.name(), target.size(), Some(len)).into());
     }
     let plain = Convert::default();
     let job = Job::new(&plain, &target, false);

@@ -9,6 +9,8 @@ use cowhand_core::{Error, ErrorKind, Image, Kind, Mapped, Result};
 
 use cowhand_core::Progress;
 
+use crate::salvage::Salvage;
+
 /// One or several disks, one behind the other, as one.
 #[derive(Debug)]
 pub(crate) struct Concat<'a> {
@@ -17,6 +19,8 @@ pub(crate) struct Concat<'a> {
     size: u64,
     /// How many layers of each are looked at for what is there; reading looks at all.
     depth: usize,
+    /// What cannot be read is zero.
+    salvage: Option<&'a Salvage<'a>>,
 }
 
 impl<'a> Concat<'a> {
@@ -27,7 +31,7 @@ impl<'a> Concat<'a> {
             parts.push((size, image));
             size += image.size();
         }
-        Concat { parts, size, depth: usize::MAX }
+        Concat { parts, size, depth: usize::MAX, salvage: None }
     }
 
     /// Only what the first `depth` layers say counts as being there.
@@ -38,6 +42,11 @@ impl<'a> Concat<'a> {
     /// Only the first `len` bytes.
     pub(crate) fn up_to(self, len: u64) -> Concat<'a> {
         Concat { size: self.size.min(len), ..self }
+    }
+
+    /// Goes on where it cannot be read, if `salvage` says so.
+    pub(crate) fn salvaging(self, salvage: Option<&'a Salvage<'a>>) -> Concat<'a> {
+        Concat { salvage, ..self }
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -54,7 +63,11 @@ impl<'a> Concat<'a> {
     pub(crate) fn extent(&self, at: u64, max: u64) -> Result<(Mapped, &'a Image)> {
         let (start, image) = self.part(at)?;
         let inside = at - start;
-        let mut mapped = image.extent_above(inside, max.min(image.size() - inside), self.depth)?;
+        let max = max.min(image.size() - inside);
+        let mut mapped = match (image.extent_above(inside, max, self.depth), self.salvage) {
+            (Err(error), Some(salvage)) => salvage.extent(inside, max, error)?,
+            (found, _) => found?,
+        };
         if mapped.kind == Kind::Hole && self.depth < image.links().len() && mapped.depth + 1 < self.depth {
             // A layer ended before the last one that counts: it hides what the target would show there.
             mapped.kind = Kind::Zero;
@@ -63,6 +76,13 @@ impl<'a> Concat<'a> {
     }
 
     pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        match self.salvage {
+            Some(salvage) => salvage.read(at, buf, &|at, buf| self.read_whole(at, buf)),
+            None => self.read_whole(at, buf),
+        }
+    }
+
+    fn read_whole(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let mut done = 0;
         while done < buf.len() {
             let here = at + done as u64;
@@ -130,8 +150,13 @@ const PIECES: u64 = 4096;
 pub(crate) fn report(progress: &dyn Progress, done: u64, total: u64) -> Result<()> {
     match progress.at(done, total) {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "stopped on request")),
+        ControlFlow::Break(()) => Err(stopped()),
     }
+}
+
+/// Somebody asked to stop.
+pub(crate) fn stopped() -> Error {
+    Error::new(ErrorKind::Cancelled, "stopped on request")
 }
 
 /// For [`Plan::with_empty`], for a disk of `size` bytes: a multiple of every unit.
@@ -270,6 +295,11 @@ impl<'a> Plan<'a> {
         let (mapped, image) = self.source.extent(at, self.source.size() - at)?;
         state.known = Some((at, (mapped, image)));
         Ok((at + mapped.len, (mapped, image)))
+    }
+
+    /// How far pieces were handed out.
+    pub(crate) fn reached(&self) -> u64 {
+        self.state().at
     }
 
     /// A piece is done.

@@ -218,11 +218,13 @@ pub(crate) fn key(how: &Convert, format: &dyn Format, size: u64, read: &[Watched
         "sources": how.sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "snapshot": how.open.snapshot,
         "source options": how.open.options,
+        "options of each": how.opens.iter().map(|open| &open.options).collect::<Vec<_>>(),
         "format": format.names(),
         "options": how.options,
         "size": size,
         "backing": how.backing.as_ref().map(|path| path.display().to_string()),
         "compress": how.compress,
         "sparse": how.sparse,
+        "salvage": how.salvage,
     })
 }

@@ -100,7 +100,10 @@ impl Target {
             None => None,
         };
         let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
-            Error::invalid("is no name for a target").hint("name a file, in UTF-8").image(path.display())
+            Error::invalid("is no name for a target")
+                .hint("name a file, in UTF-8")
+                .image(path.display())
+                .known_by(Errno::NOENT.raw_os_error())
         })?;
         let folder = folder_of(&path);
         // Said of the target's own name, before the partial's is tried.
@@ -361,7 +364,11 @@ pub(crate) fn refuse_one_of(target: &Path, read: &[Watched]) -> Result<()> {
         None => Ok(()),
         Some(file) => Err(Error::invalid(format!("is part of what is read here ('{}')", file.name))
             .image(target.display())
-            .hint("choose another name for the target")),
+            .hint("choose another name for the target")
+            .known_as(format!(
+                "Failed to get \"write\" lock\nIs another process using the image [{}]?",
+                target.display()
+            ))),
     }
 }
 

@@ -17,27 +17,34 @@ pub(crate) struct Flag {
     pub(crate) value: Option<&'static str>,
     /// One line for help.
     pub(crate) help: &'static str,
+    /// The long form cannot be cut short.
+    pub(crate) whole: bool,
 }
 
 impl Flag {
     /// `-s` and `--name`.
     pub(crate) const fn both(short: char, name: &'static str, help: &'static str) -> Flag {
-        Flag { name, short: Some(short), long: true, value: None, help }
+        Flag { name, short: Some(short), long: true, value: None, help, whole: false }
     }
 
     /// `--name` alone.
     pub(crate) const fn long(name: &'static str, help: &'static str) -> Flag {
-        Flag { name, short: None, long: true, value: None, help }
+        Flag { name, short: None, long: true, value: None, help, whole: false }
     }
 
     /// `-s` alone, which the program knows as `name`.
     pub(crate) const fn short(short: char, name: &'static str, help: &'static str) -> Flag {
-        Flag { name, short: Some(short), long: false, value: None, help }
+        Flag { name, short: Some(short), long: false, value: None, help, whole: false }
     }
 
     /// The same with a value.
     pub(crate) const fn of(self, value: &'static str) -> Flag {
         Flag { value: Some(value), ..self }
+    }
+
+    /// The same, whose long form cannot be cut short: one that the tool does not have, or calls otherwise.
+    pub(crate) const fn whole(self) -> Flag {
+        Flag { whole: true, ..self }
     }
 }
 
@@ -134,8 +141,8 @@ impl Words {
         let flag = match exact {
             Some(flag) => flag,
             None => {
-                let meant: Vec<&'static Flag> =
-                    long().filter(|flag| flag.name.as_bytes().starts_with(name)).collect();
+                let begins = |flag: &&Flag| !flag.whole && flag.name.as_bytes().starts_with(name);
+                let meant: Vec<&'static Flag> = long().filter(begins).collect();
                 match meant.as_slice() {
                     [] => return Err(format!("{}: unrecognized option '--{shown}'", self.caller)),
                     [flag] => *flag,
@@ -173,6 +180,7 @@ mod tests {
         Flag::long("output", "").of("FORM"),
         Flag::long("object", "").of("OBJECT"),
         Flag::short('n', "name", "").of("NAME"),
+        Flag::long("outside", "").whole(),
     ];
 
     fn taken(words: &[&str]) -> Result<(Vec<String>, Vec<String>), String> {
@@ -187,10 +195,22 @@ mod tests {
 
     #[test]
     fn flags_stand_anywhere_and_in_any_form() {
-        let (flags, others) =
-            taken(&["a", "-qfraw", "--format=x=y", "b", "--outp", "json", "-n", "-q", "-", "--", "-q"])
-                .unwrap();
-        assert_eq!(flags, ["quiet=", "format=raw", "format=x=y", "output=json", "name=-q"]);
+        let (flags, others) = taken(&[
+            "a",
+            "-qfraw",
+            "--format=x=y",
+            "b",
+            "--ou",
+            "json",
+            "-n",
+            "-q",
+            "--outside",
+            "-",
+            "--",
+            "-q",
+        ])
+        .unwrap();
+        assert_eq!(flags, ["quiet=", "format=raw", "format=x=y", "output=json", "name=-q", "outside="]);
         assert_eq!(others, ["a", "b", "-", "-q"]);
     }
 

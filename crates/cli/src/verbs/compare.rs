@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use cowhand::{Cache, Difference, Error, Result, compare, open};
+use cowhand::{Cache, Comparison, Difference, Error, Result, compare, open};
 
 use crate::exit::compare::{CANNOT_MAP, CANNOT_OPEN, CANNOT_READ, DIFFERENT};
 use crate::exit::{DONE, Failure, Outcome};
@@ -77,26 +77,28 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         }
     }
     meter.finish();
-    // qemu-img comes to the longer disk's rest only if all before it is the same.
-    let common = first.size().min(second.size());
-    let differs_before = matches!(found.difference, Some(Difference::Content(at)) if at < common);
-    if found.sizes_differ && !args.strict && !differs_before {
-        say(args, out, "Warning: Image size mismatch!")?;
+    if !args.showing.quiet {
+        for line in told(&found, first.size().min(second.size()), args.strict) {
+            writeln!(out, "{line}")?;
+        }
     }
-    let status = if found.difference.is_some() { DIFFERENT } else { DONE };
-    say(
-        args,
-        out,
-        &match found.difference {
-            None => "Images are identical.".to_owned(),
-            Some(Difference::Content(at)) => format!("Content mismatch at offset {at}!"),
-            Some(Difference::Allocation(at)) => {
-                format!("Strict mode: Offset {at} block status mismatch!")
-            }
-            Some(Difference::Size) => "Strict mode: Image size mismatch!".to_owned(),
-        },
-    )?;
-    Ok(status)
+    Ok(if found.difference.is_some() { DIFFERENT } else { DONE })
+}
+
+/// What was found, as `qemu-img compare` says it. Both disks have the first `common` bytes.
+pub(crate) fn told(found: &Comparison, common: u64, strict: bool) -> Vec<String> {
+    // qemu-img comes to the longer disk's rest only if all before it is the same.
+    let differs_before = matches!(found.difference, Some(Difference::Content(at)) if at < common);
+    let warns = found.sizes_differ && !strict && !differs_before;
+    let mut lines: Vec<String> =
+        warns.then(|| "Warning: Image size mismatch!".to_owned()).into_iter().collect();
+    lines.push(match found.difference {
+        None => "Images are identical.".to_owned(),
+        Some(Difference::Content(at)) => format!("Content mismatch at offset {at}!"),
+        Some(Difference::Allocation(at)) => format!("Strict mode: Offset {at} block status mismatch!"),
+        Some(Difference::Size) => "Strict mode: Image size mismatch!".to_owned(),
+    });
+    lines
 }
 
 fn open_one(args: &Args, image: &OsString, format: &Option<String>) -> Result<cowhand::Opened> {

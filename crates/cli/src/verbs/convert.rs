@@ -1,18 +1,21 @@
 //! `convert`: one or more images into a new one.
 
 use std::ffi::OsString;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use cowhand::{
-    Cache, Convert, Converted, Error, Fitted, Printable, Result, convert, format, format_for_target, info,
-    parse_option_string, parse_size,
+    Cache, Convert, Converted, Error, Fitted, Open, Printable, Progress, Result, convert, format,
+    format_for_target, info, parse_option_string, parse_size,
 };
 
 use crate::consumer::For;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
+use crate::progress::Meter;
 use crate::sizes::Size;
 use crate::sources::{self, Parents, Sharing, Source, note_on_sectors};
 use crate::verbs::create::asks_for_help;
@@ -118,6 +121,14 @@ pub(crate) struct Args {
     #[arg(long)]
     skip_broken_bitmaps: bool,
 
+    /// Go on where a source cannot be read: what cannot, down to single sectors, becomes zeros
+    #[arg(long, conflicts_with = "copy_offload")]
+    salvage: bool,
+
+    /// The target (with -n) is "driver=FORMAT,file.filename=PATH" in place of a path
+    #[arg(long, requires = "no_create", conflicts_with = "target_format")]
+    target_image_opts: bool,
+
     /// Read the target back and compare it before it gets its name
     #[arg(long)]
     verify: bool,
@@ -138,35 +149,58 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     parents: Parents,
-
-    #[command(flatten)]
-    refused: Refused,
 }
 
-/// What qemu-img has and we have not: named, so that the answer can name it.
-#[derive(Debug, clap::Args)]
-struct Refused {
-    #[arg(long, hide = true)]
-    salvage: bool,
-    #[arg(long, hide = true)]
-    target_image_opts: bool,
+/// What a salvage lost: how many places of it are listed.
+const MOST_LISTED: usize = 100;
+
+/// Takes down what cannot be read, one line for what lies together.
+struct Losses<'a> {
+    meter: &'a Meter,
+    lost: Mutex<Vec<Loss>>,
 }
 
-impl Refused {
-    fn check(&self) -> Result<()> {
-        let all = [
-            (self.salvage, "--salvage (going on where the source cannot be read)"),
-            (self.target_image_opts, "--target-image-opts (a target described by options)"),
-        ];
-        match all.iter().find(|(given, _)| *given) {
-            Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported"))),
-            None => Ok(()),
+struct Loss {
+    range: Range<u64>,
+    why: String,
+}
+
+impl Losses<'_> {
+    fn tell(self, out: &mut Output, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
         }
+        let lost = self.lost.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for Loss { range, why } in lost.iter().take(MOST_LISTED) {
+            let len = range.end - range.start;
+            writeln!(
+                out,
+                "warning: {len} bytes of the disk at offset {} could not be read: {why}",
+                range.start
+            )?;
+        }
+        let more = if lost.len() > MOST_LISTED { "at these places and more " } else { "" };
+        writeln!(out, "warning: {bytes} bytes that could not be read {more}are zero in the target")
+    }
+}
+
+impl Progress for Losses<'_> {
+    fn at(&self, done: u64, total: u64) -> ControlFlow<()> {
+        self.meter.at(done, total)
+    }
+
+    fn lost(&self, at: u64, len: u64, why: &Error) -> ControlFlow<()> {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loss) = lost.iter_mut().rev().find(|loss| loss.range.end == at) {
+            loss.range.end += len;
+        } else if lost.len() <= MOST_LISTED {
+            lost.push(Loss { range: at..at + len, why: why.to_string() });
+        }
+        ControlFlow::Continue(())
     }
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
-    args.refused.check()?;
     let options: Vec<(String, String)> =
         args.options.iter().flat_map(|text| parse_option_string(text)).collect();
     if asks_for_help(&options) {
@@ -205,7 +239,11 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     out.flush()?;
     let since = Instant::now();
     let meter = args.showing.meter();
-    let done = convert(&how, &meter)?;
+    let losses = Losses { meter: &meter, lost: Mutex::default() };
+    let done = convert(&how, &losses)?;
+    if !args.showing.quiet {
+        losses.tell(out, done.lost)?;
+    }
     meter.finish();
     if !args.showing.quiet {
         for warning in &done.warnings {
@@ -223,20 +261,27 @@ fn job(args: &Args, sources: &[Source], target: &Path, fitted: Option<&Fitted>) 
     let Some(first) = sources.first() else {
         return Err(Error::invalid("Must specify image file name").hint("name a source and a target"));
     };
-    if sources.iter().any(|source| (&source.format, &source.node) != (&first.format, &first.node)) {
-        return Err(Error::unsupported(
-            "sources of different formats or options in one --image-opts conversion",
-        )
-        .hint("leave them out: formats are known by the content, and every secret is tried"));
-    }
-    let mut open = args.sharing.open(first, &args.parents, args.source_cache)?;
+    let open = |source| args.sharing.open(source, &args.parents, args.source_cache);
+    let opens: Vec<Open> = sources.iter().map(open).collect::<Result<_>>()?;
+    let mut open = open(first)?;
     if let Some(snapshot) = &args.snapshot {
         let [source] = sources else {
             return Err(Error::invalid("-l names a snapshot of one source, and there are several"));
         };
-        open.snapshot = Some(which_snapshot(snapshot, source, &open)?);
+        open.snapshot = Some(which_snapshot(snapshot, &source.path, &open)?);
     }
     let mut how = Convert::new(sources.iter().map(|source| &source.path), target);
+    if sources.len() > 1 {
+        how.opens = opens;
+    }
+    if args.target_image_opts {
+        let described = Sharing { image_opts: true, ..args.sharing.clone() }.source(&target.into(), None)?;
+        how.target_open = Some(Open {
+            cache: args.cache,
+            ..args.sharing.writing(&described, &Parents::default(), args.cache)?
+        });
+        how.target = described.path;
+    }
     how.open = open;
     how.format = args.target_format.clone();
     if let Some(fitted) = fitted {
@@ -250,6 +295,7 @@ fn job(args: &Args, sources: &[Source], target: &Path, fitted: Option<&Fitted>) 
     how.no_create = args.no_create;
     how.target_is_zero = args.target_is_zero;
     how.compress = args.compress;
+    how.salvage = args.salvage;
     how.sparse = args.sparse;
     how.workers = args.threads.count();
     how.rate = args.rate;
@@ -270,7 +316,7 @@ fn target_format(args: &Args) -> Result<&'static dyn cowhand::Format> {
 }
 
 /// `snapshot.id=ID` and `snapshot.name=NAME` name one for sure; a bare word is an id or else a name.
-pub(crate) fn which_snapshot(text: &str, source: &Source, open: &cowhand::Open) -> Result<String> {
+pub(crate) fn which_snapshot(text: &str, path: &Path, open: &cowhand::Open) -> Result<String> {
     if !text.starts_with("snapshot.") {
         return Ok(text.to_owned());
     }
@@ -285,7 +331,7 @@ pub(crate) fn which_snapshot(text: &str, source: &Source, open: &cowhand::Open) 
             }
         }
     }
-    let found = info(&source.path, open, false)?;
+    let found = info(path, open, false)?;
     let mut snapshots = found.iter().flat_map(|image| &image.snapshots);
     let wanted = |asked: &Option<String>, has: &String| asked.as_ref().is_none_or(|asked| asked == has);
     snapshots
@@ -293,7 +339,7 @@ pub(crate) fn which_snapshot(text: &str, source: &Source, open: &cowhand::Open) 
         .map(|snapshot| snapshot.id.clone())
         .ok_or_else(|| {
             Error::new(cowhand::ErrorKind::NotFound, format!("has no snapshot '{text}'"))
-                .image(source.path.display())
+                .image(path.display())
                 .hint("'cowhand info' lists them")
         })
 }

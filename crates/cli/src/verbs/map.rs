@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let source = args.sharing.source(&args.image, args.format.as_deref())?;
     let mut how = args.sharing.open(&source, &args.parents, Cache::default())?;
     if let Some(snapshot) = &args.snapshot {
-        how.snapshot = Some(which_snapshot(snapshot, &source, &how)?);
+        how.snapshot = Some(which_snapshot(snapshot, &source.path, &how)?);
     }
     let disk = open(&source.path, &how)?;
     let length = args.max_length.unwrap_or(u64::MAX);

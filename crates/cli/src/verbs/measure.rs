@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         let source = args.sharing.source(image, args.format.as_deref())?;
         how.open = args.sharing.open(&source, &args.parents, Cache::default())?;
         if let Some(snapshot) = &args.snapshot {
-            how.open.snapshot = Some(which_snapshot(snapshot, &source, &how.open)?);
+            how.open.snapshot = Some(which_snapshot(snapshot, &source.path, &how.open)?);
         }
         how.source = Some(source.path);
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod allocated;
 pub(crate) mod amend;
+pub(crate) mod bench;
 pub(crate) mod bitmap;
 pub(crate) mod block_bitmap;
 pub(crate) mod chain;

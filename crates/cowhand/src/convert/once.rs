@@ -14,7 +14,7 @@ pub(super) fn best_read_once<'a>(how: &Convert, sources: &'a [Opened]) -> Option
     let [source] = sources else { return None };
     let disk = source.archived()?;
     let into_new_alone = !how.no_create && how.backing.is_none();
-    let in_any_order = !how.resume && !how.compress;
+    let in_any_order = !how.resume && !how.compress && !how.salvage;
     (into_new_alone && in_any_order && disk.is_best_read_once()).then_some(disk)
 }
 

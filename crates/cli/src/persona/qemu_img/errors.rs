@@ -41,3 +41,11 @@ pub(super) fn reason(path: &Path, error: &Error) -> String {
         (None, None) => error.without_image().to_string(),
     }
 }
+
+/// Why the target `name` could not be made.
+pub(super) fn why_not_made(name: &str, error: &Error) -> String {
+    match (error.kind(), error.os_error()) {
+        (ErrorKind::Locked, _) | (_, None) => why(name.as_ref(), error),
+        (_, Some(system)) => format!("Could not create '{name}': {system}"),
+    }
+}

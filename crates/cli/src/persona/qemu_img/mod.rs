@@ -1,8 +1,12 @@
 //! `qemu-img` 10: its verbs, its words, its text. The work is that of the library's verbs.
 
+mod bench;
 mod bitmap;
 mod check;
 mod commit;
+mod compare;
+mod convert;
+mod dd;
 mod errors;
 mod info;
 mod json;
@@ -33,8 +37,19 @@ struct Verb {
     run: fn(&mut Call<'_>) -> Outcome,
 }
 
-const VERBS: &[Verb] =
-    &[bitmap::VERB, check::VERB, commit::VERB, info::VERB, map::VERB, rebase::VERB, snapshot::VERB];
+const VERBS: &[Verb] = &[
+    bench::VERB,
+    bitmap::VERB,
+    check::VERB,
+    commit::VERB,
+    compare::VERB,
+    convert::VERB,
+    dd::VERB,
+    info::VERB,
+    map::VERB,
+    rebase::VERB,
+    snapshot::VERB,
+];
 
 /// What the real one prints of itself. Callers look at the number.
 const VERSION: &str = "qemu-img version 10.0.2 (Cowhand ";

@@ -55,7 +55,7 @@ fn run(call: &mut Call<'_>) -> Done {
             options: options(&[CREATOR]),
             ..Convert::new([&path], &output)
         };
-        convert(&how, &progress).map_err(coalescing)?;
+        convert(&how, &progress).map_err(|failed| coalescing(failed.error))?;
         progress.finish();
         return Ok(());
     }

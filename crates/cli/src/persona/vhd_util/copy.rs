@@ -56,5 +56,5 @@ fn run(call: &mut Call<'_>) -> Done {
         ..Convert::new([&path], &new)
     };
     let failed = |error| Failed::of(format!("error creating {}", new.display()), error);
-    convert(&how, &Percent::new(false)).map(|_| ()).map_err(failed)
+    convert(&how, &Percent::new(false)).map(|_| ()).map_err(|step| failed(step.error))
 }

@@ -1,0 +1,422 @@
+//! `qemu-img convert`.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use cowhand::{
+    Cache, Convert, ConvertStep, Error, ErrorKind, Failed, Open, Printable, Progress, convert, format, open,
+    parse_option_string,
+};
+
+use super::errors::{could_not_open, why, why_not_made};
+use super::source::{Opening, Source};
+use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
+use crate::exit::DONE;
+use crate::persona::compat::as_qemu;
+use crate::persona::complain;
+use crate::progress::Meter;
+use crate::verbs::convert::which_snapshot;
+use crate::verbs::create::asks_for_help;
+use crate::verbs::formats;
+
+// In the real one's order, which a complaint about a word that is cut too short shows. Behind it what its help calls them.
+pub(super) const VERB: Verb = Verb {
+    name: "convert",
+    about: "Copy images into a new one, of another format or of the same",
+    operands: "SRC_FILENAME [SRC_FILENAME2...] TGT_FILENAME",
+    flags: &[
+        Flag::both('h', "help", "Show this"),
+        Flag::both('q', "quiet", "Print nothing"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::long("image-opts", "The same as --source-image-opts"),
+        Flag::long("source-image-opts", "The sources are descriptions of images, not paths"),
+        Flag::both('f', "source-format", "The sources' format").of("SRC_FMT"),
+        Flag::both('T', "source-cache", "The sources' cache mode; writeback if not given").of("SRC_CACHE"),
+        Flag::both('l', "snapshot", "Convert this snapshot within the source").of("SNAPSHOT_PARAMS"),
+        Flag::long("target-image-opts", "The target is a description of an image, not a path; needs -n"),
+        Flag::both('O', "output-format", "The target's format; raw if not given").of("TGT_FMT"),
+        Flag::both('o', "options", "Options of the target's format").of("TGT_OPTS"),
+        Flag::both('t', "output-cache", "The target's cache mode; unsafe if not given").of("TGT_CACHE"),
+        Flag::both('B', "backing", "What the target stands on: only what differs is written")
+            .of("BACKING_FILENAME"),
+        Flag::both('F', "backing-format", "The backing file's format").of("BACKING_FMT"),
+        Flag::long("target-is-zero", "The target, which is there, reads zero"),
+        Flag::both('S', "sparse-size", "Zeros of at least so many bytes are not written; 0: write all")
+            .of("SPARSE_SIZE"),
+        Flag::long("bitmaps", "Copy the source's persistent bitmaps too"),
+        Flag::long("skip-broken-bitmaps", "Leave out those that are broken"),
+        Flag::both('U', "force-share", "Open the sources although another program uses them"),
+        Flag::both('r', "rate", "Write at most so many bytes a second").of("RATE"),
+        Flag::both('m', "parallel", "How many pieces are copied at a time").of("NUM_COROUTINES"),
+        Flag::both('C', "copy-range-offloading", "Let the system copy; accepted, and done where it can"),
+        Flag::long("salvage", "Go on where a source cannot be read, with zeros"),
+        Flag::both('W', "oob-writes", "Write in any order; accepted, and done always"),
+        Flag::both('p', "progress", "Show how far it is").whole(),
+        Flag::both('c', "compress", "Compress the target").whole(),
+        Flag::both('n', "no-create", "Write into a target that is there").whole(),
+        Flag::long("source-snapshot", "The same as --snapshot").of("SNAPSHOT_PARAMS").whole(),
+        Flag::long("target-format", "The same as --output-format").of("TGT_FMT").whole(),
+        Flag::long("target-options", "The same as --options").of("TGT_OPTS").whole(),
+        Flag::long("target-cache", "The same as --output-cache").of("TGT_CACHE").whole(),
+    ],
+    run,
+};
+
+/// Most threads, as the real one counts its coroutines.
+const MOST_PARALLEL: u64 = 16;
+/// Runs of zeros are looked for up to so many bytes.
+const MOST_SPARSE: u64 = 16 << 20;
+const SECTOR: u64 = 512;
+/// Begins what names a snapshot for sure.
+const SNAPSHOT: &str = "snapshot.";
+
+#[derive(Default)]
+struct Asked {
+    opening: Opening,
+    target_format: Option<String>,
+    target_image_opts: bool,
+    /// `None`: no list was given.
+    options: Option<Vec<(String, String)>>,
+    cache: Option<OsString>,
+    source_cache: Option<OsString>,
+    snapshot: Option<OsString>,
+    backing: Option<PathBuf>,
+    backing_format: Option<String>,
+    sparse: Option<u64>,
+    rate: Option<u64>,
+    parallel: Option<u64>,
+    compress: bool,
+    offload: bool,
+    no_create: bool,
+    target_is_zero: bool,
+    bitmaps: bool,
+    skip_broken_bitmaps: bool,
+    salvage: bool,
+    progress: bool,
+    quiet: bool,
+}
+
+fn run(call: &mut Call<'_>) -> Outcome {
+    let Some(asked) = Asked::of(call)? else { return call.help() };
+    asked.check()?;
+    let others = call.others();
+    let (target, sources) = match others.split_last() {
+        Some((target, sources)) if !sources.is_empty() => (Some(target), sources),
+        _ => (None, &[][..]),
+    };
+    if asked.options.as_deref().is_some_and(asks_for_help) {
+        let name = asked.format_name().unwrap_or_default();
+        let format = format(name).map_err(|_| says(format!("Unknown file format '{name}'")))?;
+        formats::help(call.out, format)?;
+        return Ok(DONE);
+    }
+    let Some(target) = target else { return Err(says("Must specify image file name")) };
+    let source_cache = values::cache("source ", asked.source_cache.as_deref())?;
+    let meter = Meter::waiting(asked.progress && !asked.quiet);
+    meter.begin();
+    let sources: Vec<Source> =
+        sources.iter().map(|word| asked.opening.source(word)).collect::<Result<_, _>>()?;
+    let job = asked.job(&sources, target, source_cache)?;
+    let shown = Shown { meter: &meter, quiet: asked.quiet };
+    let done =
+        convert(&job, &shown).map_err(|failed| asked.complaint(&job, &sources, &text(target), failed))?;
+    for warning in &done.warnings {
+        complain(&format!("qemu-img: warning: {warning}"));
+    }
+    meter.finish();
+    Ok(DONE)
+}
+
+impl Asked {
+    /// What the flags say. `None`: help is wanted.
+    fn of(call: &mut Call<'_>) -> Result<Option<Asked>, Failure> {
+        let mut asked = Asked::default();
+        while let Some((flag, value)) = call.next()? {
+            match flag {
+                "help" => return Ok(None),
+                "quiet" => asked.quiet = true,
+                "progress" => asked.progress = true,
+                "source-format" => asked.opening.format = Some(text(&value)),
+                "image-opts" | "source-image-opts" => asked.opening.image_opts = true,
+                "source-cache" => asked.source_cache = Some(value),
+                "snapshot" | "source-snapshot" => {
+                    check_snapshot(&text(&value))?;
+                    asked.snapshot = Some(value);
+                }
+                "target-image-opts" => asked.target_image_opts = true,
+                "output-format" | "target-format" => asked.target_format = Some(text(&value)),
+                "options" | "target-options" => {
+                    asked.options.get_or_insert_default().extend(values::option_list(&value)?);
+                }
+                "output-cache" | "target-cache" => asked.cache = Some(value),
+                "backing" => asked.backing = Some(value.into()),
+                "backing-format" => asked.backing_format = Some(text(&value)),
+                "target-is-zero" => asked.target_is_zero = true,
+                "sparse-size" => asked.sparse = Some(sparse(&value)?),
+                "bitmaps" => asked.bitmaps = true,
+                "skip-broken-bitmaps" => asked.skip_broken_bitmaps = true,
+                "rate" => asked.rate = Some(values::size("rate limit", &value, 0..=i64::MAX as u64)?),
+                "parallel" => {
+                    asked.parallel = Some(values::number("number of coroutines", &value, 1..=MOST_PARALLEL)?)
+                }
+                "copy-range-offloading" => asked.offload = true,
+                "salvage" => asked.salvage = true,
+                "compress" => asked.compress = true,
+                "no-create" => asked.no_create = true,
+                "oob-writes" => {}
+                _ => {
+                    asked.opening.take(flag, &value)?;
+                }
+            }
+        }
+        Ok(Some(asked))
+    }
+
+    /// What cannot be asked for together.
+    fn check(&self) -> Result<(), Failure> {
+        let wrong = [
+            (self.no_create && self.options.is_some(), "-o has no effect when skipping image creation"),
+            (self.target_is_zero && !self.no_create, "--target-is-zero requires use of -n flag"),
+            (self.compress && self.offload, "Cannot enable copy offloading when -c is used"),
+            (self.sparse.is_some() && self.offload, "Cannot enable copy offloading when -S is used"),
+            (self.salvage && self.offload, "Cannot use copy offloading in salvaging mode"),
+            (self.target_image_opts && !self.no_create, "--target-image-opts requires use of -n flag"),
+            (self.skip_broken_bitmaps && !self.bitmaps, "Use of --skip-broken-bitmaps requires --bitmaps"),
+        ];
+        wrong.into_iter().find(|(wrong, _)| *wrong).map_or(Ok(()), |(_, text)| Err(says(text)))
+    }
+
+    /// What the target is made or opened as; `None`: its description says it.
+    fn format_name(&self) -> Option<&str> {
+        match (&self.target_format, self.target_image_opts) {
+            (Some(name), _) => Some(name),
+            (None, true) => None,
+            (None, false) => Some("raw"),
+        }
+    }
+
+    fn job(&self, sources: &[Source], target: &OsStr, source_cache: Cache) -> Result<Convert, Failure> {
+        let mut opens: Vec<Open> =
+            sources.iter().map(|source| Open { cache: source_cache, ..source.open.clone() }).collect();
+        if let (Some(snapshot), Some(open)) = (&self.snapshot, opens.first_mut()) {
+            open.snapshot = Some(self.which_snapshot(&text(snapshot), sources)?);
+        }
+        let mut job = Convert::new(sources.iter().map(|source| &source.path), target);
+        job.open = opens.first().cloned().unwrap_or_default(); // never empty: the caller looked
+        job.opens = opens;
+        job.format = self.format_name().map(str::to_owned);
+        job.rounded = true;
+        job.no_create = self.no_create;
+        job.target_is_zero = self.target_is_zero;
+        job.compress = self.compress;
+        job.sparse = self.sparse;
+        job.rate = self.rate.filter(|rate| *rate > 0);
+        job.workers = self.parallel.map(|number| number as usize);
+        job.bitmaps = self.bitmaps;
+        job.skip_broken_bitmaps = self.skip_broken_bitmaps;
+        job.salvage = self.salvage;
+        job.in_place = as_qemu();
+        job.cache = Cache::Unsafe;
+        self.take_options(&mut job, sources)?;
+        if let Some(cache) = &self.cache {
+            // Looked at once the sources are open.
+            job.cache = values::cache("", Some(cache)).map_err(|failure| opened_first(sources, failure))?;
+        }
+        if self.no_create {
+            let opening = Opening {
+                format: self.format_name().map(str::to_owned),
+                image_opts: self.target_image_opts,
+                ..self.opening.clone()
+            };
+            let described = opening.source(target)?;
+            job.target = described.path;
+            job.target_open = Some(Open { cache: job.cache, ..described.open });
+        }
+        Ok(job)
+    }
+
+    /// What `-o`, `-B` and `-F` say of the target. What is wrong with it is said once the sources are open.
+    fn take_options(&self, job: &mut Convert, sources: &[Source]) -> Result<(), Failure> {
+        job.backing = self.backing.clone();
+        job.backing_format = self.backing_format.clone();
+        let refuse = |text: &str| Err(opened_first(sources, says(text)));
+        let mut options = self.options.clone().unwrap_or_default();
+        // The target has the sources' size, whatever is said here.
+        options.retain(|(name, _)| name != "size");
+        let given = |wanted: &str| {
+            let found = options.iter().rev().find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.clone())
+        };
+        if let Some(backing) = given("backing_file") {
+            job.backing = Some(backing.into());
+        }
+        let backing_format = given("backing_fmt").or(job.backing_format.clone());
+        if job.backing.is_some() && !self.no_create {
+            if sources.len() > 1 {
+                return refuse(
+                    "Having a backing file for the target makes no sense when concatenating multiple input images",
+                );
+            }
+            if backing_format.is_none() {
+                return refuse("Use of backing file requires explicit backing format");
+            }
+        }
+        if self.target_is_zero && job.backing.is_some() {
+            return refuse("Cannot use --target-is-zero when the destination image has a backing file");
+        }
+        if self.compress {
+            let encrypts =
+                given("encrypt.format").is_some() || given("encryption").is_some_and(|value| value != "off");
+            if encrypts {
+                return refuse("Compression and encryption not supported at the same time");
+            }
+            if given("preallocation").is_some_and(|how| how != "off") {
+                return refuse("Compression and preallocation not supported at the same time");
+            }
+        }
+        job.options = options;
+        Ok(())
+    }
+
+    /// Which snapshot the word means. One of several sources is known by `snapshot.` alone.
+    fn which_snapshot(&self, word: &str, sources: &[Source]) -> Result<String, Failure> {
+        let Some(source) = sources.first() else { return Ok(word.to_owned()) };
+        if word.starts_with(SNAPSHOT) {
+            // Where there is no such snapshot, opening it says so.
+            return Ok(which_snapshot(word, &source.path, &source.open).unwrap_or_else(|_| word.to_owned()));
+        }
+        if sources.len() > 1 {
+            for source in sources {
+                open(&source.path, &source.open).map_err(|error| source.failed(&error))?;
+            }
+            return Err(says("No support for concatenating multiple snapshot"));
+        }
+        Ok(word.to_owned())
+    }
+
+    fn complaint(
+        &self,
+        job: &Convert,
+        sources: &[Source],
+        target: &str,
+        Failed { step, error }: Failed<ConvertStep>,
+    ) -> Failure {
+        if error.kind() == ErrorKind::Cancelled {
+            return error.into();
+        }
+        let format = self.format_name().unwrap_or_default();
+        let told = why_copying(&error);
+        match step {
+            ConvertStep::Source(index) => match sources.get(index) {
+                Some(source) => source.failed(&error),
+                None => error.into(),
+            },
+            ConvertStep::Snapshot(index) => {
+                says(format!("Failed to load snapshot: {}", why_no_snapshot(sources.get(index), &error)))
+            }
+            ConvertStep::Format => says(format!("Unknown file format '{format}'")),
+            ConvertStep::Backing => {
+                let backing = job.backing.clone().unwrap_or_default();
+                let told = why(&backing, &error);
+                says(format!("Could not open '{target}': Could not open backing file: {told}"))
+            }
+            ConvertStep::Create => {
+                let told = why_not_made(target, &error);
+                says(format!("{target}: error while converting {format}: {told}"))
+            }
+            ConvertStep::Target => could_not_open(target, &job.target, &error),
+            ConvertStep::Room => says("output file is smaller than input file"),
+            ConvertStep::Compress => says("Compression not supported for this file format"),
+            ConvertStep::Map(at) => says(format!("error while reading block status at offset {at}: {told}")),
+            ConvertStep::Read(at) => says(format!("error while reading at byte {at}: {told}")),
+            ConvertStep::Write(at) => says(format!("error while writing at byte {at}: {told}")),
+            ConvertStep::Bitmaps if error.kind() == ErrorKind::Unsupported => {
+                says("Source lacks bitmap support")
+            }
+            ConvertStep::PutBitmaps if error.kind() == ErrorKind::Unsupported => {
+                says(format!("Format driver '{format}' does not support bitmaps"))
+            }
+            ConvertStep::Bitmaps | ConvertStep::PutBitmaps | ConvertStep::Rest => says(told),
+        }
+    }
+}
+
+/// `failure`, unless a source cannot be opened: that is said before.
+fn opened_first(sources: &[Source], failure: Failure) -> Failure {
+    let broken =
+        sources.iter().find_map(|source| Some(source.failed(&open(&source.path, &source.open).err()?)));
+    broken.unwrap_or(failure)
+}
+
+/// Says what is lost, a line for each sector, as the real one does.
+struct Shown<'a> {
+    meter: &'a Meter,
+    quiet: bool,
+}
+
+impl Progress for Shown<'_> {
+    fn at(&self, done: u64, total: u64) -> ControlFlow<()> {
+        self.meter.at(done, total)
+    }
+
+    fn lost(&self, at: u64, len: u64, error: &Error) -> ControlFlow<()> {
+        if !self.quiet {
+            let told = why_copying(error);
+            for sector in (0..len).step_by(SECTOR as usize) {
+                let at = at + sector;
+                complain(&format!("qemu-img: warning: error while reading offset {at}: {told}"));
+            }
+        }
+        self.meter.at(0, 0)
+    }
+}
+
+/// Why data could not be copied: what the system says, else what is wrong.
+fn why_copying(error: &Error) -> String {
+    let known = error.sentence().map(str::to_owned).or_else(|| error.os_error());
+    known.unwrap_or_else(|| error.to_string())
+}
+
+fn why_no_snapshot(source: Option<&Source>, error: &Error) -> String {
+    let format = source.map_or("", format_of);
+    match error.kind() {
+        ErrorKind::NotFound => "Can't find snapshot".to_owned(),
+        ErrorKind::Unsupported => format!(
+            "Block format '{format}' used by device '' does not support temporarily loading internal snapshots"
+        ),
+        _ => error.to_string(),
+    }
+}
+
+/// The format that the source has.
+fn format_of(source: &Source) -> &'static str {
+    let opened = open(&source.path, &source.open);
+    opened.ok().and_then(|opened| Some(opened.links().first()?.format)).unwrap_or_default()
+}
+
+/// Errors: `snapshot.` before something that names no snapshot.
+fn check_snapshot(word: &str) -> Result<(), Failure> {
+    let names = || parse_option_string(word).into_iter().map(|(name, _)| name);
+    let known = |name: &String| name == "snapshot.id" || name == "snapshot.name";
+    match names().find(|name| !known(name)).filter(|_| word.starts_with(SNAPSHOT)) {
+        None => Ok(()),
+        Some(name) => Err(says(format!(
+            "Invalid parameter '{}'\nqemu-img: Failed in parsing snapshot param '{}'",
+            Printable(&name),
+            Printable(word)
+        ))),
+    }
+}
+
+fn sparse(word: &OsStr) -> Result<u64, Failure> {
+    const WHAT: &str = "buffer size for sparse output";
+    let size = values::size(WHAT, word, 0..=i64::MAX as u64)?;
+    if size % SECTOR == 0 && size <= MOST_SPARSE {
+        return Ok(size);
+    }
+    Err(says(format!(
+        "Invalid {WHAT} specified. Valid sizes are multiples of {SECTOR} up to {MOST_SPARSE}. Select 0 to disable sparse \
+         detection (fully allocates output)."
+    )))
+}

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{Ran, cowhand_program, run, try_qemu_img};
+use crate::drop_in_keys;
 
 /// What came of one list.
 #[derive(Clone, Copy, Debug, Default)]
@@ -254,6 +255,12 @@ fn same_image(name: &str, paths: &[PathBuf; 2], differences: &mut String) {
         writeln!(differences, "  {name} is\n{}  ours is\n{}", indented(&real), indented(&ours)).unwrap();
         return;
     }
+    if let Some(said) = drop_in_keys::compared(&real, paths) {
+        if !said.is_empty() {
+            writeln!(differences, "  {name}:\n{said}").unwrap();
+        }
+        return;
+    }
     let compared =
         try_qemu_img(["compare".as_ref(), "-U".as_ref(), paths[0].as_os_str(), paths[1].as_os_str()]);
     if compared.code != Some(0) {
@@ -274,7 +281,8 @@ fn same_bytes(paths: &[PathBuf; 2]) -> bool {
 fn about(path: &Path) -> String {
     let ran = try_qemu_img(["info".as_ref(), "-U".as_ref(), path.as_os_str()]);
     let masks = ["date", "disk", "file"].map(str::to_owned);
-    let text = masked(&ran.out, &masks).replace(path.to_str().unwrap(), "PATH");
+    let text = drop_in_keys::without_what_is_random(&masked(&ran.out, &masks))
+        .replace(path.to_str().unwrap(), "PATH");
     // The path that a relative backing file comes to has the side's name in it.
     SIDES.iter().fold(text, |text, side| {
         text.replace(path.parent().unwrap().to_str().unwrap(), "HERE").replace(&format!("/{side}/"), "/here/")

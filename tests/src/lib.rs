@@ -9,6 +9,7 @@ mod command;
 mod content;
 mod disk;
 mod drop_in;
+mod drop_in_keys;
 mod guid;
 mod loop_device;
 mod mirror;

@@ -57,8 +57,8 @@ impl Options {
         let mut checked = BTreeMap::new();
         for (name, value) in given {
             let spec = table.iter().find(|spec| spec.name == name).ok_or_else(|| {
-                Error::invalid(format!("Invalid parameter '{name}'"))
-                    .hint("'-o help' lists what this format takes")
+                let said = format!("Invalid parameter '{name}'");
+                Error::invalid(said.clone()).known_as(said).hint("'-o help' lists what this format takes")
             })?;
             spec.check(value)?;
             checked.insert(spec.name, value.clone());
@@ -137,8 +137,20 @@ impl OptionSpec {
     }
 
     fn check(&self, value: &str) -> Result<()> {
+        let called = self.called;
         let wrong = |expected: String| {
-            Err(Error::invalid(format!("Parameter '{}' expects {expected}, not '{value}'", self.name)))
+            let said = Error::invalid(format!("Parameter '{}' expects {expected}, not '{value}'", self.name));
+            Err(said.known_as(match self.kind {
+                OptionKind::Size if is_out_of_range(value) => {
+                    format!("Value '{value}' is out of range for parameter '{called}'")
+                }
+                OptionKind::Size => format!(
+                    "Parameter '{called}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means \
+                     kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+                ),
+                OptionKind::Choice(_) => format!("Parameter '{called}' does not accept value '{value}'"),
+                _ => format!("Parameter '{called}' expects {expected}"),
+            }))
         };
         match self.kind {
             OptionKind::Text => Ok(()),
@@ -163,6 +175,12 @@ impl OptionSpec {
             }
         }
     }
+}
+
+/// A number, and none that a size can be.
+fn is_out_of_range(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn parse_flag(text: &str) -> Option<bool> {

@@ -123,6 +123,11 @@ pub(crate) fn of_link(opened: &Opened, depth: usize) -> Result<Info> {
 }
 
 impl Info {
+    /// The image is the file itself: its driver is what bytes are kept on.
+    pub fn is_file(&self) -> bool {
+        self.format == self.protocol
+    }
+
     /// The parent's name as the image has it.
     pub fn backing_filename(&self) -> Option<String> {
         Some(self.parent.as_ref()?.candidates.first()?.display().to_string())
@@ -154,7 +159,8 @@ impl Info {
         });
         let mut all = Map::new();
         let mut put = |key: &str, value: Value| all.insert(key.to_owned(), value);
-        put("children", json!([{ "name": "file", "info": file }]));
+        let children = if self.is_file() { json!([]) } else { json!([{ "name": "file", "info": file }]) };
+        put("children", children);
         put("virtual-size", self.virtual_size.into());
         put("filename", self.filename.as_str().into());
         if let Some(size) = self.details.cluster_size {
@@ -167,6 +173,9 @@ impl Info {
         }
         if self.details.compressed {
             put("compressed", true.into());
+        }
+        if self.is_file() {
+            put("format-specific", json!({ "type": "file", "data": {} }));
         }
         if !self.details.specific.is_empty() {
             put("format-specific", json!({ "type": self.format, "data": self.details.specific }));

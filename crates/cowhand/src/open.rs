@@ -15,9 +15,9 @@ use crate::archive::disk::{Archive, ArchiveDisk};
 use crate::archive::part::Part;
 use crate::journal::noted;
 use crate::kinship::modified;
-use crate::node::{Backing, Described, Name, Node};
+use crate::node::{Backing, Described, Name, Node, no_node};
 use crate::parent::{Found, Seeker, Seen, itself, relative_name, remembered};
-use crate::registry::{self, Probing};
+use crate::registry::{self, Probing, unknown_option};
 use crate::resolve::{Files, Policy, Watched, folder_of, in_folder};
 use crate::shelf::Shelf;
 
@@ -235,12 +235,14 @@ fn open_among(path: &Path, how: &Open, files: Files) -> Result<(Opened, Option<E
     let mut links = vec![top];
     let backing = how.node.as_ref().map(|node| node.backing()).unwrap_or(&Backing::Named);
     let below = match (&how.parent, backing) {
-        (Parent::Ignored, Backing::Described(described)) => Err(Error::invalid(format!(
-            "Block format '{}' does not support the option 'backing.{}'",
-            content.format.names()[0], // never empty: every format has a name
-            described.first()
-        ))
-        .image(path.display())),
+        (Parent::Ignored, Backing::Described(described)) => {
+            Err(unknown_option(content.format, &format!("backing.{}", described.first()))
+                .image(path.display()))
+        }
+        (Parent::Ignored, Backing::Reference(_)) => {
+            Err(unknown_option(content.format, "backing").image(path.display()))
+        }
+        (Parent::Named, Backing::Reference(id)) => Err(no_node(id).image(path.display()).below(1, id)),
         (Parent::Ignored, _) | (Parent::Named, Backing::Nothing) => Ok(Found::AsNamed),
         (Parent::Named, Backing::Described(described)) => {
             follow_described(&mut links, path, described, parent, content, &files, how)
@@ -326,10 +328,17 @@ fn follow_described(
         wanted.as_ref().and_then(|wanted| wanted.candidates.first()).filter(|_| !described.has_file());
     let file = match named {
         // What the image names is opened under the policy, whoever says how.
-        Some(name) => Some(files.of(child).named_by_image(name, access(how.writes(1)))?.0),
+        Some(name) => {
+            let before = files.opened().len();
+            let found = files.of(child).named_by_image(name, access(how.writes(1)));
+            files.opened().truncate(before);
+            Some(found.map_err(|error| error.below(1, name.display()))?.0)
+        }
         None => None,
     };
-    let node = described.node(stated, file.as_deref()).map_err(child_named)?;
+    let node = described
+        .node(stated, file.as_deref())
+        .map_err(|error| child_named(error).below(1, child.display()))?;
     go_on_with(node, links, files, how)?;
     Ok(Found::AsNamed)
 }
@@ -350,9 +359,13 @@ fn go_on_with(node: Node, links: &mut Vec<Link>, files: &Files, how: &Open) -> R
     };
     let below = node.open(below);
     let files = Files::beside(&path, &below).after(files);
-    let (parent, broken) = open_among(&path, &below, files)?;
+    let lower = |error: Error| match error.lower().map(|(layers, file)| (layers, file.to_owned())) {
+        Some((layers, file)) => error.below(depth + layers, file),
+        None => error.below(depth, path.display()),
+    };
+    let (parent, broken) = open_among(&path, &below, files).map_err(lower)?;
     links.extend(parent.image.links().iter().cloned());
-    broken.map_or(Ok(()), Err)
+    broken.map_or(Ok(()), |error| Err(lower(error)))
 }
 
 /// What the name of a parent describes, where images may say such things.

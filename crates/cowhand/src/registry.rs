@@ -41,12 +41,14 @@ pub fn driver(name: &str) -> Result<&'static dyn Format> {
 pub(crate) fn open_options(format: &dyn Format, given: &[(String, String)]) -> Result<Options> {
     let table = format.open_options();
     match given.iter().find(|(name, _)| table.iter().all(|spec| spec.name != name)) {
-        Some((name, _)) => Err(Error::invalid(format!(
-            "Block format '{}' does not support the option '{name}'",
-            format.names()[0] // never empty: every format has a name
-        ))),
+        Some((name, _)) => Err(unknown_option(format, name)),
         None => Options::check(table, given),
     }
+}
+
+pub(crate) fn unknown_option(format: &dyn Format, option: &str) -> Error {
+    let name = format.names()[0]; // never empty: every format has a name
+    Error::invalid(format!("Block format '{name}' does not support the option '{option}'"))
 }
 
 /// The format of that name, or of the files of a driver of that name. Errors: [`ErrorKind::Invalid`] for a name nobody bears.

@@ -122,7 +122,8 @@ impl Format for Vhd {
         let rule = match how.options.text("force_size_calc") {
             Some("current_size") => SizeRule::CurrentSize,
             Some("chs") => SizeRule::Chs,
-            _ => SizeRule::Auto,
+            None | Some("auto") => SizeRule::Auto,
+            Some(other) => return Err(Error::invalid(format!("Invalid size calculation mode: '{other}'"))),
         };
         let size = found.footer.size(rule);
         if !size.is_multiple_of(SECTOR) {

@@ -139,6 +139,9 @@ pub(crate) fn describe(out: &mut Output, name: &str, info: &Info, note: ParentNo
     parent(out, info, note)?;
     snapshot::list(out, &info.snapshots)?;
     specific(out, &info.details.specific)?;
+    if info.is_file() {
+        return Ok(());
+    }
     writeln!(out, "Child node '/file':")?;
     writeln!(out, "    filename: {}", Printable(&info.file))?;
     writeln!(out, "    protocol type: {}", info.protocol)?;

@@ -6,6 +6,8 @@
 mod disk_file;
 mod json;
 mod shown;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::collections::HashSet;
@@ -14,11 +16,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowhand_core::{Access, Cache, Error, ErrorKind, Image, Link, Lock, OpenOptions, Result, Storage};
+use cowhand_core::{Access, Cache, Error, ErrorKind, Image, Lock, OpenOptions, Result, Storage};
 use serde_json::Value;
 
 use crate::archive::content::Content;
-use crate::open::Open;
+use crate::open::{Open, open_layer};
 use crate::registry::{self, DEVICE, FILE};
 use crate::resolve::{Files, is_device};
 pub use json::parse as parse_json;
@@ -62,6 +64,8 @@ pub(crate) enum Backing {
     Named,
     /// There is none, whatever the image names.
     Nothing,
+    /// Another node, which there is not: its name.
+    Reference(String),
     /// These options; where they name no file, the image does.
     Described(Described),
 }
@@ -74,8 +78,10 @@ pub(crate) struct Described(Words);
 #[derive(Clone, Debug, Default, PartialEq)]
 struct General {
     read_only: bool,
-    /// Take no lock.
+    /// The image is read although others may write to it.
     shared: bool,
+    /// No lock is taken.
+    unlocked: bool,
     direct: bool,
 }
 
@@ -132,11 +138,20 @@ impl Name {
     pub fn of(name: &Path, format: Option<&str>) -> Result<Name> {
         let bytes = name.as_os_str().as_bytes();
         let Some((protocol, rest)) = protocol_of(bytes) else {
-            return if bytes.is_empty() { Err(needs_a_name(FILE)) } else { Ok(Name::Path(name.to_owned())) };
+            return match format.filter(|name| registry::is_protocol(name)) {
+                _ if bytes.is_empty() => Err(needs_a_name(FILE)),
+                None => Ok(Name::Path(name.to_owned())),
+                Some(driver) => {
+                    let mut words = Words::default();
+                    words.put("driver", driver.into());
+                    words.put("filename", name.to_string_lossy().into());
+                    read(words, Vec::new()).map(Name::Node)
+                }
+            };
         };
         let rest = Path::new(OsStr::from_bytes(rest));
         match protocol {
-            b"file" => Ok(Name::Path(rest.to_owned())),
+            b"file" => Ok(Name::Path(without_protocol(rest))),
             b"json" => {
                 let text = rest.to_str().ok_or_else(|| Error::invalid("Could not parse the JSON options: JSON parse error, invalid UTF-8 sequence in string"))?;
                 Node::from_json(text, format).map(Name::Node)
@@ -158,7 +173,7 @@ impl Name {
     pub fn of_target(name: &Path) -> Result<PathBuf> {
         match protocol_of(name.as_os_str().as_bytes()) {
             None => Ok(name.to_owned()),
-            Some((b"file", rest)) => Ok(OsStr::from_bytes(rest).into()),
+            Some((b"file", rest)) => Ok(without_protocol(Path::new(OsStr::from_bytes(rest)))),
             Some((protocol, _)) => Err(unknown_protocol(protocol)),
         }
     }
@@ -168,6 +183,14 @@ impl Name {
 fn protocol_of(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = name.iter().position(|byte| b":/".contains(byte)).filter(|at| name.get(*at) == Some(&b':'))?;
     Some((name.get(..at)?, name.get(at + 1..)?))
+}
+
+/// The same file, by a name that nobody takes for one with a protocol.
+pub(crate) fn without_protocol(path: &Path) -> PathBuf {
+    match protocol_of(path.as_os_str().as_bytes()) {
+        Some(_) => Path::new(".").join(path),
+        None => path.to_owned(),
+    }
 }
 
 fn unknown_protocol(protocol: &[u8]) -> Error {
@@ -195,11 +218,10 @@ impl Node {
 
     /// `how`, of the image that this describes: its path is [`Node::path`].
     pub fn open(self, how: Open) -> Open {
-        let text = |(name, value): (&str, &Value)| (name.to_owned(), as_text(value));
         Open {
             format: self.driver.clone(),
-            options: self.own.iter().map(text).collect(),
-            lock: if self.general.shared { Lock::None } else { how.lock },
+            options: self.options(),
+            lock: if self.general.unlocked { Lock::None } else { how.lock },
             cache: if self.general.direct { Cache::None } else { how.cache },
             node: Some(Arc::new(self)),
             ..how
@@ -227,32 +249,38 @@ impl Node {
         if self.general.read_only && access != Access::Read {
             return Err(Error::new(ErrorKind::Denied, "Block node is read-only"));
         }
+        if self.general.shared && access != Access::Read {
+            return Err(only_read_only());
+        }
         Ok(())
     }
 
     /// What this gives to the driver above.
     pub(crate) fn storage(&self, files: &Files, how: &Open, access: Access) -> Result<Arc<dyn Storage>> {
-        let file = self.top_storage(files, how, access)?;
         if matches!(self.under, Under::Path(_)) {
-            return Ok(file);
+            return self.top_storage(files, how, access);
         }
-        let named = |error: Error| error.image(self.path().display());
+        let file = self.top_storage(files, how, access)?;
+        let path = self.path();
+        let named = |error: Error| error.image(path.display());
         let stated = self.driver.as_deref().map(registry::format).transpose()?;
         let format = Content::of(&file, stated, how.probing).map_err(named)?.format;
-        let given: Vec<(String, String)> =
-            self.own.iter().map(|(name, value)| (name.to_owned(), as_text(value))).collect();
         let options = OpenOptions {
             writable: access != Access::Read,
-            options: registry::open_options(format, &given).map_err(named)?,
+            options: registry::open_options(format, &self.options()).map_err(named)?,
             ..how.layer(0)
         };
-        let layer = format.open(file, files, &options).map_err(named)?;
-        if layer.parent().is_some() {
-            return Err(named(Error::unsupported("is within another image, and cannot have a parent there")));
+        let link = open_layer(path, file, format, files, &options)?;
+        if link.layer.parent().is_some() {
+            return Err(Error::unsupported("is within another image, and cannot have a parent there")
+                .image(self.path().display()));
         }
-        let name = self.path().display().to_string();
-        let link = Link { layer, name, format: format.names()[0] }; // never empty: every format has a name
         Ok(Arc::new(DiskFile::of(Image::new(vec![link])?)))
+    }
+
+    /// The driver's own options.
+    fn options(&self) -> Vec<(String, String)> {
+        self.own.iter().map(|(name, value)| (name.to_owned(), as_text(value))).collect()
     }
 
     /// A file as a protocol driver takes it.
@@ -268,7 +296,7 @@ impl Node {
                 return Err(Error::invalid(format!("'{driver}' driver requires '{name}' to be {wanted}")));
             }
         }
-        let lock = if self.general.shared { Lock::None } else { files.lock };
+        let lock = if self.general.unlocked { Lock::None } else { files.lock };
         files.with_lock(lock).trusted(path, access)
     }
 }
@@ -288,19 +316,13 @@ impl Described {
         if let Some(path) = file {
             words.put("file.filename", Value::String(path.to_string_lossy().into_owned()));
         }
-        let read = read(words, Vec::new()).map_err(|error| backing_failed(&error))?;
-        Ok(read.node)
+        Ok(read(words, Vec::new())?.node)
     }
 
     /// The first of the options.
     pub(crate) fn first(&self) -> &str {
         self.0.first().unwrap_or_default()
     }
-}
-
-/// A description of a parent is wrong.
-pub(crate) fn backing_failed(error: &Error) -> Error {
-    Error::new(error.kind(), format!("Could not open backing file: {}", error.message()))
 }
 
 fn read(words: Words, warnings: Vec<String>) -> Result<ReadNode> {
@@ -373,7 +395,7 @@ impl Reader {
                     "aio=native was specified, but it requires cache.direct=on, which was not specified.",
                 ));
             }
-            general.shared |= name == "locking" && value == "off";
+            general.unlocked |= name == "locking" && value == "off";
         }
         for name in ["drop-cache", "x-check-cache-dropped"] {
             flag(&mut words, name)?;
@@ -403,9 +425,7 @@ impl Reader {
             (Some(_), false) => Err(Error::invalid(
                 "Cannot reference an existing block device with additional options or a new filename",
             )),
-            (Some(id), true) => {
-                Err(Error::invalid(format!("Cannot find device='{id}' nor node-name='{id}'")))
-            }
+            (Some(id), true) => Err(no_node(&id)),
             (None, true) => Ok(None),
             (None, false) => self.node(own, Place::File, depth + 1).map(Some),
         }
@@ -420,11 +440,8 @@ impl Reader {
                     .push("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead".to_owned());
                 true
             }
-            Some(other) => {
-                words.put("backing", other);
-                false
-            }
-            None => false,
+            Some(Value::String(id)) => return Backing::Reference(id),
+            _ => false,
         };
         match (nothing, own.is_empty()) {
             (true, _) => Backing::Nothing,
@@ -466,13 +483,18 @@ impl Reader {
             }
             Some(other) => return Err(Error::invalid(format!("invalid parameter value: {other}"))),
         }
-        Ok(General { read_only: read_only.unwrap_or(false), shared, direct })
+        Ok(General { read_only: read_only.unwrap_or(false), shared, unlocked: shared, direct })
     }
 }
 
 /// What is open for writing is locked.
-pub(crate) fn only_read_only() -> Error {
+fn only_read_only() -> Error {
     Error::invalid("force-share=on can only be used with read-only images")
+}
+
+/// There are no nodes but those of the description.
+pub(crate) fn no_node(id: &str) -> Error {
+    Error::invalid(format!("Cannot find device='{id}' nor node-name='{id}'"))
 }
 
 fn unspecified() -> Error {

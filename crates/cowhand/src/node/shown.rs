@@ -1,18 +1,17 @@
 //! The name that is printed of what a description describes.
 
 use std::fmt::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Node, Under, protocol_of};
+use super::{Node, Under, without_protocol};
 use crate::open::Open;
 use crate::registry::{self, DEVICE, FILE};
 
 /// The name that QEMU has for an image of `format` that was opened so.
 pub fn image_name(path: &Path, how: &Open, format: &str) -> String {
-    how.node.as_ref().map_or_else(|| file_name(path), |node| node.name(format))
+    how.node.as_ref().map_or_else(|| without_protocol(path).display().to_string(), |node| node.name(format))
 }
 
 /// The order in which QEMU prints options.
@@ -39,9 +38,11 @@ impl Node {
 
     fn plain_name(&self, format: &str) -> Option<String> {
         match &self.under {
-            Under::Path(path) => Some(file_name(path)),
+            Under::Path(path) => Some(without_protocol(path).display().to_string()),
             Under::File(child) => match &child.under {
-                Under::Path(path) if self.strong(format).is_empty() => Some(file_name(path)),
+                Under::Path(path) if self.strong(format).is_empty() => {
+                    Some(without_protocol(path).display().to_string())
+                }
                 _ => None,
             },
         }
@@ -74,12 +75,6 @@ impl Node {
         let all: Vec<String> = members.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
         format!("{{{}}}", all.join(", "))
     }
-}
-
-/// A name with a colon would be taken for one with a protocol.
-fn file_name(path: &Path) -> String {
-    let has_protocol = protocol_of(path.as_os_str().as_bytes()).is_some();
-    format!("{}{}", if has_protocol { "./" } else { "" }, path.display())
 }
 
 /// JSON in ASCII alone.

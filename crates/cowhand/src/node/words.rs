@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cowhand_core::{Error, Result, parse_option_words};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::json;
 
@@ -18,9 +18,9 @@ impl Words {
             Error::invalid(format!("Could not parse the JSON options: {}", error.message()))
         })?;
         match parsed {
-            Value::Object(_) => {
+            Value::Object(members) => {
                 let mut words = Words::default();
-                words.flatten(String::new(), parsed);
+                words.flatten("", members);
                 Ok(words)
             }
             _ => Err(Error::invalid("Invalid JSON object given")),
@@ -54,26 +54,21 @@ impl Words {
         Ok((words, warnings))
     }
 
-    fn flatten(&mut self, prefix: String, value: Value) {
-        let inner = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
-        match value {
-            // What is said twice counts as it stands deeper.
-            Value::Object(all) if !all.is_empty() => {
-                let (deep, plain): (Vec<_>, Vec<_>) =
-                    all.into_iter().partition(|(_, value)| value.is_object() || value.is_array());
-                plain.into_iter().chain(deep).for_each(|(name, value)| self.flatten(inner(&name), value));
+    /// Adds the members of an object, whose names stand behind `prefix`. What is said twice counts as it stands deeper.
+    fn flatten(&mut self, prefix: &str, members: Map<String, Value>) {
+        let mut deep = Vec::new();
+        for (name, value) in members {
+            let name = format!("{prefix}{name}");
+            match value {
+                Value::Object(members) if !members.is_empty() => deep.push((name, members)),
+                Value::Array(members) if !members.is_empty() => {
+                    let numbered = members.into_iter().enumerate();
+                    deep.push((name, numbered.map(|(index, value)| (index.to_string(), value)).collect()));
+                }
+                value => self.put(name, value),
             }
-            Value::Array(all) if !all.is_empty() => {
-                all.into_iter()
-                    .enumerate()
-                    .for_each(|(index, value)| self.flatten(inner(&index.to_string()), value));
-            }
-            value if !prefix.is_empty() || self.0.is_empty() => self.put(prefix, value),
-            _ => {}
         }
-        if let Some(Value::Object(_)) = self.0.get("") {
-            self.0.remove("");
-        }
+        deep.into_iter().for_each(|(name, members)| self.flatten(&format!("{name}."), members));
     }
 
     pub(crate) fn put(&mut self, name: impl Into<String>, value: Value) {

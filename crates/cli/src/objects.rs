@@ -152,7 +152,7 @@ fn read(path: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Lines may be broken, and what fills up the end may be missing.
+/// Lines may be broken, and what is no whole group of four at the end counts for nothing.
 fn decoded(text: &[u8]) -> Result<Vec<u8>> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)
@@ -162,10 +162,8 @@ fn decoded(text: &[u8]) -> Result<Vec<u8>> {
     if !text.iter().all(known) {
         return Err(wrong());
     }
-    let mut digits: Vec<u8> = text.iter().copied().filter(|byte| !b"\n=".contains(byte)).collect();
-    if digits.len() % 4 == 1 {
-        digits.pop();
-    }
+    let mut digits: Vec<u8> = text.iter().copied().filter(|byte| *byte != b'\n').collect();
+    digits.truncate(digits.len() / 4 * 4);
     GeneralPurpose::new(&STANDARD, LENIENT).decode(digits).map_err(|_| wrong())
 }
 

@@ -302,11 +302,12 @@ impl Footer {
         zerocopy::transmute!(raw)
     }
 
-    /// The disk's bytes. By default the current size, but for the creators that present the geometry to their guest.
+    /// The disk's bytes. By default the current size, but for the creators that present the geometry to their guest. The
+    /// largest geometry there is says nothing.
     pub(crate) fn size(&self, rule: SizeRule) -> u64 {
         let by_geometry = match rule {
             SizeRule::CurrentSize => false,
-            SizeRule::Chs => true,
+            SizeRule::Chs => self.geometry != Geometry::MAX,
             SizeRule::Auto => {
                 matches!(&self.creator_app, b"vpc " | b"qemu" | b"vs  ")
                     && self.geometry != Geometry::MAX

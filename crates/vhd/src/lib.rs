@@ -87,7 +87,7 @@ impl Format for Vhd {
         const OPTIONS: &[OptionSpec] = &[
             OptionSpec::new(
                 "force_size_calc",
-                OptionKind::Choice(&["auto", "current_size", "chs"]),
+                OptionKind::Text,
                 "Which field tells the disk's size (allowed values: auto, current_size, chs; default: auto, by the program that made the image)",
             ),
             OptionSpec::new(

@@ -223,7 +223,7 @@ impl Plan {
         }
         let naming = how.parent.as_ref().map(|parent| Naming::of(parent, &[])).transpose()?;
         let blktap = creator.app == Creator::by_name("tap").app;
-        let naming = if blktap { naming.map(Naming::as_blktap) } else { naming };
+        let naming = if blktap { naming.map(Naming::of_blktap) } else { naming };
         let named = naming.map(|naming| {
             let mut end = LOCATORS_AT;
             let places = naming.needs().map(|len| {

@@ -83,7 +83,7 @@ impl Naming {
 
     /// As blktap has it, whose programs refuse what stands where the specification has zeros: a parent without an id is
     /// raw, and no note says so.
-    pub(crate) fn as_blktap(self) -> Naming {
+    pub(crate) fn of_blktap(self) -> Naming {
         Naming { format: self.format.filter(|format| format != "raw"), ..self }
     }
 

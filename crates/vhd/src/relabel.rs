@@ -31,7 +31,7 @@ impl Dynamic {
     pub(crate) fn name_parent(&self, parent: Option<&ParentRef>) -> Result<()> {
         let state = self.state();
         let naming = parent.map(|parent| Naming::of(parent, &state.locators)).transpose()?;
-        let naming = if state.footer.made_by_blktap() { naming.map(Naming::as_blktap) } else { naming };
+        let naming = if state.footer.made_by_blktap() { naming.map(Naming::of_blktap) } else { naming };
         match (&naming, self.is_differencing()) {
             (None, false) => return self.flush(),
             (Some(_), false) => self.fill_absent()?,

@@ -59,17 +59,14 @@ pub struct CreateOptions {
     pub keep_size: bool,
     /// Nothing is written to the disk before somebody opens the image: what grows with it is as small as can be.
     pub empty: bool,
+    /// What nobody said is as QEMU chooses it, for programs that look at it.
+    pub as_qemu: bool,
 }
 
 impl CreateOptions {
     /// The option `preallocation`.
     pub fn prealloc(&self) -> Prealloc {
-        match self.options.text("preallocation") {
-            Some("metadata") => Prealloc::Metadata,
-            Some("falloc") => Prealloc::Falloc,
-            Some("full") => Prealloc::Full,
-            _ => Prealloc::Off,
-        }
+        self.options.text("preallocation").and_then(Prealloc::by_name).unwrap_or_default()
     }
 }
 

@@ -78,6 +78,19 @@ pub enum Prealloc {
     Full,
 }
 
+impl Prealloc {
+    /// The mode of that name (`off`, `metadata`, `falloc`, `full`).
+    pub fn by_name(name: &str) -> Option<Prealloc> {
+        Some(match name {
+            "off" => Prealloc::Off,
+            "metadata" => Prealloc::Metadata,
+            "falloc" => Prealloc::Falloc,
+            "full" => Prealloc::Full,
+            _ => return None,
+        })
+    }
+}
+
 /// What a child remembers of its parent so as to know it again: VHD's unique id, VHDX's DataWriteGuid, as the 16 raw
 /// bytes of the file. `None` for formats that have no such thing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -14,11 +14,12 @@ use crate::resize::{NewSize, Resize, resize};
 pub struct Amend {
     /// How the image and its chain are opened; it is writable always.
     pub open: Open,
-    /// Options of the image's format, from [`Format::amend_options`](crate::Format::amend_options); also `size`,
-    /// which only grows, and `backing_file` (empty: none) and `backing_fmt`, which leave the disk's content as it is.
+    /// Options of the image's format, from [`Format::amend_options`](crate::Format::amend_options); also `size`, and `backing_file` (empty: none) and `backing_fmt`, which leave the disk's content as it is.
     pub options: Vec<(String, String)>,
     /// Also what loses data (`--force`), where the format knows such a thing.
     pub force: bool,
+    /// Another size may be smaller: what is cut off is gone.
+    pub shrink: bool,
 }
 
 /// What every format can do, apart from what is the format's own.
@@ -68,7 +69,7 @@ pub fn amend(path: &Path, how: &Amend, progress: &dyn Progress) -> Result<()> {
         given.push(("force".to_owned(), "on".to_owned()));
     }
     let own = Options::check(table, &given).map_err(named)?;
-    if common.size.is_some_and(|size| size < image.size()) {
+    if !how.shrink && common.size.is_some_and(|size| size < image.size()) {
         return Err(named(
             Error::invalid("amend does not make a disk smaller").hint("use 'cowhand resize --shrink'"),
         ));
@@ -84,7 +85,7 @@ pub fn amend(path: &Path, how: &Amend, progress: &dyn Progress) -> Result<()> {
         let how = Resize {
             open: open.clone(),
             size: NewSize::To(size),
-            shrink: false,
+            shrink: how.shrink,
             force: false,
             prealloc: Prealloc::Off,
         };

@@ -204,11 +204,8 @@ impl Plan {
         }
         let room_for = options.size("max_size").unwrap_or(0);
         if size > MAX_DISK || room_for > MAX_ROOM {
-            return Err(Error::invalid(format!(
-                "{} bytes are too large for a dynamic VHD, which has at most 2040 GiB ({MAX_DISK} bytes)",
-                size.max(room_for)
-            ))
-            .hint("choose vhdx"));
+            return Err(Error::invalid("The image size is too large for file format 'vpc'")
+                .hint("a dynamic VHD has at most 2040 GiB: choose vhdx"));
         }
         if options.has("max_size") && room_for < size {
             return Err(Error::invalid(format!(

@@ -88,6 +88,7 @@ struct Plan {
     unwritten: Block,
     prealloc: Prealloc,
     fresh: bool,
+    as_qemu: bool,
 }
 
 impl Plan {
@@ -104,26 +105,28 @@ impl Plan {
             None => sector("logical_sector_size", 512),
             Some(parent) => sectors_of_child(parent, options.number("logical_sector_size"))?,
         };
-        let too_large = || {
-            Error::invalid(format!("a disk of {} bytes is too large: a VHDX holds at most 64 TiB", how.size))
-        };
+        let too_large = || Error::invalid("Image size too large; max of 64TB");
         let size = how
             .size
             .checked_next_multiple_of(logical_sector.into())
             .filter(|size| *size <= MAX_SIZE)
             .ok_or_else(too_large)?;
         let block_size = match options.size("block_size").unwrap_or(0) {
+            0 if how.as_qemu => block_size_of_qemu(size),
             0 => automatic_block_size(size),
-            given => given,
+            // QEMU rounds too.
+            given => given.min(256 * MIB).next_multiple_of(MIB),
         };
-        if !block_size.is_power_of_two() || !(MIB..=256 * MIB).contains(&block_size) {
-            return Err(Error::invalid(format!(
-                "block_size={block_size} is no power of two from 1M to 256M"
-            )));
+        if !block_size.is_power_of_two() {
+            return Err(Error::invalid("Block size must be a power of two"));
         }
-        let log_size = options.size("log_size").unwrap_or(MIB);
-        if !log_size.is_multiple_of(MIB) || !(MIB..1 << 32).contains(&log_size) {
-            return Err(Error::invalid(format!("log_size={log_size} is no multiple of 1M from 1M to 4095M")));
+        let log_size =
+            options.size("log_size").unwrap_or(MIB).checked_next_multiple_of(MIB).unwrap_or(u64::MAX);
+        if log_size == 0 {
+            return Err(Error::invalid("Log size must be a multiple of 1 MB"));
+        }
+        if log_size >= 1 << 32 {
+            return Err(Error::invalid("Log size must be smaller than 4 GB"));
         }
         let prealloc = how.prealloc();
         if prealloc != Prealloc::Off && !fixed {
@@ -159,7 +162,15 @@ impl Plan {
             parent: locator,
         };
         let data_write_guid = data_write_guid.unwrap_or_else(Guid::random);
-        Ok(Plan { metadata, data_write_guid, log_size, unwritten, prealloc, fresh: how.fresh })
+        Ok(Plan {
+            metadata,
+            data_write_guid,
+            log_size,
+            unwritten,
+            prealloc,
+            fresh: how.fresh,
+            as_qemu: how.as_qemu,
+        })
     }
 }
 
@@ -203,33 +214,41 @@ struct Places {
     blocks_at: u64,
     /// Where the last block ends when all are there, and a child's sector bitmaps.
     blocks_end: u64,
+    /// Where the file ends then.
+    full_len: u64,
 }
 
 impl Places {
-    fn of(metadata: &Metadata, log_size: u64) -> Places {
+    /// `as_qemu`: in QEMU's order, with what it leaves free, and a fixed file ends with the disk.
+    fn of(metadata: &Metadata, log_size: u64, as_qemu: bool) -> Places {
         let geometry = Geometry {
             size: metadata.size,
             block_size: metadata.block_size,
             sector: metadata.logical_sector.into(),
         };
         let log = LogPlace { guid: Guid::ZERO, offset: MIB, length: log_size };
-        let metadata_region = Region { offset: MIB + log_size, length: MIB };
+        let log_end = MIB + log_size;
         let differencing = metadata.parent.is_some();
         let bat_length = (geometry.entries(differencing) * ENTRY).next_multiple_of(MIB).max(MIB);
-        let bat = Region { offset: metadata_region.offset + MIB, length: bat_length };
-        let blocks_at = bat.offset + bat.length;
+        let (bat_at, metadata_at) =
+            if as_qemu { (log_end, log_end + bat_length) } else { (log_end + MIB, log_end) };
+        let bat = Region { offset: bat_at, length: bat_length };
+        let metadata_region = Region { offset: metadata_at, length: MIB };
+        let blocks_at = log_end + bat_length + MIB + if as_qemu { 4 * MIB } else { 0 };
         let bitmaps = if differencing { geometry.blocks().div_ceil(geometry.chunk_ratio()) } else { 0 };
         let blocks_end = blocks_at + geometry.blocks() * geometry.block_size + bitmaps * MIB;
-        Places { geometry, log, metadata_region, bat, blocks_at, blocks_end }
+        let full_len = if as_qemu && !differencing { blocks_at + metadata.size } else { blocks_end };
+        Places { geometry, log, metadata_region, bat, blocks_at, blocks_end, full_len }
     }
 }
 
 /// See `Format::measure`. QEMU has no estimate for this format: what is required is what the blocks touched take.
 pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
     let plan = Plan::new(how)?;
-    let Places { geometry, blocks_at, blocks_end, .. } = Places::of(&plan.metadata, plan.log_size);
+    let Places { geometry, blocks_at, blocks_end, full_len, .. } =
+        Places::of(&plan.metadata, plan.log_size, plan.as_qemu);
     let exact = if plan.metadata.leave_blocks_allocated {
-        blocks_end
+        full_len
     } else {
         // In a child each chunk that is written to may get a sector bitmap.
         let chunk = geometry.block_size * geometry.chunk_ratio();
@@ -256,7 +275,7 @@ pub(crate) fn largest_disk(like: &VhdxLayer, file_len: u64, exact: bool) -> Opti
     }
     let end = |blocks: u64| {
         let metadata = Metadata { size: blocks * block_size, parent: None, ..state.metadata.clone() };
-        Places::of(&metadata, log_size).blocks_end
+        Places::of(&metadata, log_size, false).blocks_end
     };
     largest(MAX_SIZE / block_size, |blocks| end(blocks) <= file_len).map(|blocks| blocks * block_size)
 }
@@ -268,13 +287,26 @@ fn automatic_block_size(size: u64) -> u64 {
     size.div_ceil(131_072).next_power_of_two().clamp(MIB, 32 * MIB)
 }
 
+/// The block that QEMU takes for a disk of `size` bytes.
+fn block_size_of_qemu(size: u64) -> u64 {
+    const GIB: u64 = 1 << 30;
+    let mib = match size {
+        _ if size > 32 * 1024 * GIB => 64,
+        _ if size > 100 * GIB => 32,
+        _ if size > GIB => 16,
+        _ => 8,
+    };
+    mib * MIB
+}
+
 /// Makes an image in `file`, whose content is lost.
 pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<VhdxLayer> {
     let plan = Plan::new(how)?;
     let metadata = &plan.metadata;
-    let Places { geometry, log, metadata_region, bat, blocks_at, blocks_end } =
-        Places::of(&plan.metadata, plan.log_size);
-    let end = if metadata.leave_blocks_allocated { blocks_end } else { blocks_at };
+    let Places { geometry, log, metadata_region, bat, blocks_at, blocks_end, full_len } =
+        Places::of(&plan.metadata, plan.log_size, plan.as_qemu);
+    let fixed = metadata.leave_blocks_allocated;
+    let (end, len) = if fixed { (blocks_end, full_len) } else { (blocks_at, blocks_at) };
 
     let resize =
         |len| file.set_len(len).map_err(|error| Error::io(format!("cannot make it {len} bytes long"), error));
@@ -284,7 +316,7 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
         return Err(Error::unsupported("a VHDX cannot be made on a block device")
             .hint("make it in a file, or choose raw or qcow2"));
     }
-    resize(end)?;
+    resize(len)?;
     let header = Header {
         sequence_number: 1,
         file_write_guid: Guid::random(),
@@ -301,14 +333,13 @@ pub(crate) fn create(file: Arc<dyn Storage>, how: &CreateOptions) -> Result<Vhdx
         bytes::write(file.as_ref(), "region table", at, &table)?;
     }
     bytes::write(file.as_ref(), "metadata table", metadata_region.offset, &metadata.to_bytes()?)?;
-    let fixed = metadata.leave_blocks_allocated;
     if fixed || plan.unwritten != Block::NotPresent {
         write_entries(file.as_ref(), bat.offset, &geometry, |block| match fixed {
             true => Block::Full(blocks_at + block * geometry.block_size),
             false => plan.unwritten,
         })?;
     }
-    preallocate(file.as_ref(), blocks_at, blocks_end - blocks_at, plan.prealloc)?;
+    preallocate(file.as_ref(), blocks_at, full_len - blocks_at, plan.prealloc)?;
     if !plan.fresh {
         file.sync().map_err(|error| Error::io("cannot sync", error))?;
     }

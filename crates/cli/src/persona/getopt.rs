@@ -60,6 +60,8 @@ pub(crate) struct Words {
     others: Vec<OsString>,
     /// The first word that is no flag ends the flags.
     strict: bool,
+    /// Right behind the first word that is no flag, `-5` is none either.
+    negative: bool,
 }
 
 impl Words {
@@ -72,12 +74,18 @@ impl Words {
             group: VecDeque::new(),
             others: Vec::new(),
             strict: false,
+            negative: false,
         }
     }
 
     /// Flags stand before the first word that is none; what is behind it is left alone.
     pub(crate) fn strict(self) -> Words {
         Words { strict: true, ..self }
+    }
+
+    /// A negative number behind the first word that is no flag is no flag.
+    pub(crate) fn take_negative_numbers(&mut self) {
+        self.negative = true;
     }
 
     /// The next flag's name and value. Errors: what getopt_long says, a line.
@@ -102,7 +110,13 @@ impl Words {
                     self.others.extend(self.left.drain(..));
                     return Ok(None);
                 }
-                _ => self.others.push(word),
+                _ => {
+                    self.others.push(word);
+                    let number = |word: &mut OsString| matches!(word.as_bytes(), [b'-', digit, ..] if digit.is_ascii_digit());
+                    if self.negative && self.others.len() == 1 {
+                        self.others.extend(self.left.pop_front_if(number));
+                    }
+                }
             }
         }
     }
@@ -220,6 +234,19 @@ mod tests {
         let mut words = Words::new("tool", SHORT, &["-v".into(), "--verbose".into()]);
         assert_eq!(words.next().unwrap(), Some(("verbose", OsString::new())));
         assert_eq!(words.next().unwrap_err(), "tool: invalid option -- '-'");
+    }
+
+    #[test]
+    fn a_negative_number_stands_behind_the_first_word() {
+        let taken = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            let mut words = Words::new("tool", FLAGS, &words);
+            words.take_negative_numbers();
+            while words.next()?.is_some() {}
+            Ok::<_, String>(words.others())
+        };
+        assert_eq!(taken(&["-q", "a", "-5M"]).unwrap(), ["a", "-5M"]);
+        assert_eq!(taken(&["a", "-q", "-5M"]).unwrap_err(), "tool: invalid option -- '5'");
     }
 
     #[test]

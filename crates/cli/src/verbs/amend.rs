@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     let image = args.image.as_ref().ok_or_else(no_image)?;
     let source = args.work.source(image)?;
     let open = args.work.writing(&source)?;
-    let how = Amend { open, options, force: args.force };
+    let how = Amend { open, options, force: args.force, shrink: false };
     let meter = args.work.showing.meter();
     amend(&source.path, &how, &meter)?;
     meter.finish();

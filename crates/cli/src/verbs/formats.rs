@@ -62,7 +62,12 @@ pub(crate) fn help(out: &mut Output, format: &dyn cowhand::Format) -> Result<()>
     list(out, "  ", &all)
 }
 
-fn list(out: &mut Output, indent: &str, options: &[OptionSpec]) -> Result<()> {
+/// A line for each.
+pub(crate) fn list<'a>(
+    out: &mut Output,
+    indent: &str,
+    options: impl IntoIterator<Item = &'a OptionSpec>,
+) -> Result<()> {
     for spec in options {
         let value = match spec.kind {
             OptionKind::Size => "<size>",

@@ -99,14 +99,8 @@ fn new_size(text: &str) -> Result<NewSize> {
 }
 
 fn prealloc(mode: &str) -> Result<Prealloc> {
-    Ok(match mode {
-        "off" => Prealloc::Off,
-        "metadata" => Prealloc::Metadata,
-        "falloc" => Prealloc::Falloc,
-        "full" => Prealloc::Full,
-        _ => {
-            return Err(Error::invalid(format!("Invalid preallocation mode '{mode}'"))
-                .hint("use off, metadata, falloc or full"));
-        }
+    Prealloc::by_name(mode).ok_or_else(|| {
+        Error::invalid(format!("Invalid preallocation mode '{mode}'"))
+            .hint("use off, metadata, falloc or full")
     })
 }

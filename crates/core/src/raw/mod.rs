@@ -78,7 +78,10 @@ impl Format for Raw {
             return Err(Error::unsupported("a raw image cannot have a backing file").hint("choose qcow2"));
         }
         let size = round_up(how.size)?;
-        file.set_len(size).map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
+        file.set_len(size).map_err(|error| match error.kind() {
+            std::io::ErrorKind::FileTooLarge => too_large(),
+            _ => Error::io(format!("cannot make it {size} bytes long"), error),
+        })?;
         preallocate(file.as_ref(), 0, size, how.prealloc())?;
         Ok(Arc::new(RawLayer::over(file, true)?))
     }
@@ -103,9 +106,12 @@ impl Format for Raw {
     }
 }
 
+fn too_large() -> Error {
+    Error::invalid("The image size is too large for file format 'raw'")
+}
+
 fn round_up(size: u64) -> Result<u64> {
-    size.checked_next_multiple_of(SECTOR)
-        .ok_or_else(|| Error::invalid(format!("a disk of {size} bytes is too large")))
+    size.checked_next_multiple_of(SECTOR).ok_or_else(too_large)
 }
 
 /// Gives `len` bytes from `at` on their space.

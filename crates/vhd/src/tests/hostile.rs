@@ -291,7 +291,7 @@ fn what_cannot_be_made_is_refused_by_name() {
         create(Arc::new(MemoryStorage::new()), size, options).unwrap_err().to_string()
     };
     for (size, options, expected) in [
-        ((2040u64 << 30) + 512, &[][..], "too large for a dynamic VHD, which has at most 2040 GiB"),
+        ((2040u64 << 30) + 512, &[][..], "a dynamic VHD has at most 2040 GiB"),
         (1 << 20, &[("block_size", "256k")], "block_size=262144"),
         (1 << 20, &[("block_size", "3M")], "block_size=3145728"),
         (1 << 20, &[("block_size", "512M")], "block_size=536870912"),

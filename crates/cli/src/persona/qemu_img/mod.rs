@@ -1,17 +1,23 @@
 //! `qemu-img` 10: its verbs, its words, its text. The work is that of the library's verbs.
 
+mod amend;
 mod bench;
 mod bitmap;
 mod check;
 mod commit;
 mod compare;
 mod convert;
+mod create;
 mod dd;
 mod errors;
 mod info;
 mod json;
 mod map;
+mod measure;
+mod numbers;
+mod parameters;
 mod rebase;
+mod resize;
 mod snapshot;
 mod source;
 mod values;
@@ -38,16 +44,20 @@ struct Verb {
 }
 
 const VERBS: &[Verb] = &[
+    amend::VERB,
     bench::VERB,
     bitmap::VERB,
     check::VERB,
     commit::VERB,
     compare::VERB,
     convert::VERB,
+    create::VERB,
     dd::VERB,
     info::VERB,
     map::VERB,
+    measure::VERB,
     rebase::VERB,
+    resize::VERB,
     snapshot::VERB,
 ];
 
@@ -99,6 +109,11 @@ impl Call<'_> {
     /// The next flag. `--help`, which every verb has, is answered by [`Call::help`].
     fn next(&mut self) -> Result<Option<(&'static str, OsString)>, Failure> {
         self.words.next().map_err(|text| usage(self.verb.name, &text))
+    }
+
+    /// Right behind the first word that is no flag, `-5` is none either.
+    fn take_negative_numbers(&mut self) {
+        self.words.take_negative_numbers();
     }
 
     /// The words that are no flags.

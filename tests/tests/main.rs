@@ -26,6 +26,7 @@ mod listing;
 mod locks;
 mod map_and_info;
 mod measure;
+mod new_image;
 mod ours;
 mod paths;
 mod real_samples;

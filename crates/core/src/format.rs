@@ -60,7 +60,7 @@ pub struct CreateOptions {
     /// Nothing is written to the disk before somebody opens the image: what grows with it is as small as can be.
     pub empty: bool,
     /// What nobody said is as QEMU chooses it, for programs that look at it.
-    pub as_qemu: bool,
+    pub qemu_choices: bool,
 }
 
 impl CreateOptions {

@@ -48,7 +48,7 @@ pub struct Create {
     /// The backing file is taken as it stands, as [`Open::lenient`](crate::Open) says.
     pub lenient: bool,
     /// What the options leave open is as QEMU chooses it, for programs that look at it.
-    pub as_qemu: bool,
+    pub qemu_choices: bool,
 }
 
 /// What was made.
@@ -92,7 +92,7 @@ pub fn new_image<'a>(path: &'a Path, how: &'a Create) -> Result<NewImage<'a>> {
     let format = registry::format(&how.format)?;
     let mut base = Base::of(how.options.clone(), how.backing.clone(), how.backing_format.clone())?;
     base.empty = true;
-    base.as_qemu = how.as_qemu;
+    base.qemu_choices = how.qemu_choices;
     let mut new = NewImage {
         path,
         how,
@@ -189,7 +189,7 @@ pub(crate) struct Base {
     /// Nothing is written to the disk before the image is there.
     empty: bool,
     /// What nobody said is as QEMU chooses it.
-    pub(crate) as_qemu: bool,
+    pub(crate) qemu_choices: bool,
     /// What is asked of the file system.
     hints: FileHints,
 }
@@ -211,7 +211,7 @@ impl Base {
             fresh: true,
             keep_size: false,
             empty: false,
-            as_qemu: false,
+            qemu_choices: false,
             hints,
         };
         for (name, value) in options {
@@ -325,7 +325,7 @@ impl Base {
             fresh: self.fresh,
             keep_size: self.keep_size,
             empty: self.empty,
-            as_qemu: self.as_qemu,
+            qemu_choices: self.qemu_choices,
         })
     }
 

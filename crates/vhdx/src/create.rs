@@ -112,7 +112,7 @@ impl Plan {
             .filter(|size| *size <= MAX_SIZE)
             .ok_or_else(too_large)?;
         let block_size = match options.size("block_size").unwrap_or(0) {
-            0 if how.as_qemu => block_size_of_qemu(size),
+            0 if how.qemu_choices => block_size_of_qemu(size),
             0 => automatic_block_size(size),
             // QEMU rounds too.
             given => given.min(256 * MIB).next_multiple_of(MIB),
@@ -169,7 +169,7 @@ impl Plan {
             unwritten,
             prealloc,
             fresh: how.fresh,
-            as_qemu: how.as_qemu,
+            as_qemu: how.qemu_choices,
         })
     }
 }

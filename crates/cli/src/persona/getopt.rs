@@ -112,9 +112,9 @@ impl Words {
                 }
                 _ => {
                     self.others.push(word);
-                    let number = |word: &mut OsString| matches!(word.as_bytes(), [b'-', digit, ..] if digit.is_ascii_digit());
-                    if self.negative && self.others.len() == 1 {
-                        self.others.extend(self.left.pop_front_if(number));
+                    let number = |word: &OsString| matches!(word.as_bytes(), [b'-', digit, ..] if digit.is_ascii_digit());
+                    if self.negative && self.others.len() == 1 && self.left.front().is_some_and(number) {
+                        self.others.extend(self.left.pop_front());
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use cowhand::{Create, Error, ErrorKind, Name, Policy, new_image};
+use cowhand::{Create, Error, ErrorKind, Name, Policy, Probing, new_image};
 
 use super::errors::why;
 use super::numbers::image_size;
@@ -12,6 +12,7 @@ use super::source::Opening;
 use super::{Call, Failure, Flag, Outcome, Verb, says, text};
 use crate::exit::DONE;
 use crate::output::Output;
+use crate::persona::compat::as_qemu;
 use crate::progress::Meter;
 
 pub(super) const VERB: Verb = Verb {
@@ -149,9 +150,12 @@ fn create(
         backing,
         backing_format: backing_format.clone().filter(|_| !alone),
         unchecked: asked.unchecked,
-        policy: Policy::Local,
+        policy: if as_qemu() { Policy::Any } else { Policy::Local },
+        probing: if as_qemu() { Probing::Trusting } else { Probing::Front },
+        lenient: as_qemu(),
+        in_place: as_qemu(),
         secrets: asked.opening.secrets.clone().by_name(),
-        as_qemu: true,
+        qemu_choices: true,
         ..Create::default()
     };
     let new = new_image(&path, &how).map_err(|error| match &how.backing {

@@ -97,11 +97,6 @@ impl Parameters {
         Ok(())
     }
 
-    /// Whether the table has it.
-    pub(super) fn knows(&self, name: &str) -> bool {
-        self.table.iter().any(|spec| spec.name == name)
-    }
-
     /// What was given for it.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.given.iter().find(|(given, _)| *given == name).map(|(_, value)| value.as_str())

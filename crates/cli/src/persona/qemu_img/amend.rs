@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 
-use cowhand::{Amend, Cache, ErrorKind, Format, Open, Parent, amend, open};
+use cowhand::{Amend, ErrorKind, Format, Open, Parent, amend, open};
 
+use super::errors::said;
 use super::parameters::{self, Lists};
 use super::source::{Opening, Source};
-use super::{Call, Failure, Flag, Outcome, Verb, says, text};
+use super::{Call, Failure, Flag, Outcome, Verb, says, values};
 use crate::exit::DONE;
 use crate::output::Output;
 use crate::progress::Meter;
@@ -32,14 +33,14 @@ pub(super) const VERB: Verb = Verb {
 fn run(call: &mut Call<'_>) -> Outcome {
     let mut opening = Opening::default();
     let mut lists = Lists::default();
-    let (mut quiet, mut progress, mut force, mut cache) = (false, false, false, "writeback".to_owned());
+    let (mut quiet, mut progress, mut force, mut cache) = (false, false, false, None);
     while let Some((flag, value)) = call.next()? {
         match flag {
             "help" => return call.help(),
             "quiet" => quiet = true,
             "progress" => progress = true,
             "force" => force = true,
-            "cache" => cache = text(&value),
+            "cache" => cache = Some(value),
             "options" => lists.add(&value)?,
             _ => {
                 opening.take(flag, &value)?;
@@ -55,7 +56,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     }
     let others = call.others();
     let [image] = others.as_slice() else { return Err(says("Expecting one image file name")) };
-    let cache = Cache::by_name(&cache).ok_or_else(|| says(format!("Invalid cache option: {cache}")))?;
+    let cache = values::cache("", cache.as_deref())?;
     let (source, format) = find(&opening, image)?;
     if lists.ask_for_help() {
         return help(call.out, format);
@@ -74,7 +75,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let how = Amend { open, options: options.given_but(&[]), force, shrink: true };
     amend(&source.path, &how, &meter).map_err(|error| match (error.kind(), error.os_error()) {
         (ErrorKind::Cancelled, _) | (_, Some(_)) => error.into(),
-        _ => says(error.message()),
+        _ => says(said(&error)),
     })?;
     meter.finish();
     Ok(DONE)
@@ -83,10 +84,10 @@ fn run(call: &mut Call<'_>) -> Outcome {
 /// The image that `word` names, and its format.
 fn find(opening: &Opening, word: &OsStr) -> Result<(Source, &'static dyn Format), Failure> {
     let source = opening.source(word)?;
+    source.warn_if_raw_is_guessed();
     let how = Open { writable: true, parent: Parent::Ignored, ..source.open.clone() };
     let image = open(&source.path, &how).map_err(|error| source.failed(&error))?;
     let format = cowhand::format(image.top().format)?;
-    source.warn_where_guessed(format.is_bare());
     Ok((source, format))
 }
 

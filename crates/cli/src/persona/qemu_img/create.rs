@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use cowhand::{Create, Error, ErrorKind, Name, Policy, Probing, new_image};
 
-use super::errors::why;
-use super::numbers::image_size;
+use super::errors::{said, why};
 use super::parameters::{self, Lists, Parameters};
 use super::source::Opening;
-use super::{Call, Failure, Flag, Outcome, Verb, says, text};
+use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
 use crate::exit::DONE;
 use crate::output::Output;
 use crate::persona::compat::as_qemu;
@@ -66,7 +65,8 @@ fn run(call: &mut Call<'_>) -> Outcome {
         return help(call.out, asked.format(), image.as_ref());
     }
     let Some(image) = image else { return Err(call.usage("Expecting image file name")) };
-    let size = others.next().map(|word| image_size("image size", &text(&word))).transpose()?;
+    let size =
+        others.next().map(|word| values::size("image size", &word, 0..=i64::MAX as u64)).transpose()?;
     if let Some(more) = others.next() {
         return Err(call.usage(&format!("Unexpected argument: {}", text(&more))));
     }
@@ -200,7 +200,7 @@ fn create(
             let file = error.image_name().map_or_else(|| name.to_owned(), str::to_owned);
             format!("Could not create '{file}': {system}").into()
         }
-        (_, None) => error.message().to_owned().into(),
+        (_, None) => said(&error).to_owned().into(),
     })
 }
 

@@ -20,6 +20,11 @@ pub(super) fn could_not_open_one(name: &str, path: &Path, error: &Error) -> Fail
     }
 }
 
+/// What is wrong, in the words by which users of QEMU know it, or else in ours.
+pub(super) fn said(error: &Error) -> &str {
+    error.sentence().unwrap_or(error.message())
+}
+
 /// Why the file `path` cannot be opened as an image, or what it stands on cannot.
 pub(super) fn why(path: &Path, error: &Error) -> String {
     if path.as_os_str().is_empty() {

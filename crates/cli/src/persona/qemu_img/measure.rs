@@ -3,10 +3,10 @@
 use cowhand::{Error, ErrorKind, Measure, Sizes, measure, open};
 use serde_json::{Map, Value};
 
-use super::numbers::image_size;
+use super::errors::said;
 use super::parameters::{self, Lists};
 use super::source::Opening;
-use super::{Call, Failure, Flag, Outcome, Verb, says, text};
+use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
 use crate::exit::DONE;
 use crate::output::json;
 use crate::progress::Meter;
@@ -41,7 +41,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
             "target-format" => target = text(&value),
             "options" => lists.add(&value)?,
             "snapshot" => snapshot = Some(text(&value)),
-            "size" => size = Some(image_size("image size", &text(&value))?),
+            "size" => size = Some(values::size("image size", &value, 0..=i64::MAX as u64)?),
             "output" => {
                 as_json = match text(&value).as_str() {
                     "json" => true,
@@ -110,7 +110,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
 fn refused(error: Error) -> Failure {
     match (error.kind(), error.os_error()) {
         (ErrorKind::Cancelled, _) | (_, Some(_)) => error.into(),
-        _ => says(error.message()),
+        _ => says(said(&error)),
     }
 }
 

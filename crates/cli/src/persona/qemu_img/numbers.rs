@@ -1,7 +1,5 @@
 //! Numbers as QEMU reads them.
 
-use super::{Failure, says};
-
 /// Why a word is no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wrong {
@@ -14,11 +12,12 @@ pub(super) enum Wrong {
 /// Bytes: decimal, with a fraction of a unit and one letter for the unit, or hexadecimal without either.
 pub(super) fn size(word: &str) -> Result<u64, Wrong> {
     let (negative, digits) = signed(word);
-    let number = match hexadecimal(digits) {
-        Some(digits) => whole(digits, 16)?,
-        None => decimal(digits)?,
-    };
-    if negative && number > 0 { Err(Wrong::Range) } else { Ok(number) }
+    match hexadecimal(digits) {
+        Some(_) if negative => Err(Wrong::Form),
+        Some(digits) => whole(digits, 16),
+        None if negative => decimal(digits).and(Err(Wrong::Range)),
+        None => decimal(digits),
+    }
 }
 
 /// A whole number: decimal, hexadecimal or octal. A negative one counts from the top, as in C.
@@ -30,18 +29,6 @@ pub(super) fn number(word: &str) -> Result<u64, Wrong> {
         _ => whole(digits, 10)?,
     };
     Ok(if negative { number.wrapping_neg() } else { number })
-}
-
-/// The size of an image, which complaints call `what`.
-pub(super) fn image_size(what: &str, word: &str) -> Result<u64, Failure> {
-    const MOST: u64 = i64::MAX as u64;
-    match size(word) {
-        Ok(bytes) if bytes <= MOST => Ok(bytes),
-        Ok(_) | Err(Wrong::Range) => {
-            Err(says(format!("Invalid {what} specified. Must be between 0 and {MOST}.")))
-        }
-        Err(Wrong::Form) => Err(says(format!("Invalid {what} specified: '{word}'."))),
-    }
 }
 
 /// What is said of an option's value that is no size.
@@ -132,7 +119,7 @@ mod tests {
         {
             assert_eq!(size(word), Err(Wrong::Form), "{word}");
         }
-        for word in ["-1", "16E", "18446744073709551616", "99999999999999999999k"] {
+        for word in ["-1", "-0", "16E", "18446744073709551616", "99999999999999999999k"] {
             assert_eq!(size(word), Err(Wrong::Range), "{word}");
         }
     }

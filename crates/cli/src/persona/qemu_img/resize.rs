@@ -2,6 +2,7 @@
 
 use cowhand::{ErrorKind, NewSize, Open, Prealloc, Resize, open, resize};
 
+use super::errors::said;
 use super::numbers::{self, not_a_size};
 use super::source::Opening;
 use super::{Call, Flag, Outcome, Verb, parameters, says, text};
@@ -58,11 +59,11 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let bytes = numbers::size(digits).map_err(|wrong| says(not_a_size("size", digits, wrong)))?;
 
     let source = opening.source(image)?;
+    source.warn_if_raw_is_guessed();
     let disk = open(&source.path, &Open { writable: true, ..source.open.clone() })
         .map_err(|error| source.failed(&error))?;
     let (before, format) = (disk.size(), parameters::format(disk.top().format));
     let bare = format.is_some_and(|format| format.is_bare());
-    source.warn_where_guessed(bare);
     drop(disk);
     // As C reckons it.
     let after = match sign {
@@ -93,7 +94,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let how = Resize { open: source.open, size: NewSize::To(after), shrink, force: false, prealloc };
     resize(&source.path, &how).map_err(|error| match error.kind() {
         ErrorKind::Cancelled => error.into(),
-        _ => says(error.message()),
+        _ => says(said(&error)),
     })?;
     if !quiet {
         writeln!(call.out, "Image resized.")?;

@@ -117,19 +117,6 @@ impl Opening {
 }
 
 impl Source {
-    /// Says so, where the image is to be written and is taken for a bare disk only because it says nothing of itself.
-    pub(super) fn warn_where_guessed(&self, bare: bool) {
-        if self.open.format.is_none() && bare {
-            let name = &self.name;
-            complain(&format!(
-                "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
-                 Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
-                 restricted.\n         \
-                 Specify the 'raw' format explicitly to remove the restrictions."
-            ));
-        }
-    }
-
     /// The name that is printed of the image, once it is known what format it has.
     pub(super) fn shown(&self, format: &str) -> String {
         image_name(&self.path, &self.open, format)

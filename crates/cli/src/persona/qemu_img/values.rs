@@ -3,75 +3,43 @@
 use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 
-use cowhand::{Cache, parse_option_string, parse_size};
+use cowhand::{Cache, parse_option_string};
 
+use super::numbers::{self, Wrong};
+use super::parameters::Lists;
 use super::{Failure, says, text};
 
 /// A number of bytes. `what` is what the complaint calls it.
 pub(super) fn size(what: &str, word: &OsStr, range: RangeInclusive<u64>) -> Result<u64, Failure> {
     let word = text(word);
-    let wrong = || says(format!("Invalid {what} specified: '{word}'."));
-    let out_of_range = || {
-        let (least, most) = (range.start(), range.end());
-        says(format!("Invalid {what} specified. Must be between {least} and {most}."))
-    };
-    let number = word.trim_start();
-    if number.strip_prefix('-').is_some_and(all_digits) {
-        return Err(out_of_range());
-    }
-    let number = number.strip_prefix('+').unwrap_or(number);
-    let bare = number.strip_suffix(|c: char| c.is_ascii_alphabetic()).unwrap_or(number);
-    let is_hex = number.starts_with("0x") || number.starts_with("0X");
-    // One letter, and not the longer endings that people type.
-    if !is_hex && !bare.ends_with(|c: char| c.is_ascii_digit()) || number.ends_with(char::is_whitespace) {
-        return Err(wrong());
-    }
-    match parse_size(number) {
+    match numbers::size(&word) {
         Ok(bytes) if range.contains(&bytes) => Ok(bytes),
-        Ok(_) => Err(out_of_range()),
-        Err(_) if all_digits(bare) && parse_size(&number.replace(bare, "1")).is_ok() => Err(out_of_range()),
-        Err(_) => Err(wrong()),
+        Ok(_) | Err(Wrong::Range) => {
+            let (least, most) = (range.start(), range.end());
+            Err(says(format!("Invalid {what} specified. Must be between {least} and {most}.")))
+        }
+        Err(Wrong::Form) => Err(says(format!("Invalid {what} specified: '{word}'."))),
     }
 }
 
 /// A plain number: decimal, hexadecimal behind `0x`, octal behind `0`.
 pub(super) fn number(what: &str, word: &OsStr, range: RangeInclusive<u64>) -> Result<u64, Failure> {
     let word = text(word);
-    let out_of_range = || {
-        let (least, most) = (range.start(), range.end());
-        says(format!("Invalid {what} specified. Must be between {least} and {most}."))
-    };
-    let signed = word.trim_start();
-    let number = signed.strip_prefix(['-', '+']).unwrap_or(signed);
-    let (digits, radix) = match number.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (&number[2..], 16),
-        [b'0', _, ..] => (&number[1..], 8),
-        _ => (number, 10),
-    };
-    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
-        return Err(says(format!("Invalid {what} specified: '{word}'.")));
-    }
-    match u64::from_str_radix(digits, radix) {
-        Ok(0) if range.contains(&0) => Ok(0),
-        Ok(value) if range.contains(&value) && !signed.starts_with('-') => Ok(value),
-        _ => Err(out_of_range()),
+    let negative = word.trim_start().starts_with('-');
+    match numbers::number(&word) {
+        Err(Wrong::Form) => Err(says(format!("Invalid {what} specified: '{word}'."))),
+        Ok(value) if range.contains(&value) && (value == 0 || !negative) => Ok(value),
+        Ok(_) | Err(Wrong::Range) => {
+            let (least, most) = (range.start(), range.end());
+            Err(says(format!("Invalid {what} specified. Must be between {least} and {most}.")))
+        }
     }
 }
 
-/// One list of `-o`. Errors: it begins or ends in the middle of one.
+/// One list of `-o`. Errors: it has an empty part.
 pub(super) fn option_list(word: &OsStr) -> Result<Vec<(String, String)>, Failure> {
-    let word = text(word);
-    let commas_at_the_end = word.len() - word.trim_end_matches(',').len();
-    let cut = commas_at_the_end % 2 == 1;
-    let starts_whole = !word.starts_with(',') || word.starts_with(",,");
-    if word.is_empty() || !starts_whole || cut {
-        return Err(says(format!("Invalid option list: {word}")));
-    }
-    Ok(parse_option_string(&word))
-}
-
-fn all_digits(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+    Lists::default().add(word)?;
+    Ok(parse_option_string(&text(word)))
 }
 
 /// `-t`, or what another flag says of another image: `what` stands before "cache option" in the complaint.

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use cowhand_core::{BitmapInfo, Content, Error, Progress, Result, zero_prefix};
+use cowhand_core::{BitmapInfo, Content, CreateOptions, Error, Lock, Progress, Result, zero_prefix};
 
 use crate::buffer::Buffer;
 use crate::convert::{PIECE, READ, SPARSE};
 use crate::create::Base;
-use crate::open::{Open, open};
+use crate::open::{Open, Opened, open, open_alone};
 use crate::plan::{Concat, Plan, What};
 use crate::registry;
 
@@ -27,6 +27,8 @@ pub struct Measure {
     pub open: Open,
     /// Look at the source's tables only, and leave out what needs its data to be read.
     pub quick: bool,
+    /// What QEMU wants to know for this must be known too, and what nobody said is as QEMU chooses it.
+    pub qemu_choices: bool,
 }
 
 /// File lengths, in bytes.
@@ -64,15 +66,18 @@ pub fn measure(how: &Measure, progress: &dyn Progress) -> Result<Sizes> {
         )));
     }
     base.takes_over(&source, format);
+    base.qemu_choices = how.qemu_choices;
     let options = base.create_options(format, size, &how.open.secrets)?;
     let Some(source) = source else {
-        let found = format.measure(&Empty(content), &options)?;
+        // Where nothing is read, nothing says what a parent would show.
+        let alone = CreateOptions { parent: None, ..options };
+        let found = format.measure(&Empty(content), &alone)?;
         let exact = (!base.has_backing()).then_some(found.exact);
         let (required, fully_allocated) = (found.required, found.fully_allocated);
         return Ok(Sizes { required, fully_allocated, bitmaps: found.bitmaps, exact });
     };
     source.prepare(progress)?;
-    let bitmaps = source.top().layer.as_bitmaps().map(|bitmaps| bitmaps.list()).transpose()?;
+    let bitmaps = bitmaps(how, &source)?;
     let disk = Concat::new([&*source]);
     let found = format.measure(&Stated { disk: &disk, bitmaps }, &options)?;
     let exact = if how.quick || base.has_backing() {
@@ -84,6 +89,18 @@ pub fn measure(how: &Measure, progress: &dyn Progress) -> Result<Sizes> {
     };
     let (required, fully_allocated) = (found.required, found.fully_allocated);
     Ok(Sizes { required, fully_allocated, bitmaps: found.bitmaps, exact })
+}
+
+/// The source's bitmaps. A snapshot has none of its own; those of its image are what QEMU counts.
+fn bitmaps(how: &Measure, source: &Opened) -> Result<Option<Vec<BitmapInfo>>> {
+    let list = |image: &Opened| image.top().layer.as_bitmaps().map(|bitmaps| bitmaps.list()).transpose();
+    match &how.source {
+        Some(path) if how.open.snapshot.is_some() => {
+            let image = Open { snapshot: None, metadata_only: true, lock: Lock::None, ..how.open.clone() };
+            list(&open_alone(path, &image)?)
+        }
+        _ => list(source),
+    }
 }
 
 /// Nothing.

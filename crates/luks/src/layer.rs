@@ -11,6 +11,7 @@ use cowhand_core::{
 
 use crate::area::Area;
 use crate::encrypted::Encrypted;
+use crate::options::DETACHED_HEADER;
 use crate::sectors::SECTOR;
 use crate::volume::{Choice, Volume, candidates, chosen, locked};
 
@@ -68,6 +69,15 @@ impl LuksLayer {
                 .hint("choose qcow2 with encrypt.format=luks"));
         }
         let choice = Choice::from(&how.options, "")?;
+        match how.options.flag(DETACHED_HEADER) {
+            None => {}
+            Some(false) => {
+                return Err(Error::invalid(format!("Parameter '{DETACHED_HEADER}' is unexpected")));
+            }
+            Some(true) => {
+                return Err(Error::unsupported("a LUKS header in a file of its own cannot be made"));
+            }
+        }
         let passphrase = chosen(&how.options, "key-secret", &how.secrets)?;
         let size = rounded(how.size)?;
         let payload = choice.header_len();

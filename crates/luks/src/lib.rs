@@ -75,6 +75,9 @@ impl Format for Luks {
 
     fn measure(&self, _content: &dyn Content, how: &CreateOptions) -> Result<Measured> {
         let choice = Choice::from(&how.options, "")?;
+        if how.qemu_choices {
+            chosen(&how.options, "key-secret", &how.secrets)?;
+        }
         let size = layer::rounded(how.size)?;
         let len = choice.header_len().checked_add(size).ok_or_else(|| layer::too_large(size))?;
         Ok(Measured { required: len, fully_allocated: len, exact: len, bitmaps: None })

@@ -10,6 +10,9 @@ const KEY_SECRET: OptionSpec =
 const ITER_TIME: OptionSpec =
     OptionSpec::new("iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds");
 
+/// In QEMU only `on` is taken, and makes a header alone.
+pub(crate) const DETACHED_HEADER: &str = "detached-header";
+
 pub(crate) const CREATE: &[OptionSpec] = &[
     OptionSpec::SIZE,
     KEY_SECRET,
@@ -19,6 +22,11 @@ pub(crate) const CREATE: &[OptionSpec] = &[
     OptionSpec::new("ivgen-hash-alg", OptionKind::Choice(HASHES), "Name of IV generator hash algorithm"),
     OptionSpec::new("hash-alg", OptionKind::Choice(HASHES), "Name of encryption hash algorithm"),
     ITER_TIME,
+    OptionSpec::new(
+        DETACHED_HEADER,
+        OptionKind::Flag,
+        "The header in a file of its own, which is not made here",
+    ),
     OptionSpec::new(
         "preallocation",
         OptionKind::Choice(&["off", "falloc", "full"]),

@@ -136,7 +136,9 @@ impl Qcow2Layer {
         if is_about_keys(options) {
             let (_, _alone) = self.still()?;
             let crypt = self.view.shared.crypt.as_ref();
-            crypt.ok_or_else(|| Error::invalid("the image is not encrypted"))?.amend(options, secrets)?;
+            crypt
+                .ok_or_else(|| Error::invalid("Can't amend encryption options - encryption not present"))?
+                .amend(options, secrets)?;
         }
         let mut last = header.clone();
         wanted.put(&mut last);

@@ -1,6 +1,6 @@
 //! How large a file becomes: how many clusters of each kind a disk needs, in a new image and by QEMU's estimate.
 
-use cowhand_core::{BitmapInfo, Content, CreateOptions, Measured, Prealloc, Result, largest, touched};
+use cowhand_core::{BitmapInfo, Content, CreateOptions, Error, Measured, Prealloc, Result, largest, touched};
 
 use crate::geometry::Geometry;
 use crate::header::MAX_REFCOUNT_TABLE_BYTES;
@@ -91,6 +91,13 @@ pub(crate) fn measure(content: &dyn Content, how: &CreateOptions) -> Result<Meas
     let geometry = chosen.geometry;
     let bits = geometry.cluster_bits();
     let outside = chosen.data_file.is_some();
+    if let Some(crypt) =
+        chosen.crypt.as_ref().filter(|crypt| how.qemu_choices && crypt.header_len().is_some())
+    {
+        crypt.secret(how)?;
+    }
+    check_l1(geometry, how.size)
+        .map_err(|_| Error::invalid("The image size is too large (try using a larger cluster size)"))?;
     let layout = Layout::new(how.size, &chosen)?;
     let [touched, tables] = touched(content, [1 << bits, 1 << geometry.l2_bits()])?;
 

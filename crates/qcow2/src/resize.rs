@@ -207,7 +207,7 @@ fn check_size(header: &Header, size: u64) -> Result<()> {
     }
     check_l1(header.geometry, size)?;
     if header.version < 3 && header.snapshots > 0 {
-        return Err(Error::unsupported("a version 2 image that has snapshots cannot be resized")
+        return Err(Error::unsupported("Can't resize a v2 image which has snapshots")
             .hint("delete the snapshots, or make it version 3 with amend -o compat=1.1"));
     }
     Ok(())

@@ -62,7 +62,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
         return help(call.out, format);
     }
     let table = amendable(format)?;
-    let meter = Meter::new(progress && !quiet, true);
+    let meter = Meter::new(progress && !quiet, !progress || quiet);
     let options = lists.read(table).map_err(|what| {
         let created = lists.read(parameters::of_new(format)).is_ok();
         says(if created { format!("{what}\nThis option is only supported for image creation") } else { what })

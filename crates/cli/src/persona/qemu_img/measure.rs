@@ -1,6 +1,6 @@
 //! `qemu-img measure`.
 
-use cowhand::{Error, ErrorKind, Measure, Sizes, measure, open};
+use cowhand::{Error, ErrorKind, Measure, Prealloc, Sizes, measure, open};
 use serde_json::{Map, Value};
 
 use super::errors::said;
@@ -71,7 +71,8 @@ fn run(call: &mut Call<'_>) -> Outcome {
         (Some(_), Some(_)) => return Err(says("--size N cannot be used together with a filename.")),
         _ => {}
     }
-    let mut how = Measure { format: target.clone(), size, quick: true, ..Measure::default() };
+    let mut how =
+        Measure { format: target.clone(), size, quick: true, qemu_choices: true, ..Measure::default() };
     how.open.secrets = opening.secrets.clone().by_name();
     if let Some(image) = image {
         let source = opening.source(image)?;
@@ -97,6 +98,10 @@ fn run(call: &mut Call<'_>) -> Outcome {
         .map_err(|what| says(format!("{what}\nqemu-img: Invalid options for file format '{target}'")))?;
     if !format.qemu().is_some_and(|driver| driver.measures) {
         return Err(says(format!("Block driver '{target}' does not support size measurement")));
+    }
+    // Here the mode is looked at by itself.
+    if let Some(mode) = options.get("preallocation").filter(|mode| Prealloc::by_name(mode).is_none()) {
+        return Err(says(format!("invalid parameter value: {mode}")));
     }
     options.check_choices().map_err(says)?;
     // The size that is measured is the source's.

@@ -81,7 +81,7 @@ fn run(call: &mut Call<'_>) -> Done {
         }
         let pair = format!("{}:{}", shown(&nonce), shown(&hash));
         let open = Open { parent: Parent::Ignored, ..change() };
-        let how = Amend { open, options: options(&[("key_hash", &pair)]), force: false };
+        let how = Amend { open, options: options(&[("key_hash", &pair)]), ..Amend::default() };
         amend(&path, &how, &Quiet).map_err(said("setting the key's hash failed"))?;
     } else if check {
         let found = look_at(&path)?;

@@ -34,6 +34,6 @@ fn run(call: &mut Call<'_>) -> Done {
         given.push(("unique_id", "new"));
     }
     let open = Open { options: footer, parent: Parent::Ignored, ..change() };
-    let how = Amend { open, options: options(&given), force: false };
+    let how = Amend { open, options: options(&given), ..Amend::default() };
     amend(&path, &how, &Quiet).map_err(|error| Failed::of("error writing footer", error))
 }

@@ -37,6 +37,6 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     info(&path, &look(), false).map_err(opening(&path))?;
     let open = Open { parent: Parent::Ignored, ..change() };
-    let how = Amend { open, options: options(&[(&field, value.trim())]), force: false };
+    let how = Amend { open, options: options(&[(&field, value.trim())]), ..Amend::default() };
     amend(&path, &how, &Quiet).map_err(|error| Failed::of("error writing it", error))
 }

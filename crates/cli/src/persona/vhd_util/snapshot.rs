@@ -83,7 +83,7 @@ fn inherit_key(path: &Path, parent_format: &str) -> Done {
     let how = Amend {
         open: Open { parent: Parent::Ignored, ..change() },
         options: options(&[("key_hash", &key)]),
-        force: false,
+        ..Amend::default()
     };
     Ok(amend(path, &how, &Quiet)?)
 }

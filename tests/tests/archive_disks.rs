@@ -272,9 +272,12 @@ fn a_disk_packed_in_one_piece_is_taken_out_as_it_comes() {
             &Convert { compress: true, format: Some("qcow2".into()), ..Convert::new([&part], &target) },
             &Quiet,
         )
-        .unwrap_err(),
-        cowhand::convert(&Convert::new([&part, &part], &target), &Quiet).unwrap_err(),
-        cowhand::dd(DdInput::Image(&part), DdOutput::Image(&target), &Dd::default(), &Quiet).unwrap_err(),
+        .unwrap_err()
+        .error,
+        cowhand::convert(&Convert::new([&part, &part], &target), &Quiet).unwrap_err().error,
+        cowhand::dd(DdInput::Image(&part), DdOutput::Image(&target), &Dd::default(), &Quiet)
+            .unwrap_err()
+            .error,
         to_bytes(From::File(&part), &Stream::default()).unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
@@ -366,7 +369,8 @@ fn nobody_writes_to_a_disk_of_an_archive() {
             for error in [
                 cowhand::open(&name, &writable).unwrap_err(),
                 cowhand::convert(&Convert { no_create: true, ..Convert::new([&raw], &name) }, &Quiet)
-                    .unwrap_err(),
+                    .unwrap_err()
+                    .error,
             ] {
                 assert_eq!(error.kind(), ErrorKind::Unsupported);
                 assert!(error.to_string().contains("archive"), "{error}");

@@ -117,7 +117,7 @@ fn what_a_key_is_needed_for() {
         // A target of which nothing could be written is not there.
         let target = folder.path().join("out.raw");
         let how = Convert { open: Open::default(), ..Convert::new([&image], &target) };
-        denied(cowhand::convert(&how, &Quiet).unwrap_err());
+        denied(cowhand::convert(&how, &Quiet).unwrap_err().error);
         assert!(!target.exists());
         std::fs::remove_file(&image).unwrap();
     }

@@ -42,7 +42,9 @@ fn what_qemu_writes_we_leave_alone() {
         cowhand::open(&image, &Open { writable: true, ..Open::default() }).unwrap_err(),
         cowhand::info(&image, &Open::default(), false).unwrap_err(),
         cowhand::create(&image, &Create::new("qcow2", 512)).unwrap_err(),
-        cowhand::convert(&Convert::new([&image], folder.path().join("target.raw")), &Quiet).unwrap_err(),
+        cowhand::convert(&Convert::new([&image], folder.path().join("target.raw")), &Quiet)
+            .unwrap_err()
+            .error,
     ] {
         assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
     }

@@ -85,8 +85,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
                     says(format!("{}\nqemu-img: Failed in parsing snapshot param '{asked}'", error.message()))
                 }
             };
-            let named = crate::sources::Source { path: source.path.clone(), format: None, node: None };
-            how.open.snapshot = Some(which_snapshot(&asked, &named, &how.open).map_err(missing)?);
+            how.open.snapshot = Some(which_snapshot(&asked, &source.path, &how.open).map_err(missing)?);
             open(&source.path, &how.open).map_err(missing)?;
         }
         how.source = Some(source.path);

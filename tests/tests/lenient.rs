@@ -51,7 +51,8 @@ fn damaged_images_read_as_there() {
     let folder = temp();
     let good = image(folder.path());
     let past = COPIED | 1 << 30;
-    let cases: [(&str, &dyn Fn(&mut Patch) -> &mut Patch); 7] = [
+    type Change<'a> = &'a dyn Fn(&mut Patch) -> &mut Patch;
+    let cases: [(&str, Change<'_>); 7] = [
         ("L2 entry past the end", &|image| image.be64(L2, past)),
         ("L2 entry into the L1 table", &|image| image.be64(L2 + 16, COPIED | L1 as u64)),
         ("L1 entry past the end", &|image| image.be64(L1, past)),

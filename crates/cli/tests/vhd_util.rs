@@ -1,5 +1,5 @@
 //! Called `vhd-util`: the lines and numbers that XenServer's storage managers look for, and what becomes of the images.
-#![allow(clippy::unwrap_used, clippy::panic)] // Tests.
+#![allow(clippy::print_stderr, clippy::unwrap_used, clippy::panic)] // These are tests, helpers included.
 
 mod common;
 
@@ -255,7 +255,7 @@ fn what_goes_wrong_has_the_c_library_s_number() {
     let told = place.run("query -n text -v --debug");
     assert!(String::from_utf8_lossy(&told.stderr).starts_with("text: "), "{told:?}");
     // A file that may not be read. (Root may.)
-    std::fs::set_permissions(place.path().join("b.vhd"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(place.path().join("b.vhd"), PermissionsExt::from_mode(0o0)).unwrap();
     if std::fs::read(place.path().join("b.vhd")).is_err() {
         assert_eq!(place.fails("query -n b.vhd -v", 13), "error opening b.vhd: -13\n");
     }

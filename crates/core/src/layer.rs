@@ -140,6 +140,13 @@ pub trait Layer: Send + Sync + Debug {
         512
     }
 
+    /// Where space is kept for guest bytes from `at` on of which the layer says nothing (it may be kept in units larger than
+    /// the granule), and for how many of `max` bytes the answer goes on. Requires `at < size()` and `max > 0`.
+    fn kept_for_hole(&self, at: u64, max: u64) -> Result<(u64, Option<u64>)> {
+        let _ = at;
+        Ok((max, None))
+    }
+
     /// What the image calls the other file that [`Layer::host`] is, where it is one.
     fn host_name(&self) -> Option<PathBuf> {
         None

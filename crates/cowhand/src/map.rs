@@ -97,6 +97,12 @@ pub fn map_as_qemu(
             Ok(())
         }
         Some(Maps::Holes) if entry.data => look_for_holes(entry, link),
+        // Of a hole in the last layer it tells where there would be room.
+        Some(_) if !entry.present && entry.depth + 1 == known.len() => {
+            let kept = link.layer.kept_for_hole(entry.start, entry.length);
+            (entry.length, entry.offset) = kept.map_err(|error| error.image(&link.name))?;
+            Ok(())
+        }
         _ => Ok(()),
     };
     walk(image, start, length, told, each)

@@ -494,6 +494,17 @@ impl OnDisk {
 
     fn backing(&self, first: &[u8]) -> Result<Option<Vec<u8>>> {
         let (offset, size) = (self.backing_file_offset.get(), self.backing_file_size.get());
+        let outside = |known: &'static str| {
+            Error::corrupt(
+                "backing_file_offset",
+                format!("{offset}: the name lies outside the first cluster"),
+            )
+            .at(8)
+            .known_as(known)
+        };
+        if offset > first.len() as u64 {
+            return Err(outside("Invalid backing file offset"));
+        }
         if offset == 0 || size == 0 {
             return Ok(None);
         }
@@ -507,17 +518,8 @@ impl OnDisk {
         }
         let range =
             usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(size as usize)?));
-        let name = range.and_then(|range| first.get(range)).ok_or_else(|| {
-            Error::corrupt(
-                "backing_file_offset",
-                format!("{offset}: the name lies outside the first cluster"),
-            )
-            .at(8)
-            .known_as(match offset > first.len() as u64 {
-                true => "Invalid backing file offset",
-                false => "Backing file name too long",
-            })
-        })?;
+        let name =
+            range.and_then(|range| first.get(range)).ok_or_else(|| outside("Backing file name too long"))?;
         if name.contains(&0) {
             return Err(Error::corrupt("backing file name", "has a NUL byte in it").at(offset));
         }

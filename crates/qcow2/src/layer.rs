@@ -159,6 +159,10 @@ impl Layer for Qcow2Layer {
         self.shared().geometry().subcluster_size()
     }
 
+    fn kept_for_hole(&self, at: u64, max: u64) -> Result<(u64, Option<u64>)> {
+        self.view.kept_for_hole(at, max)
+    }
+
     fn host_name(&self) -> Option<PathBuf> {
         let header = self.shared().header();
         header.extensions.data_file().filter(|_| header.has_data_file).map(path_of)

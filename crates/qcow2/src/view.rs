@@ -433,6 +433,28 @@ impl View {
         Ok(Some((table + slice * geometry.slice_bytes(), (in_table % geometry.slice_entries()) as usize)))
     }
 
+    /// See `Layer::kept_for_hole`: a cluster that has subclusters is kept whole.
+    pub(crate) fn kept_for_hole(&self, at: u64, max: u64) -> Result<(u64, Option<u64>)> {
+        let geometry = self.shared.geometry();
+        if !geometry.extended() || self.shared.crypt.is_some() {
+            return Ok((max, None));
+        }
+        let Some((slice, index)) = self.slice_of(at)? else {
+            let table = 1 << geometry.l2_bits();
+            return Ok((max.min(table - at % table), None));
+        };
+        let words = geometry.entry_words();
+        let read =
+            |body: &Body| self.shared.entry(body.get(index, words), slice + (index * words * 8) as u64);
+        let entry = self.shared.slices.look(self.shared.file.as_ref(), slice, read)??;
+        let skip = geometry.in_cluster(at);
+        let host = match entry {
+            Entry::Plain(Plain { host, .. }) => host.map(|host| host + skip),
+            Entry::Compressed(_) => None,
+        };
+        Ok((max.min(geometry.cluster_size() - skip), host))
+    }
+
     /// The entries of the L2 table that the L1 entry at `index` leads to; none where there is no table.
     pub(crate) fn table_entries(&self, index: u64) -> Result<Vec<Entry>> {
         let shared = &self.shared;

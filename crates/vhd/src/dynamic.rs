@@ -65,7 +65,7 @@ pub(crate) struct Dynamic {
     pub(crate) order: BitOrder,
     pub(crate) batmap: Option<Batmap>,
     footers: Footers,
-    /// Blocks over metadata are read as they stand.
+    /// Blocks over metadata are read as they stand, and as wholes where no parent shows through.
     lenient: bool,
     /// No block goes past this: where the trailing footer begins.
     data_end: AtomicU64,
@@ -201,7 +201,11 @@ impl Dynamic {
         let block_size = self.block_size;
         let (block, within) = (at / block_size, at % block_size);
         let found = self.look(state, block, |place, bits| {
-            let (sectors, present) = bitmap::run(bits, self.order, within / SECTOR, block_size / SECTOR);
+            let (first, all) = (within / SECTOR, block_size / SECTOR);
+            let (sectors, present) = match self.lenient && !state.is_differencing() {
+                true => (all - first, true),
+                false => bitmap::run(bits, self.order, first, all),
+            };
             let len = max.min(sectors * SECTOR - within % SECTOR);
             if present {
                 Extent::data(len, Some(place + self.bitmap_len + within))

@@ -322,7 +322,7 @@ fn cut_behind(line: &mut String, marks: &[&str]) {
 fn last_percentage(line: &str) -> String {
     let shown = |part: &&str| part.starts_with("    (") && part.ends_with("/100%)\r");
     let parts: Vec<&str> = line.split_inclusive('\r').collect();
-    let last = parts.iter().rposition(|part| shown(part));
+    let last = parts.iter().rposition(&shown);
     let kept = parts.iter().enumerate().filter(|(index, part)| Some(*index) == last || !shown(part));
     kept.map(|(_, part)| *part).collect()
 }

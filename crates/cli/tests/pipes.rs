@@ -185,7 +185,7 @@ fn success_is_silent() {
         .collect();
     let verb_of = |call: &&str| call.split(' ').next().unwrap_or_default().to_owned();
     for verb in &verbs {
-        assert!(calls.iter().any(|call| verb_of(&call) == *verb), "nothing is tried of {verb}");
+        assert!(calls.iter().any(|call| verb_of(call) == *verb), "nothing is tried of {verb}");
     }
     for call in calls.iter().filter(|call| verbs.contains(&verb_of(call))) {
         let output = shell(dir.path(), &format!("cowhand {call} >/dev/null"));

@@ -67,7 +67,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let images = both().map_err(cannot_open);
     if progress && images.is_err() {
         // The real one ends the line of its progress.
-        writeln!(call.out, "")?;
+        writeln!(call.out)?;
     }
     let images = images?;
     let meter = Meter::waiting(progress);

@@ -65,7 +65,7 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     let target = in_device_names(&path);
     let made = child(&parent, &target, &how).map_err(opening(&parent))?;
-    inherit_key(&target, &made.parent_format)
+    inherit_key(&target, made.parent_format)
 }
 
 /// A new file's name as it is; a logical volume's as the device mapper has it, so that its parent is named so too.

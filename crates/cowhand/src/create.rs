@@ -304,7 +304,7 @@ impl Base {
         progress: &dyn Progress,
     ) -> Result<Arc<dyn Layer>> {
         let options = self.create_options(format, size, secrets)?;
-        self.hints.apply(target.storage());
+        self.hints.apply(target.storage())?;
         files.gate().during(progress, size, || format.create(files.over(target)?, files, &options))
     }
 

@@ -39,14 +39,16 @@ impl NewCrypt {
     pub(crate) fn from(options: &Options) -> Result<Option<NewCrypt>> {
         let format = match (options.text("encrypt.format"), options.flag("encryption")) {
             (Some(_), Some(_)) => {
-                return Err(Error::invalid("Options encryption and encrypt.format are mutually exclusive"));
+                return Err(Error::invalid(
+                    "'encrypt.format' and its alias 'encryption' can't be used at the same time",
+                ));
             }
             (Some(format), None) => format,
             (None, Some(true)) => "aes",
             (None, _) => {
                 return match options.names().find(|name| name.starts_with(PREFIX)) {
-                    Some(name) => Err(Error::invalid(format!("'{name}' needs encrypt.format"))
-                        .hint("say encrypt.format=luks")),
+                    Some(name) => Err(Error::invalid("Parameter 'encrypt.format' is missing")
+                        .hint(format!("'{name}' needs it: say encrypt.format=luks"))),
                     None => Ok(None),
                 };
             }

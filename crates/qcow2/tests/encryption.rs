@@ -320,10 +320,10 @@ fn an_overlay_shows_its_parent_and_is_encrypted_itself() {
 fn options_that_do_not_go_together_are_refused() {
     let storage = || Arc::new(MemoryStorage::default());
     for (text, said) in [
-        ("encrypt.cipher-alg=aes-128", "needs encrypt.format"),
-        ("encrypt.key-secret=s0", "needs encrypt.format"),
+        ("encrypt.cipher-alg=aes-128", "'encrypt.format' is missing"),
+        ("encrypt.key-secret=s0", "'encrypt.format' is missing"),
         ("encrypt.format=aes,encrypt.iter-time=5", "encrypt.format=luks"),
-        ("encrypt.format=luks,encryption=on", "mutually exclusive"),
+        ("encrypt.format=luks,encryption=on", "can't be used at the same time"),
         ("encrypt.format=luks,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha1", "20 bytes"),
         ("encrypt.format=luks,encrypt.key-secret=nobody", "nobody"),
         ("encrypt.format=luks,data_file=d,data_file_raw=on", "no raw image"),

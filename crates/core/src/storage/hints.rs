@@ -26,25 +26,30 @@ pub const FILE_OPTIONS: &[OptionSpec] = &[
 pub struct FileHints {
     /// The file's blocks are written in place, on a file system that would copy them.
     pub nocow: bool,
+    /// Bytes that extents are to come in; 0: no matter. It is not passed on: what is written here comes in large pieces.
+    pub extent_size: u64,
 }
 
 impl FileHints {
-    /// Takes the hints out of `options`. The size of extents is checked, and not passed on: what is written here comes in
-    /// large pieces. Errors: a value that is none.
+    /// Takes the hints out of `options`. Errors: a value that is none.
     pub fn take(options: &mut Vec<(String, String)>) -> Result<FileHints> {
         let is_hint = |(name, _): &(String, String)| name == "nocow" || name == "extent_size_hint";
         let hints: Vec<_> = options.extract_if(.., |option| is_hint(option)).collect();
         let hints = Options::check(FILE_OPTIONS, &hints)?;
-        if hints.size("extent_size_hint").is_some_and(|size| size > u32::MAX.into()) {
-            return Err(Error::invalid("Extent size hint is too large"));
-        }
-        Ok(FileHints { nocow: hints.flag("nocow").unwrap_or(false) })
+        Ok(FileHints {
+            nocow: hints.flag("nocow").unwrap_or(false),
+            extent_size: hints.size("extent_size_hint").unwrap_or(0),
+        })
     }
 
-    /// Asks for them, while the file is empty.
-    pub fn apply(&self, file: &FileStorage) {
+    /// Asks for them, while the file is empty. Errors: a size that no file system can be told.
+    pub fn apply(&self, file: &FileStorage) -> Result<()> {
+        if self.extent_size > u32::MAX.into() {
+            return Err(Error::invalid("Extent size hint is too large"));
+        }
         if self.nocow {
             file.avoid_copies();
         }
+        Ok(())
     }
 }

@@ -191,6 +191,9 @@ fn create(
     meter.finish();
     made.map(drop).map_err(|error| match (error.kind(), error.os_error()) {
         (ErrorKind::Cancelled, _) => Failed::Own(error.into()),
+        _ if path.as_os_str().is_empty() => {
+            "Could not create '': No such file or directory".to_owned().into()
+        }
         (ErrorKind::Locked, _) => {
             format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", path.display())
                 .into()

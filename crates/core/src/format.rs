@@ -92,6 +92,8 @@ pub struct QemuDriver {
     pub resizes: bool,
     /// The file's length can be told in advance.
     pub measures: bool,
+    /// What [`Details::specific`] holds is told.
+    pub details: bool,
     /// It can be told which parts of a disk are stored, and where.
     pub maps: Maps,
 }
@@ -147,7 +149,7 @@ pub trait Format: Send + Sync + Debug {
 
     /// What QEMU's driver of that name can do; `None`: it has none.
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: true, measures: true, maps: Maps::Image })
+        Some(QemuDriver { resizes: true, measures: true, details: true, maps: Maps::Image })
     }
 
     /// File name extensions, without the dot, that mean this format when a target is named.

@@ -332,6 +332,8 @@ pub(crate) fn is_device(path: &Path) -> bool {
 
 pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
+        // Who says `./` finds it in the names that are made of it.
+        Some(parent) if parent.as_os_str() == "." => PathBuf::from("./"),
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }
@@ -339,7 +341,7 @@ pub(crate) fn folder_of(path: &Path) -> PathBuf {
 
 /// `name` as seen from where the caller stands. As QEMU spells it: what lies in the current folder bears no `./`.
 pub(crate) fn in_folder(folder: &Path, name: &Path) -> PathBuf {
-    if folder == Path::new(".") { name.to_owned() } else { folder.join(name) }
+    if folder.as_os_str() == "." { name.to_owned() } else { folder.join(name) }
 }
 
 /// Opens `beneath` in `root`; the kernel makes sure that no link leads out, also when one is put there meanwhile.

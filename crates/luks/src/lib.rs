@@ -45,7 +45,7 @@ impl Format for Luks {
     }
 
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: true, measures: true, maps: Maps::Nothing })
+        Some(QemuDriver { resizes: true, measures: true, details: true, maps: Maps::Nothing })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

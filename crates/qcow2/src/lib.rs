@@ -54,7 +54,7 @@ impl Format for Qcow2 {
     }
 
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: true, measures: true, maps: Maps::Holes })
+        Some(QemuDriver { resizes: true, measures: true, details: true, maps: Maps::Holes })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

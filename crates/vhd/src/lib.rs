@@ -60,7 +60,7 @@ impl Format for Vhd {
     }
 
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: false, measures: false, maps: Maps::Alone })
+        Some(QemuDriver { resizes: false, measures: false, details: false, maps: Maps::Alone })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

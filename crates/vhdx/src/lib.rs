@@ -57,7 +57,7 @@ impl Format for Vhdx {
     }
 
     fn qemu(&self) -> Option<QemuDriver> {
-        Some(QemuDriver { resizes: false, measures: false, maps: Maps::Nothing })
+        Some(QemuDriver { resizes: false, measures: false, details: false, maps: Maps::Nothing })
     }
 
     fn extensions(&self) -> &'static [&'static str] {

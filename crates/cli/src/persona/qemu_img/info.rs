@@ -41,8 +41,13 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let others = call.others();
     let [word] = others.as_slice() else { return Err(call.usage("Expecting one image file name")) };
     let source = how.source(word)?;
-    let found = info(&source.path, &source.open, chain)
+    let mut found = info(&source.path, &source.open, chain)
         .map_err(|error| could_not_open_one(&source.name, &source.path, &error))?;
+    for image in &mut found {
+        if cowhand::format(image.format)?.qemu().is_some_and(|driver| !driver.details) {
+            image.details.specific.clear();
+        }
+    }
     let shown = |image: &Info| source.shown(image.format);
     match form {
         Form::Human => {

@@ -13,6 +13,7 @@ mod check_vhd;
 mod check_vhdx;
 mod consumers;
 mod devices;
+mod doctor;
 mod drop_in;
 mod encryption;
 mod formats;

@@ -174,6 +174,8 @@ fn the_doctor_says_what_a_file_is() {
         0,
         &["backup archive, packed with zstd", "drive-a", "all but its front", "cowhand vma verify a.vma.zst"],
     );
+    good(at, &["vma", "create", "-q", "a.vma", "-d", "drive-a=a.raw"]);
+    diagnosed(at, &["a.vma"], 0, &["a vma backup archive", "drive-a"]);
     let value: serde_json::Value =
         serde_json::from_str(&good(at, &["doctor", "--output=json", "a.qcow2"])).unwrap();
     assert_eq!(value["verdict"], "whole");

@@ -151,6 +151,10 @@ pub fn doctor(path: &Path, how: &Open, progress: &dyn Progress) -> Result<Diagno
         Err(error) if error.kind() == ErrorKind::Locked => {
             found.add(Level::Attention, "in use", error.message());
             found.unseen.push("its tables, which change while another program writes".to_owned());
+            found.next(
+                "look at them as they are now",
+                &["cowhand", "doctor", "-U", &path.display().to_string()],
+            );
             how.lock = Lock::None;
             Arc::new(FileStorage::open(path, Access::Read, Lock::None, Cache::default())?)
         }
@@ -249,6 +253,8 @@ impl Exam<'_> {
     /// An archive: its front alone is read.
     fn archive(&mut self, format: &'static str) -> Result<()> {
         let name = self.name();
+        // The gate takes no archive for a disk, and nor does anybody here.
+        self.found.findings.retain(|finding| finding.about != "safe");
         let packed = self.found.packing.map(|packing| format!(", packed with {packing}")).unwrap_or_default();
         self.found.what = format!("a {format} backup archive{packed}");
         let verify = ["cowhand", format, "verify", &name];
@@ -353,7 +359,7 @@ impl Exam<'_> {
             }
         };
         let Some(report) = report else {
-            self.found.facts.push(("tables", format!("none: a {format} file is the disk itself")));
+            self.found.facts.push(("tables", format!("a {format} image has none that could be checked")));
             return Ok(());
         };
         let worst = |severity: Severity| report.faults.iter().filter(move |fault| fault.severity == severity);
@@ -448,7 +454,7 @@ impl Exam<'_> {
 
     /// What it is good for.
     fn uses(&mut self, format: &'static str) {
-        if self.found.worst() == Some(Level::Damaged) {
+        if self.busy || self.found.worst() == Some(Level::Damaged) {
             return;
         }
         let name = self.name();

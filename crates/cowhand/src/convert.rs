@@ -58,8 +58,9 @@ pub struct Convert {
     pub no_create: bool,
     /// How that image is opened; `None`: as `format` and `cache` say, and by the policy and the secrets of `open`.
     pub target_open: Option<Open>,
-    /// The target has the size that its format rounds the sources' to, also where they are of that format.
-    pub rounded: bool,
+    /// What the options leave open is as QEMU chooses it, for programs that look at it. So a target of the sources' own
+    /// format is rounded as any other is.
+    pub qemu_choices: bool,
     /// The target reads zero everywhere already.
     pub target_is_zero: bool,
     /// Write compressed clusters.
@@ -281,7 +282,8 @@ fn into_new(
     // What is gone on with is opened in the state that a kill left it in.
     base.fresh = !how.resume;
     base.takes_over(sources, format);
-    base.keep_size &= !how.rounded;
+    base.keep_size &= !how.qemu_choices;
+    base.qemu_choices = how.qemu_choices;
     let content = total(sources)?;
     let size = base.size().unwrap_or(content);
     let named = |error: Error| error.image(how.target.display());

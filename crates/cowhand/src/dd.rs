@@ -79,6 +79,8 @@ pub struct Dd {
     pub in_place: bool,
     /// Where more is skipped than there is, nothing is copied, and that is no failure.
     pub skip_past_end: bool,
+    /// What the format leaves open is as QEMU chooses it, for programs that look at it.
+    pub qemu_choices: bool,
 }
 
 impl Default for Dd {
@@ -95,6 +97,7 @@ impl Default for Dd {
             no_create: false,
             in_place: false,
             skip_past_end: false,
+            qemu_choices: false,
         }
     }
 }
@@ -360,6 +363,7 @@ fn into_new(
     let target = target.map_err(&making)?;
     let files = TargetFiles::beside(path, how.cache, false, read).in_place(how.in_place);
     let mut base = Base::of(Vec::new(), None, None)?;
+    base.qemu_choices = how.qemu_choices;
     if let Bytes::Disk { disk, .. } = &source.bytes {
         base.counts_in(disk.top().layer.sector(), format);
     }

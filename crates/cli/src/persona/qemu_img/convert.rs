@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use cowhand::{
-    Cache, Convert, ConvertStep, Error, ErrorKind, Failed, Open, Printable, Progress, convert, format, open,
-    parse_option_string,
+    Cache, Convert, ConvertStep, Error, ErrorKind, Failed, Format, Name, Open, Printable, Progress, convert,
+    driver, open, parse_option_string,
 };
 
+use super::create::help;
 use super::errors::{could_not_open, why, why_not_made};
+use super::parameters::{self, Lists};
 use super::source::{Opening, Source};
 use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
 use crate::exit::DONE;
@@ -17,8 +19,6 @@ use crate::persona::compat::as_qemu;
 use crate::persona::complain;
 use crate::progress::Meter;
 use crate::verbs::convert::which_snapshot;
-use crate::verbs::create::asks_for_help;
-use crate::verbs::formats;
 
 // In the real one's order, which a complaint about a word that is cut too short shows. Behind it what its help calls them.
 pub(super) const VERB: Verb = Verb {
@@ -76,8 +76,7 @@ struct Asked {
     opening: Opening,
     target_format: Option<String>,
     target_image_opts: bool,
-    /// `None`: no list was given.
-    options: Option<Vec<(String, String)>>,
+    options: Lists,
     cache: Option<OsString>,
     source_cache: Option<OsString>,
     snapshot: Option<OsString>,
@@ -105,11 +104,8 @@ fn run(call: &mut Call<'_>) -> Outcome {
         Some((target, sources)) if !sources.is_empty() => (Some(target), sources),
         _ => (None, &[][..]),
     };
-    if asked.options.as_deref().is_some_and(asks_for_help) {
-        let name = asked.format_name().unwrap_or_default();
-        let format = format(name).map_err(|_| says(format!("Unknown file format '{name}'")))?;
-        formats::help(call.out, format)?;
-        return Ok(DONE);
+    if asked.options.ask_for_help() {
+        return help(call.out, asked.format_name().unwrap_or_default(), target);
     }
     let Some(target) = target else { return Err(says("Must specify image file name")) };
     let source_cache = values::cache("source ", asked.source_cache.as_deref())?;
@@ -146,9 +142,7 @@ impl Asked {
                 }
                 "target-image-opts" => asked.target_image_opts = true,
                 "output-format" | "target-format" => asked.target_format = Some(text(&value)),
-                "options" | "target-options" => {
-                    asked.options.get_or_insert_default().extend(values::option_list(&value)?);
-                }
+                "options" | "target-options" => asked.options.add(&value)?,
                 "output-cache" | "target-cache" => asked.cache = Some(value),
                 "backing" => asked.backing = Some(value.into()),
                 "backing-format" => asked.backing_format = Some(text(&value)),
@@ -176,7 +170,7 @@ impl Asked {
     /// What cannot be asked for together.
     fn check(&self) -> Result<(), Failure> {
         let wrong = [
-            (self.no_create && self.options.is_some(), "-o has no effect when skipping image creation"),
+            (self.no_create && !self.options.is_empty(), "-o has no effect when skipping image creation"),
             (self.target_is_zero && !self.no_create, "--target-is-zero requires use of -n flag"),
             (self.compress && self.offload, "Cannot enable copy offloading when -c is used"),
             (self.sparse.is_some() && self.offload, "Cannot enable copy offloading when -S is used"),
@@ -206,7 +200,7 @@ impl Asked {
         job.open = opens.first().cloned().unwrap_or_default(); // never empty: the caller looked
         job.opens = opens;
         job.format = self.format_name().map(str::to_owned);
-        job.rounded = true;
+        job.qemu_choices = true;
         job.no_create = self.no_create;
         job.target_is_zero = self.target_is_zero;
         job.compress = self.compress;
@@ -218,64 +212,83 @@ impl Asked {
         job.salvage = self.salvage;
         job.in_place = as_qemu();
         job.cache = Cache::Unsafe;
-        self.take_options(&mut job, sources)?;
+        // What is wrong with the target is said once the sources are open.
+        self.take_target(&mut job, target).map_err(|failure| opened_first(sources, failure))?;
+        Ok(job)
+    }
+
+    fn take_target(&self, job: &mut Convert, target: &OsStr) -> Result<(), Failure> {
+        if !self.no_create {
+            self.take_options(job, target)?;
+        } else if self.target_is_zero && self.backing.is_some() {
+            return Err(says("Cannot use --target-is-zero when the destination image has a backing file"));
+        }
         if let Some(cache) = &self.cache {
-            // Looked at once the sources are open.
-            job.cache = values::cache("", Some(cache)).map_err(|failure| opened_first(sources, failure))?;
+            job.cache = values::cache("", Some(cache))?;
         }
         if self.no_create {
             let opening = Opening {
                 format: self.format_name().map(str::to_owned),
                 image_opts: self.target_image_opts,
-                ..self.opening.clone()
+                force_share: false,
+                secrets: self.opening.secrets.clone(),
             };
             let described = opening.source(target)?;
             job.target = described.path;
             job.target_open = Some(Open { cache: job.cache, ..described.open });
         }
-        Ok(job)
+        Ok(())
     }
 
-    /// What `-o`, `-B` and `-F` say of the target. What is wrong with it is said once the sources are open.
-    fn take_options(&self, job: &mut Convert, sources: &[Source]) -> Result<(), Failure> {
-        job.backing = self.backing.clone();
-        job.backing_format = self.backing_format.clone();
-        let refuse = |text: &str| Err(opened_first(sources, says(text)));
-        let mut options = self.options.clone().unwrap_or_default();
-        // The target has the sources' size, whatever is said here.
-        options.retain(|(name, _)| name != "size");
-        let given = |wanted: &str| {
-            let found = options.iter().rev().find(|(name, _)| name == wanted);
-            found.map(|(_, value)| value.clone())
-        };
-        if let Some(backing) = given("backing_file") {
-            job.backing = Some(backing.into());
+    /// What `-o`, `-B` and `-F` say of a target that is to be made.
+    fn take_options(&self, job: &mut Convert, target: &OsStr) -> Result<(), Failure> {
+        let name = self.format_name().unwrap_or_default();
+        let known = parameters::format(name).or_else(|| driver_of_files(name));
+        let known = known.ok_or_else(|| says(format!("Unknown file format '{name}'")))?;
+        job.target = Name::of_target(target.as_ref()).map_err(|error| says(error.message()))?;
+        let mut options = self.options.read(parameters::of_new(known)).map_err(says)?;
+        let not_supported =
+            |what: &str| says(format!("Backing {what} not supported for file format '{name}'"));
+        if let Some(backing) = &self.backing {
+            let backing = text(backing.as_os_str());
+            options.set("backing_file", &backing).map_err(|_| not_supported("file"))?;
         }
-        let backing_format = given("backing_fmt").or(job.backing_format.clone());
-        if job.backing.is_some() && !self.no_create {
-            if sources.len() > 1 {
-                return refuse(
-                    "Having a backing file for the target makes no sense when concatenating multiple input images",
-                );
-            }
-            if backing_format.is_none() {
-                return refuse("Use of backing file requires explicit backing format");
-            }
+        if let Some(format) = &self.backing_format {
+            options.set("backing_fmt", format).map_err(|_| not_supported("file format"))?;
         }
-        if self.target_is_zero && job.backing.is_some() {
-            return refuse("Cannot use --target-is-zero when the destination image has a backing file");
+        let backing = options.get("backing_file").map(PathBuf::from);
+        let backing_format = options.get("backing_fmt").map(str::to_owned);
+        if backing.is_some() && job.sources.len() > 1 {
+            return Err(says(
+                "Having a backing file for the target makes no sense when concatenating multiple input images",
+            ));
+        }
+        if backing.is_some() && backing_format.is_none() {
+            return Err(says("Use of backing file requires explicit backing format"));
         }
         if self.compress {
-            let encrypts =
-                given("encrypt.format").is_some() || given("encryption").is_some_and(|value| value != "off");
+            let encrypts = options.get("encrypt.format").is_some()
+                || options.get("encryption").is_some_and(|value| value != "off");
             if encrypts {
-                return refuse("Compression and encryption not supported at the same time");
+                return Err(says("Compression and encryption not supported at the same time"));
             }
-            if given("preallocation").is_some_and(|how| how != "off") {
-                return refuse("Compression and preallocation not supported at the same time");
+            if options.get("preallocation").is_some_and(|how| how != "off") {
+                return Err(says("Compression and preallocation not supported at the same time"));
             }
         }
-        job.options = options;
+        let unusable = match backing_format.as_deref() {
+            Some(format) if parameters::format(format).is_none() => {
+                Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"))
+            }
+            Some(_) if backing.is_none() => {
+                Err("Backing format cannot be used without backing file".to_owned())
+            }
+            _ => options.check_choices(),
+        };
+        unusable.map_err(|why| says(format!("{}: error while converting {name}: {why}", text(target))))?;
+        // The target has the sources' size, whatever is said here.
+        job.options = options.given_but(&["size", "backing_file", "backing_fmt"]);
+        (job.backing, job.backing_format) = (backing, backing_format);
         Ok(())
     }
 
@@ -340,6 +353,12 @@ impl Asked {
             ConvertStep::Bitmaps | ConvertStep::PutBitmaps | ConvertStep::Rest => says(told),
         }
     }
+}
+
+/// What keeps a file's bytes as they stand is a driver too.
+fn driver_of_files(name: &str) -> Option<&'static dyn Format> {
+    let format = driver(name).ok()?;
+    (!format.names().contains(&name)).then_some(format)
 }
 
 /// `failure`, unless a source cannot be opened: that is said before.

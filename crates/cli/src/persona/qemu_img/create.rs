@@ -84,7 +84,8 @@ impl Asked {
     }
 }
 
-fn help(out: &mut Output, name: &str, image: Option<&OsString>) -> Outcome {
+/// What `-o help` prints; with a file's name, what files can be told too.
+pub(super) fn help(out: &mut Output, name: &str, image: Option<&OsString>) -> Outcome {
     let format = parameters::format(name).ok_or_else(|| says(unknown(name)))?;
     if image.is_some() {
         writeln!(out, "Supported options:")?;

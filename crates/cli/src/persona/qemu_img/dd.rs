@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cowhand::{Cache, Dd, DdInput, DdOutput, DdStep, Error, ErrorKind, Failed, Open, dd, format};
+use cowhand::{Cache, Dd, DdInput, DdOutput, DdStep, Error, ErrorKind, Failed, Name, Open, dd, format, open};
 
 use super::errors::{could_not_open, why, why_not_made};
 use super::source::{Opening, Source};
@@ -99,6 +99,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
         no_create,
         in_place: as_qemu(),
         skip_past_end: true,
+        qemu_choices: true,
         ..how
     };
     let mut output = io::stdout().lock();
@@ -106,7 +107,15 @@ fn run(call: &mut Call<'_>) -> Outcome {
         Some(source) => DdInput::Image(&source.path),
         None => DdInput::Stream(Box::new(io::stdin())),
     };
-    let target = to.map(PathBuf::from);
+    let target = to.map(|word| Name::of_target(word.as_ref())).transpose();
+    let target = target.map_err(|error| match &source {
+        // What is wrong with the source is said before.
+        Some(source) => match open(&source.path, &source.open) {
+            Ok(_) => says(error.message()),
+            Err(error) => source.failed(&error),
+        },
+        None => says(error.message()),
+    })?;
     let to = match &target {
         Some(path) => DdOutput::Image(path),
         None => DdOutput::Stream(&mut output),

@@ -50,7 +50,8 @@ pub(super) fn reason(path: &Path, error: &Error) -> String {
 /// Why the target `name` could not be made.
 pub(super) fn why_not_made(name: &str, error: &Error) -> String {
     match (error.kind(), error.os_error()) {
-        (ErrorKind::Locked, _) | (_, None) => why(name.as_ref(), error),
+        (ErrorKind::Locked, _) => why(name.as_ref(), error),
         (_, Some(system)) => format!("Could not create '{name}': {system}"),
+        (_, None) => said(error).to_owned(),
     }
 }

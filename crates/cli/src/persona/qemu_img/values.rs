@@ -3,10 +3,9 @@
 use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 
-use cowhand::{Cache, parse_option_string};
+use cowhand::Cache;
 
 use super::numbers::{self, Wrong};
-use super::parameters::Lists;
 use super::{Failure, says, text};
 
 /// A number of bytes. `what` is what the complaint calls it.
@@ -36,12 +35,6 @@ pub(super) fn number(what: &str, word: &OsStr, range: RangeInclusive<u64>) -> Re
     }
 }
 
-/// One list of `-o`. Errors: it has an empty part.
-pub(super) fn option_list(word: &OsStr) -> Result<Vec<(String, String)>, Failure> {
-    Lists::default().add(word)?;
-    Ok(parse_option_string(&text(word)))
-}
-
 /// `-t`, or what another flag says of another image: `what` stands before "cache option" in the complaint.
 pub(super) fn cache(what: &str, word: Option<&OsStr>) -> Result<Cache, Failure> {
     let Some(word) = word else { return Ok(Cache::default()) };
@@ -65,18 +58,6 @@ mod tests {
         for word in ["-1", "10", "0xA", "99999999999999999999"] {
             let said = "qemu-img: Invalid count specified. Must be between 0 and 9.";
             assert_eq!(taken(word), Err(said.to_owned()), "{word}");
-        }
-    }
-
-    #[test]
-    fn lists_of_options_are_whole() {
-        let taken =
-            |word: &str| option_list(OsStr::new(word)).map(|options| options.len()).map_err(|f| f.text);
-        for (word, len) in [("a", 1), ("a=1,b", 2), ("a=1,,2,b=3", 2), ("a=1,,", 1)] {
-            assert_eq!(taken(word), Ok(len), "{word}");
-        }
-        for word in ["", ",", ",a", "a,", "a,,,"] {
-            assert_eq!(taken(word), Err(format!("qemu-img: Invalid option list: {word}")));
         }
     }
 

@@ -31,7 +31,7 @@ fn secrets_open_and_make_images() {
         good(dir, &["convert", "-q", "--object", wrong, "--object", key, image, "out.raw"]);
         assert!(std::fs::read(dir.join("out.raw")).unwrap() == content);
         std::fs::remove_file(dir.join("out.raw")).unwrap();
-        let option = if image == "a.luks" { "key-secret" } else { "encrypt.key-secret" };
+        let option = if image == "a.luks" { "key-secret" } else { "encrypt.format=luks,encrypt.key-secret" };
         for (id, status) in [("wrong", 2), ("right", 0), ("nobody", 2)] {
             let driver = image.split_once('.').unwrap().1;
             let opts = format!("driver={driver},{option}={id},file.filename={image}");

@@ -140,6 +140,7 @@ fn success_is_silent() {
         "info a.qcow2",
         "map base.qcow2",
         "compare a.raw base.qcow2",
+        "bench -f raw -c 8 a.raw",
         "check base.qcow2",
         "child base.qcow2 top.qcow2",
         "child top.qcow2 upper.qcow2",

@@ -1,8 +1,10 @@
 //! Running the program and its peer, never for longer than a minute.
 #![allow(dead_code, clippy::print_stdout, clippy::unwrap_used)] // Not every test file uses everything; these are tests.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_cowhand");
@@ -16,16 +18,26 @@ pub(crate) fn command(program: &str, dir: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end. What it prints must fit into the pipes.
+/// Runs it to its end. What it prints is taken meanwhile, so that it never waits for room in a pipe.
 pub(crate) fn finish(mut child: Child) -> Output {
+    fn taken(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+        let mut bytes = Vec::new();
+        spawn(move || {
+            if let Some(mut pipe) = pipe {
+                pipe.read_to_end(&mut bytes).unwrap();
+            }
+            bytes
+        })
+    }
+    let (out, err) = (taken(child.stdout.take()), taken(child.stderr.take()));
     wait_until(|| child.try_wait().unwrap().is_some());
     let ended = child.try_wait().unwrap().is_some();
     if !ended {
         child.kill().unwrap();
     }
-    let output = child.wait_with_output().unwrap();
-    assert!(ended, "it did not end in time: {output:?}");
-    output
+    let status = child.wait().unwrap();
+    assert!(ended, "it did not end in time");
+    Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
 }
 
 pub(crate) fn run(program: &str, dir: &Path, words: &[&str]) -> Output {

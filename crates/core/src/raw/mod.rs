@@ -78,9 +78,10 @@ impl Format for Raw {
             return Err(Error::unsupported("a raw image cannot have a backing file").hint("choose qcow2"));
         }
         let size = round_up(how.size)?;
-        file.set_len(size).map_err(|error| match error.kind() {
-            std::io::ErrorKind::FileTooLarge => too_large(),
-            _ => Error::io(format!("cannot make it {size} bytes long"), error),
+        file.set_len(size).map_err(|error| {
+            let too_long = error.kind() == std::io::ErrorKind::FileTooLarge;
+            let error = Error::io(format!("cannot make it {size} bytes long"), error);
+            if too_long { error.known_as(TOO_LARGE) } else { error }
         })?;
         preallocate(file.as_ref(), 0, size, how.prealloc())?;
         Ok(Arc::new(RawLayer::over(file, true)?))
@@ -106,8 +107,10 @@ impl Format for Raw {
     }
 }
 
+const TOO_LARGE: &str = "The image size is too large for file format 'raw'";
+
 fn too_large() -> Error {
-    Error::invalid("The image size is too large for file format 'raw'")
+    Error::invalid(TOO_LARGE)
 }
 
 fn round_up(size: u64) -> Result<u64> {

@@ -6,6 +6,7 @@
 mod impostors;
 
 use std::collections::HashSet;
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -226,12 +227,15 @@ impl Walk<'_> {
                     corrupt(work, trouble);
                 }
                 if has_wrong_flag(cell, entry, part.active > 0 && target != 0) {
+                    let mut read = Ok(());
                     work.found.flag(at, entry & COPIED != 0, || {
-                        let (index, count) = (self.index(part, at).unwrap_or_default(), self.stored(cluster));
+                        let index = self.index(part, at).unwrap_or_default();
+                        let count = self.stored(cluster, &mut read);
                         format!(
                             "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"
                         )
                     });
+                    unread_count(work, at, read);
                 }
             }
             Job::Mend(alone_too) => {
@@ -360,10 +364,12 @@ impl Walk<'_> {
                             format!("L2 entry at offset {at} {}", Trouble::Metadata(to).text(judge.len))
                         });
                     } else if self.has_wrong_data_flag(entry, words, table) {
+                        let mut read = Ok(());
                         work.found.flag(at, words.0 & COPIED != 0, || {
-                            let count = self.stored((words.0 & OFFSET) >> self.layout.bits());
+                            let count = self.stored((words.0 & OFFSET) >> self.layout.bits(), &mut read);
                             format!("OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}", words.0)
                         });
+                        unread_count(work, at, read);
                     }
                 }
                 words
@@ -514,16 +520,14 @@ impl Walk<'_> {
         }
     }
 
-    /// The count that a cluster has in the file, for a message: it was read before.
-    fn stored(&self, cluster: u64) -> u64 {
+    /// The count that a cluster has in the file, for a message, and whether it could be read.
+    fn stored(&self, cluster: u64, read: &mut io::Result<()>) -> u64 {
         let geometry = self.layout.rules.geometry;
         let Block::At(at) = self.layout.block(cluster / geometry.block_entries()) else { return 0 };
         let mut bytes = vec![0; geometry.cluster_size() as usize];
         let index = (cluster % geometry.block_entries()) as usize;
-        match read_to_end(self.file, at, &mut bytes) {
-            Ok(()) => Width::of(geometry).get(&bytes, index),
-            Err(_) => 0,
-        }
+        *read = read_to_end(self.file, at, &mut bytes);
+        if read.is_ok() { Width::of(geometry).get(&bytes, index) } else { 0 }
     }
 
     /// An entry as it shall be; `lost` is told what the guest loses by that, and why.
@@ -576,6 +580,13 @@ fn use_of(active: bool, copied: bool) -> u16 {
         (false, _) => 0,
         (true, true) => COPIED_USE,
         (true, false) => PLAIN_USE,
+    }
+}
+
+/// A count that was wanted for the message of the entry at `at` could not be read again.
+fn unread_count(work: &mut Work, at: u64, read: io::Result<()>) {
+    if let Err(error) = read {
+        work.found.unread(at, || format!("the refcount of what the entry at offset {at} leads to: {error}"));
     }
 }
 

@@ -8,6 +8,7 @@
 //!   `$~progress` at no percentage but the last, `$~time` at no time that a benchmark took, several are possible: `$~date~disk`;
 //! - `? NAME`: the command before it differs, as `docs/compatibility.md` says under the heading `NAME`. That it does is
 //!   looked at too, and its files count no more: both sides go on with what the real one made;
+//!   `? open`: it differs, and should not; it is counted, so that nobody takes it for equal;
 //! - `# ...`: a remark.
 //!
 //! A command goes through a shell, in one folder that has the same name on both sides.
@@ -30,6 +31,8 @@ pub struct Tally {
     pub same: usize,
     /// Those that differ as `docs/compatibility.md` says.
     pub intended: usize,
+    /// Those that differ and should not.
+    pub open: usize,
 }
 
 #[derive(Debug)]
@@ -77,6 +80,7 @@ pub fn drop_in(name: &str) -> Result<Tally, String> {
                     line.number, case.title, line.command
                 )
                 .unwrap(),
+                (Some(why), _) if why == OPEN => tally.open += 1,
                 (Some(why), same) => {
                     if !explained
                         .lines()
@@ -153,6 +157,8 @@ fn stamp(path: &Path) -> Stamp {
     (meta.ino(), meta.len(), changed, written)
 }
 
+/// What stands behind `?` where ours is to be mended.
+const OPEN: &str = "open";
 const SIDES: [&str; 2] = ["real", "ours"];
 
 impl Twins {

@@ -1,6 +1,6 @@
 //! Under the name `qemu-img`, the same words give the same as the real one's. The lists are `drop-in/*.txt`.
 
-use cowhand_tests::{drop_in, drop_in_lists, qemu_version};
+use cowhand_tests::{Tally, drop_in, drop_in_lists, qemu_version};
 
 /// One list each, so that they run side by side.
 macro_rules! lists {
@@ -24,7 +24,8 @@ fn same(name: &str) {
     match drop_in(name) {
         Ok(tally) => {
             assert!(tally.same > 0, "a list without lines proves nothing");
-            eprintln!("{name}: {} the same, {} differ as intended", tally.same, tally.intended);
+            let Tally { same, intended, open } = tally;
+            eprintln!("{name}: {same} the same, {intended} differ as intended, {open} open");
         }
         Err(failures) => panic!("\n{failures}"),
     }

@@ -12,8 +12,9 @@ fn main() {
     let mut failed = false;
     for name in names {
         match drop_in(&name) {
-            Ok(Tally { same, intended }) => {
-                println!("{name:<12} {same:>4} the same, {intended:>3} differ as intended");
+            Ok(Tally { same, intended, open }) => {
+                println!("{name:<12} {same:>4} the same, {intended:>3} differ as intended, {open:>3} open");
+                all.open += open;
                 all.same += same;
                 all.intended += intended;
             }
@@ -23,6 +24,7 @@ fn main() {
             }
         }
     }
-    println!("{:<12} {:>4} the same, {:>3} differ as intended", "in all", all.same, all.intended);
+    let Tally { same, intended, open } = all;
+    println!("{:<12} {same:>4} the same, {intended:>3} differ as intended, {open:>3} open", "in all");
     std::process::exit(i32::from(failed));
 }

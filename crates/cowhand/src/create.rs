@@ -9,6 +9,7 @@ use cowhand_core::{
     Secrets, Storage, parse_size,
 };
 
+use crate::node::{Name, ReadNode};
 use crate::open::{Open, Opened, open, open_alone};
 use crate::parent::remembered;
 use crate::registry::{self, Probing};
@@ -111,6 +112,7 @@ pub fn new_image<'a>(path: &'a Path, how: &'a Create) -> Result<NewImage<'a>> {
             policy: how.policy.clone(),
             search: how.search.clone(),
             secrets: how.secrets.clone(),
+            metadata_only: true,
             probing: how.probing,
             lenient: how.lenient,
             ..Open::default()
@@ -234,21 +236,23 @@ impl Base {
     /// Opens the backing file as the new image `path` will find it, whatever its format.
     pub(crate) fn look(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
         let Some(backing) = self.backing.clone() else { return Ok(None) };
-        let found = in_folder(&folder_of(path), &backing);
-        let opened = open(
-            &found,
-            &Open {
-                format: self.backing_format.clone(),
-                lock: how.lock,
-                cache: how.cache,
-                secrets: how.secrets.clone(),
-                policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
-                search: how.search.clone(),
-                probing: how.probing,
-                lenient: how.lenient,
-                ..Open::default()
-            },
-        )?;
+        let how = Open {
+            format: self.backing_format.clone(),
+            lock: how.lock,
+            cache: how.cache,
+            secrets: how.secrets.clone(),
+            metadata_only: how.metadata_only,
+            policy: if how.policy == Policy::Deny { Policy::SameDir } else { how.policy.clone() },
+            search: how.search.clone(),
+            probing: how.probing,
+            lenient: how.lenient,
+            ..Open::default()
+        };
+        // The name is the caller's, and so is a description in its place.
+        let opened = match Name::of(&backing, self.backing_format.as_deref()) {
+            Ok(Name::Node(ReadNode { node, .. })) => open(&node.path().to_owned(), &node.open(how))?,
+            _ => open(&in_folder(&folder_of(path), &backing), &how)?,
+        };
         opened.refuse_as_parent()?;
         self.parent = Some(remembered(path, &backing, self.backing_format.clone(), opened.seen(0)));
         Ok(Some(opened))

@@ -78,9 +78,10 @@ impl Format for Luks {
         if how.qemu_choices {
             chosen(&how.options, "key-secret", &how.secrets)?;
         }
-        let size = layer::rounded(how.size)?;
-        let len = choice.header_len().checked_add(size).ok_or_else(|| layer::too_large(size))?;
-        Ok(Measured { required: len, fully_allocated: len, exact: len, bitmaps: None })
+        let rounded = layer::rounded(how.size)?;
+        let behind = |size: u64| choice.header_len().checked_add(size).ok_or_else(|| layer::too_large(size));
+        let estimate = behind(how.size)?;
+        Ok(Measured { required: estimate, fully_allocated: estimate, exact: behind(rounded)?, bitmaps: None })
     }
 
     fn open(

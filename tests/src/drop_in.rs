@@ -251,7 +251,11 @@ impl Twins {
             return;
         }
         let before = differences.len();
-        same_image(name, paths, differences);
+        match paths.each_ref().map(|path| fs::read_link(path).ok()) {
+            [None, None] => same_image(name, paths, differences),
+            [real, ours] if real == ours => {}
+            [real, ours] => writeln!(differences, "  {name} leads to {real:?}, ours to {ours:?}").unwrap(),
+        }
         if differences.len() == before {
             self.same.borrow_mut().insert(name.to_owned(), stamps);
         }

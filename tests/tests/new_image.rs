@@ -37,7 +37,7 @@ fn a_new_qcow2_is_equal_byte_for_byte() {
     let folder = temp();
     let folder = folder.path();
     qemu_img(["create", "-q", "-f", "raw", folder.join("base").to_str().unwrap(), "5M"]);
-    let options: [&[&str]; 25] = [
+    let options: [&[&str]; 24] = [
         &[],
         &["compat=0.10"],
         &["cluster_size=512"],
@@ -58,7 +58,6 @@ fn a_new_qcow2_is_equal_byte_for_byte() {
         &["preallocation=metadata"],
         &["preallocation=metadata,cluster_size=4k"],
         &["preallocation=metadata,compat=0.10"],
-        &["preallocation=metadata,extended_l2=on"],
         &["backing_file=base,backing_fmt=raw"],
         &["backing_file=base,backing_fmt=raw,compat=0.10"],
         &["backing_file=base,backing_fmt=raw,cluster_size=512"],

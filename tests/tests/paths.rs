@@ -36,6 +36,7 @@ enum Says {
     Denied,
     NotFound,
     Unsupported,
+    Invalid,
 }
 
 /// What each policy says to each spelling.
@@ -56,7 +57,7 @@ fn policies_and_spellings() {
     symlink("base.raw", images.join("link-in.raw")).unwrap();
     symlink("inside/../base.raw", images.join("link-round.raw")).unwrap();
     let absolute = |path: &Path| path.to_str().unwrap().to_owned();
-    use Says::{Denied, NotFound, Opens, Unsupported};
+    use Says::{Denied, Invalid, NotFound, Opens, Unsupported};
     // (name; same-dir, allow=outside, local, any). Under deny none opens.
     let cases: Vec<(String, [Says; 4])> = vec![
         ("base.raw".into(), [Opens; 4]),
@@ -77,9 +78,10 @@ fn policies_and_spellings() {
         ("/proc/self/environ".into(), [Denied, Denied, Opens, Opens]),
         ("absent.raw".into(), [NotFound; 4]),
         ("/dev/zero".into(), [Denied, Denied, Unsupported, Unsupported]),
+        ("json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}".into(), [Denied, Denied, Denied, Invalid]),
         (
-            "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}".into(),
-            [Denied, Denied, Denied, Unsupported],
+            "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}}".into(),
+            [Denied, Denied, Denied, Opens],
         ),
         ("nbd://localhost/x".into(), [Denied, Denied, Denied, Unsupported]),
         ("nbd:unix:/tmp/x".into(), [Denied, Denied, Denied, Unsupported]),
@@ -105,6 +107,7 @@ fn policies_and_spellings() {
                     ErrorKind::Denied => Says::Denied,
                     ErrorKind::NotFound => Says::NotFound,
                     ErrorKind::Unsupported => Says::Unsupported,
+                    ErrorKind::Invalid => Says::Invalid,
                     other => panic!("{other:?}: {error}"),
                 },
             };

@@ -250,7 +250,10 @@ impl Base {
         };
         // The name is the caller's, and so is a description in its place.
         let opened = match Name::of(&backing, self.backing_format.as_deref()) {
-            Ok(Name::Node(ReadNode { node, .. })) => open(&node.path().to_owned(), &node.open(how))?,
+            Ok(Name::Node(ReadNode { node, .. })) => {
+                let path = node.path().to_owned();
+                open(&path, &node.open(how))?
+            }
             _ => open(&in_folder(&folder_of(path), &backing), &how)?,
         };
         opened.refuse_as_parent()?;

@@ -431,10 +431,8 @@ mod tests {
     fn requests_that_make_no_sense_are_refused() {
         assert_eq!(refused(MAX_SIZE + 1, &[]), ErrorKind::Invalid);
         assert_eq!(refused(u64::MAX, &[]), ErrorKind::Invalid);
-        for value in ["3M", "512k", "512M"] {
-            assert_eq!(refused(MIB, &[("block_size", value)]), ErrorKind::Invalid, "{value}");
-        }
-        for value in ["0", "512k", "4G", "1.5M"] {
+        assert_eq!(refused(MIB, &[("block_size", "3M")]), ErrorKind::Invalid);
+        for value in ["0", "4G"] {
             assert_eq!(refused(MIB, &[("log_size", value)]), ErrorKind::Invalid, "{value}");
         }
         assert_eq!(refused(MIB, &[("preallocation", "full")]), ErrorKind::Invalid);

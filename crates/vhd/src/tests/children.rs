@@ -107,7 +107,7 @@ fn options_that_do_not_fit_together_are_refused() {
         assert!(error.contains("a fixed VHD has no blocks"), "{error}");
     }
     assert!(refused(1 << 30, &[("max_size", "1M")]).contains("less than the disk's size"));
-    assert!(refused(1 << 30, &[("max_size", "3T")]).contains("too large for a dynamic VHD"));
+    assert!(refused(1 << 30, &[("max_size", "3T")]).contains("too large for file format 'vpc'"));
     assert!(refused(1 << 30, &[("batmap", "on"), ("creator", "win")]).contains("creator=tap"));
     assert!(refused(1 << 30, &[("batmap", "off"), ("creator", "tap")]).contains("leave out batmap=off"));
     assert!(refused(1 << 30, &[("unique_id", "x")]).contains("not a UUID"));

@@ -32,11 +32,11 @@ fn secrets_open_and_make_images() {
         assert!(std::fs::read(dir.join("out.raw")).unwrap() == content);
         std::fs::remove_file(dir.join("out.raw")).unwrap();
         let option = if image == "a.luks" { "key-secret" } else { "encrypt.format=luks,encrypt.key-secret" };
+        const RAW: &str = "driver=raw,file.filename=a.raw";
         for (id, status) in [("wrong", 2), ("right", 0), ("nobody", 2)] {
             let driver = image.split_once('.').unwrap().1;
             let opts = format!("driver={driver},{option}={id},file.filename={image}");
-            let words =
-                ["compare", "--object", wrong, "--object", key, "--image-opts", &opts, "filename=a.raw"];
+            let words = ["compare", "--object", wrong, "--object", key, "--image-opts", &opts, RAW];
             assert_eq!(common::cowhand(dir, &words).status.code(), Some(status), "{opts}");
         }
         let mapped = good(dir, &["map", "--output=json", "--key-file", "key", image]);

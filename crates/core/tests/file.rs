@@ -418,6 +418,7 @@ fn threads_on_a_raw_file_keep_apart() {
     };
     RaceTest::in_folder(|_| fresh(), |_| raw(open(&path, Access::Write)?))
         .unit(4096)
+        .torn()
         .time(Duration::from_millis(300))
         .run()
         .unwrap();

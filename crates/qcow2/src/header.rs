@@ -24,6 +24,8 @@ const AT_COMPRESSION: usize = 104;
 pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
+/// Bytes that are read first.
+const FRONT: u64 = 4096;
 const MAX_BACKING_NAME: u32 = 1023;
 
 pub(crate) const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
@@ -148,8 +150,8 @@ impl Header {
     pub(crate) fn read_with(file: &dyn Storage, wrong: &mut Wrong<'_>) -> Result<Header> {
         let failed = |error| Error::io("cannot read the header", error).at(0);
         let len = file.len().map_err(failed)?;
-        // The smallest first cluster; a longer one is read once its size is known.
-        let mut first = vec![0; len.min(512) as usize];
+        // As much as nearly all headers need; the whole cluster is read where this one says more.
+        let mut first = vec![0; len.min(FRONT) as usize];
         file.read_at(0, &mut first).map_err(failed)?;
         let version = first.get(4..8).and_then(|bytes| U32::read_from_bytes(bytes).ok()).map(U32::get);
         if first.get(..4) != Some(&MAGIC[..]) {
@@ -176,7 +178,7 @@ impl Header {
         if first.len() < needed as usize {
             return Err(short(len));
         }
-        first.resize(512, 0);
+        first.resize(FRONT as usize, 0);
         let (raw, _) = OnDisk::ref_from_prefix(&first).map_err(|_| short(len))?;
         let mut raw = *raw;
         if version == Some(2) {
@@ -196,10 +198,13 @@ impl Header {
             .known_as(format!("Unsupported cluster size: 2^{bits}")));
         }
         let cluster = 1u64 << bits;
-        let mut whole = vec![0; cluster as usize];
-        let there = len.min(cluster) as usize;
-        file.read_at(0, whole.get_mut(..there).unwrap_or_default()).map_err(failed)?;
-        raw.judge(&whole, len, wrong)
+        first.truncate(cluster as usize);
+        if cluster > FRONT && !raw.ends_within(&first) {
+            first.resize(cluster as usize, 0);
+            let there = len.min(cluster) as usize;
+            file.read_at(0, first.get_mut(..there).unwrap_or_default()).map_err(failed)?;
+        }
+        raw.judge(&first, cluster, len, wrong)
     }
 
     /// The first cluster's bytes, as QEMU lays them out: the fields, the extensions, the backing file's name. Errors:
@@ -394,10 +399,19 @@ fn short(len: u64) -> Error {
 }
 
 impl OnDisk {
-    /// `first` is the first cluster, zero-filled where the file is shorter; `len` the file's length.
-    fn judge(&self, first: &[u8], len: u64, wrong: &mut Wrong<'_>) -> Result<Header> {
+    /// Whether the extensions and the parent's name end within `front`, as far as they make sense.
+    fn ends_within(&self, front: &[u8]) -> bool {
+        let name_at = self.backing_file_offset.get();
+        let name_ends = name_at.saturating_add(self.backing_file_size.get().into());
+        let Some(area) = front.get(self.header_length.get() as usize..) else { return false };
+        name_ends <= front.len() as u64
+            && (name_at > 0 || extensions::walk(area, 0, |_, _, _| Ok(())).is_ok_and(|end| end < area.len()))
+    }
+
+    /// `first` is the first `cluster` bytes, or as many as [`OnDisk::ends_within`] says are enough, zero-filled where the
+    /// file is shorter; `len` the file's length.
+    fn judge(&self, first: &[u8], cluster: u64, len: u64, wrong: &mut Wrong<'_>) -> Result<Header> {
         let version = self.version.get();
-        let cluster = first.len() as u64;
         let header_length = self.header_length.get();
         if version == 3 {
             let name = "header_length";
@@ -428,9 +442,10 @@ impl OnDisk {
             .known_as("Reference count entry width too large; may not exceed 64 bits"));
         }
         let backing_offset = self.backing_file_offset.get();
-        let backing = self.backing(first).or_else(|error| wrong(error).map(|()| None))?;
+        let backing = self.backing(first, cluster).or_else(|error| wrong(error).map(|()| None))?;
         // Extensions end where the backing file's name starts.
-        let extensions_end = if backing_offset > 0 { backing_offset.min(cluster) } else { cluster } as usize;
+        let extensions_end =
+            if backing_offset > 0 { backing_offset.min(cluster) as usize } else { first.len() };
         let area = first.get(header_length as usize..extensions_end).unwrap_or_default();
         let extensions = Extensions::parse(area, u64::from(header_length))
             .or_else(|error| wrong(error).map(|()| Extensions::default()))?;
@@ -492,7 +507,7 @@ impl OnDisk {
         })
     }
 
-    fn backing(&self, first: &[u8]) -> Result<Option<Vec<u8>>> {
+    fn backing(&self, first: &[u8], cluster: u64) -> Result<Option<Vec<u8>>> {
         let (offset, size) = (self.backing_file_offset.get(), self.backing_file_size.get());
         let outside = |known: &'static str| {
             Error::corrupt(
@@ -502,7 +517,7 @@ impl OnDisk {
             .at(8)
             .known_as(known)
         };
-        if offset > first.len() as u64 {
+        if offset > cluster {
             return Err(outside("Invalid backing file offset"));
         }
         if offset == 0 || size == 0 {

@@ -32,6 +32,7 @@ pub struct RaceTest<'a> {
     resize: bool,
     snapshots: bool,
     fresh: bool,
+    torn: bool,
 }
 
 impl<'a> RaceTest<'a> {
@@ -66,6 +67,7 @@ impl<'a> RaceTest<'a> {
             resize: false,
             snapshots: false,
             fresh: false,
+            torn: false,
         }
     }
 
@@ -139,6 +141,14 @@ impl<'a> RaceTest<'a> {
         self
     }
 
+    /// The storage may show a sector that is being written by halves, as the kernel does with its files. That is over once
+    /// the writer is.
+    #[must_use]
+    pub fn torn(mut self) -> Self {
+        self.torn = true;
+        self
+    }
+
     /// Runs it.
     pub fn run(&self) -> Result<(), Failure> {
         let since = Instant::now();
@@ -169,8 +179,13 @@ impl<'a> RaceTest<'a> {
             Some(parent) => read_all(parent, sectors * SECTOR)?,
             None => vec![0; (sectors * SECTOR) as usize],
         };
-        let field =
-            Field { disk: &disk, start, owners: self.owners(sectors, seed), stop: AtomicBool::new(false) };
+        let field = Field {
+            disk: &disk,
+            start,
+            owners: self.owners(sectors, seed),
+            torn: self.torn,
+            stop: AtomicBool::new(false),
+        };
         let ends: Vec<Result<Thread<'_>, Failure>> = thread::scope(|scope| {
             let start = |number| {
                 let field = &field;
@@ -195,7 +210,7 @@ impl<'a> RaceTest<'a> {
         let Field { start, owners, .. } = field;
         drop(disk);
         let again = image((self.reopen)(&memory)?, self.parent.as_ref())?;
-        let field = Field { disk: &again, start, owners, stop: AtomicBool::new(false) };
+        let field = Field { disk: &again, start, owners, torn: false, stop: AtomicBool::new(false) };
         for (number, own) in known {
             let mut thread = Thread { own, ..Thread::new(&field, number, self.threads, seed) };
             thread.check(0..sectors).map_err(|failure| failure.during("closed and opened again"))?;
@@ -278,6 +293,7 @@ struct Field<'a> {
     disk: &'a Image,
     start: Vec<u8>,
     owners: Vec<u64>,
+    torn: bool,
     stop: AtomicBool,
 }
 
@@ -292,6 +308,9 @@ struct Thread<'a> {
 }
 
 const OPERATIONS: usize = 60;
+
+/// How long a write of one sector may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl<'a> Thread<'a> {
     fn new(field: &'a Field<'a>, number: u64, threads: u64, seed: u64) -> Self {
@@ -368,12 +387,17 @@ impl<'a> Thread<'a> {
         Ok(())
     }
 
-    /// A file's bytes may be read while they are written, by halves: that is over soon.
-    fn passes(&self, sector: u64, held: &[u8]) -> Result<bool, Failure> {
+    /// Whether a sector that nobody wrote like this is one that somebody is writing: it is whole soon after. However busy the
+    /// machine is, its writer has its turn meanwhile.
+    fn is_being_written(&self, sector: u64, start: &[u8]) -> Result<bool, Failure> {
+        let since = Instant::now();
         let mut now = [0; SECTOR as usize];
-        for _ in 0..100 {
+        while self.field.torn && since.elapsed() < PATIENCE {
             self.field.disk.read(sector * SECTOR, &mut now)?;
-            if now != *held {
+            if now == start
+                || crate::is_zero(&now)
+                || stamp_of(&now).is_some_and(|(number, _)| number == sector)
+            {
                 return Ok(true);
             }
             thread::sleep(Duration::from_millis(1));
@@ -391,7 +415,11 @@ impl<'a> Thread<'a> {
             let wanted = match self.own[sector as usize] {
                 _ if self.field.owners[sector as usize] == self.threads + 1 => {
                     let theirs = stamp.is_some_and(|(number, _)| number == sector);
-                    if theirs || held == start || crate::is_zero(held) || self.passes(sector, held)? {
+                    if theirs
+                        || held == start
+                        || crate::is_zero(held)
+                        || self.is_being_written(sector, start)?
+                    {
                         continue;
                     }
                     "what one of the threads wrote there, or nothing".to_owned()
@@ -399,7 +427,11 @@ impl<'a> Thread<'a> {
                 _ if self.field.owners[sector as usize] == self.threads => {
                     let written = self.own[sector as usize].is_some();
                     // Once this thread has written it, what the disk began with can never come back.
-                    if stamp.is_some_and(|(number, _)| number == sector) || (held == start && !written) {
+                    let begun = held == start && !written;
+                    if stamp.is_some_and(|(number, _)| number == sector)
+                        || begun
+                        || (held != start && self.is_being_written(sector, start)?)
+                    {
                         continue;
                     }
                     "what one of the threads wrote there".to_owned()

@@ -21,6 +21,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
 
 use crate::command::{Ran, cowhand_program, run, try_qemu_img};
 use crate::drop_in_keys;
@@ -46,6 +48,8 @@ struct Line {
 
 #[derive(Debug, Default)]
 struct Case {
+    /// The list's line that begins it.
+    number: usize,
     title: String,
     prepare: Vec<String>,
     lines: Vec<Line>,
@@ -66,51 +70,43 @@ pub fn drop_in(name: &str) -> Result<Tally, String> {
     let explained =
         fs::read_to_string(folder().ancestors().nth(2).unwrap().join("docs/compatibility.md")).unwrap();
     let temp = crate::temp();
-    let twins = Twins::new(temp.path());
-    let mut tally = Tally::default();
-    let mut failures = String::new();
-    for case in &cases {
-        twins.begin(case);
-        for line in &case.lines {
-            let differences = twins.compare(line);
-            match (&line.differs, differences.is_empty()) {
-                (None, true) => tally.same += 1,
-                (None, false) => writeln!(
-                    failures,
-                    "{name}.txt:{}: {}\n  $ {}\n{differences}",
-                    line.number, case.title, line.command
-                )
-                .unwrap(),
-                (Some(why), _) if why == OPEN => tally.open += 1,
-                (Some(why), same) => {
-                    if !explained
-                        .lines()
-                        .any(|text| text.trim_start_matches('#').trim() == why && text.starts_with('#'))
-                    {
-                        writeln!(
-                            failures,
-                            "{name}.txt:{}: docs/compatibility.md has no heading '{why}'",
-                            line.number
-                        )
-                        .unwrap();
-                    } else if same {
-                        writeln!(
-                            failures,
-                            "{name}.txt:{}: does not differ\n  $ {}",
-                            line.number, line.command
-                        )
-                        .unwrap();
-                    }
-                    tally.intended += 1;
-                }
-            }
-            if line.differs.is_some() || !differences.is_empty() {
-                twins.level();
-            }
+    let next = AtomicUsize::new(0);
+    // Much of a list is waiting: for locks that are held a while, for the disk.
+    let work = |worker: usize| {
+        let root = temp.path().join(worker.to_string());
+        fs::create_dir(&root).unwrap();
+        let twins = Twins::new(&root);
+        let mut done = Vec::new();
+        while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
+            done.push((case.number, twins.judge(name, case, &explained)));
         }
+        done
+    };
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(worker)
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    let mut all = Tally::default();
+    let mut failures = String::new();
+    for (_, (tally, said)) in done {
+        all.same += tally.same;
+        all.intended += tally.intended;
+        all.open += tally.open;
+        failures += &said;
     }
-    if failures.is_empty() { Ok(tally) } else { Err(failures) }
+    if failures.is_empty() { Ok(all) } else { Err(failures) }
 }
+
+/// Cases of one list that run at once, each in a place of its own.
+const WORKERS: usize = 2;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("drop-in")
@@ -121,7 +117,9 @@ fn parse(text: &str) -> Vec<Case> {
     for (index, text) in text.lines().enumerate() {
         let case = cases.last_mut().unwrap();
         match text.split_once(' ').unwrap_or((text, "")) {
-            ("##", title) => cases.push(Case { title: title.to_owned(), ..Case::default() }),
+            ("##", title) => {
+                cases.push(Case { number: index + 1, title: title.to_owned(), ..Case::default() })
+            }
             ("!", command) => {
                 assert!(case.lines.is_empty(), "line {}: '!' stands before the case's first '$'", index + 1);
                 case.prepare.push(command.to_owned());
@@ -171,6 +169,40 @@ impl Twins {
 
     fn side(&self, side: &str) -> PathBuf {
         self.root.join(side)
+    }
+
+    /// Runs a case; answers what came of it, and everything that is not the same.
+    fn judge(&self, name: &str, case: &Case, explained: &str) -> (Tally, String) {
+        let mut tally = Tally::default();
+        let mut failures = String::new();
+        self.begin(case);
+        for line in &case.lines {
+            let differences = self.compare(line);
+            let place = format!("{name}.txt:{}", line.number);
+            let heading = |why: &str| {
+                explained
+                    .lines()
+                    .any(|text| text.starts_with('#') && text.trim_start_matches('#').trim() == why)
+            };
+            match line.differs.as_deref() {
+                None if differences.is_empty() => tally.same += 1,
+                None => writeln!(failures, "{place}: {}\n  $ {}\n{differences}", case.title, line.command)
+                    .unwrap(),
+                Some(OPEN) => tally.open += 1,
+                Some(why) => {
+                    tally.intended += 1;
+                    if !heading(why) {
+                        writeln!(failures, "{place}: docs/compatibility.md has no heading '{why}'").unwrap();
+                    } else if differences.is_empty() {
+                        writeln!(failures, "{place}: does not differ\n  $ {}", line.command).unwrap();
+                    }
+                }
+            }
+            if line.differs.is_some() || !differences.is_empty() {
+                self.level();
+            }
+        }
+        (tally, failures)
     }
 
     /// An empty case, prepared, twice.

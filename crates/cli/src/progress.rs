@@ -102,6 +102,8 @@ impl Progress for Meter {
             Shown::Percent(last) => {
                 let now = (u128::from(done) * u128::from(WHOLE)).checked_div(u128::from(total));
                 let now = now.map_or(WHOLE, |now| now.min(u128::from(WHOLE)) as u64);
+                // Held until it is printed: several threads tell of what they did, and the last line is the last word.
+                let _turn = std::io::stdout().lock();
                 let moved = |last: u64| (now >= last + STEP || now == WHOLE && last < WHOLE).then_some(now);
                 if last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved).is_ok() {
                     print_percent(now);

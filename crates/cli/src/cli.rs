@@ -13,7 +13,7 @@ use crate::page;
 use crate::signals;
 use crate::verbs::*;
 
-/// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX and raw images, and VMA archives.
+/// Virtual disks: look at, make, convert and compare qcow2, VHD, VHDX, raw and LUKS images, and VMA archives.
 ///
 /// The verbs and their flags are those of qemu-img where it has them. A target is whole or absent: it is written under
 /// another name beside the old one, and takes its place once it is complete.
@@ -135,7 +135,10 @@ enum Parsed {
 }
 
 fn parse(words: &[OsString]) -> Result<Parsed, Failure> {
-    let error = match Cli::try_parse_from(words) {
+    // Who asks for help twice wants it once.
+    let helps = words.get(1).is_some_and(|word| word == "help");
+    let words: Vec<_> = words.iter().filter(|word| !helps || *word != "--help" && *word != "-h").collect();
+    let error = match Cli::try_parse_from(&words) {
         Ok(cli) => return Ok(Parsed::Verb(Box::new(cli.verb))),
         Err(error) => error,
     };

@@ -140,17 +140,19 @@ mod tests {
     fn every_verb_has_examples() {
         fn examples(command: &clap::Command) {
             let path = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
-            let verbs: Vec<_> = command.get_subcommands().filter(|verb| verb.get_name() != "help").collect();
-            if !verbs.is_empty() {
-                return verbs.into_iter().for_each(examples);
-            }
-            let text = command.clone().render_long_help().to_string();
+            command.get_subcommands().filter(|verb| verb.get_name() != "help").for_each(examples);
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let (_, examples) =
                 text.split_once("Examples:\n").unwrap_or_else(|| panic!("{path}: no examples"));
             assert!(examples.contains(&path), "{path}: {examples}");
+            // A line that is broken anywhere is no command any more.
+            let shown = command.clone().term_width(80).render_long_help().to_string();
+            for line in examples.lines() {
+                assert!(shown.lines().any(|shown| shown == line), "{path}: {line}");
+            }
         }
         let mut command = crate::cli::command();
         command.build();
-        examples(&command);
+        command.get_subcommands().filter(|verb| verb.get_name() != "help").for_each(examples);
     }
 }

@@ -38,9 +38,11 @@ fn help_is_one_screen_by_every_way_to_ask_for_it() {
     assert!(page.lines().count() <= 24 && page.lines().all(|line| line.len() <= 80), "{page}");
     assert_eq!(page, good(here, &["-h"]));
     assert_eq!(page, good(here, &["help"]));
+    assert_eq!(page, good(here, &["help", "--help"]));
     assert!(verbs().len() > 30);
     for verb in verbs().iter().filter(|verb| *verb != "help") {
         assert_eq!(good(here, &["help", verb]), good(here, &[verb, "--help"]), "{verb}");
+        assert_eq!(good(here, &["help", verb]), good(here, &["help", verb, "-h"]), "{verb}");
     }
     assert!(good(here, &["help", "vma", "create"]).contains("qmrestore"));
 }
@@ -73,14 +75,17 @@ fn bash_completes_verbs_flags_and_values() {
     let here = Path::new(".");
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("cowhand.bash");
-    fs::write(&script, good(here, &["completions", "bash"])).unwrap();
+    let scripts = ["cowhand", "vhd-util"].map(|name| good(here, &["completions", "bash", name]));
+    fs::write(&script, scripts.concat()).unwrap();
     let script = script.display();
     let offered = |words: &[&str]| {
         let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         let last = words.len() - 1;
         let ask = format!(
-            ". {script}\nCOMP_WORDS=({}); COMP_CWORD={last}; _cowhand cowhand '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
+            ". {script}\nCOMP_WORDS=({}); COMP_CWORD={last}; {} {} '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
             quoted.join(" "),
+            if words[0] == "cowhand" { "_cowhand" } else { "_vhd__util" },
+            words[0],
             words[last],
             words[last - 1]
         );
@@ -91,6 +96,7 @@ fn bash_completes_verbs_flags_and_values() {
     assert!(offered(&["cowhand", "convert", "--ver"]).contains("--verify"));
     assert_eq!(offered(&["cowhand", "convert", "-O", "vhd"]).trim(), "vhd vhdx");
     assert!(offered(&["cowhand", "info", "--paths", ""]).contains("same-dir"));
+    assert!(offered(&["vhd-util", "query", "-"]).contains("-v"));
 }
 
 #[test]
@@ -101,7 +107,7 @@ fn the_manual_has_a_page_for_everything() {
     let page = |name: &str| fs::read_to_string(at.join(format!("{name}.1"))).unwrap();
     for verb in verbs().iter().filter(|verb| *verb != "help") {
         let page = page(&format!("cowhand-{verb}"));
-        assert!(page.contains("Examples:") || verb == "vma", "{verb}");
+        assert!(page.contains("Examples:"), "{verb}");
     }
     assert!(page("cowhand-vma-create").contains("Examples:"));
     let first = page("cowhand");
@@ -109,8 +115,18 @@ fn the_manual_has_a_page_for_everything() {
     {
         assert!(first.contains(part), "{part}: {first}");
     }
-    assert!(page("cowhand-qemu-img").contains("snapshot"));
-    assert!(page("cowhand-vma").contains("qmrestore") || page("cowhand-vma").contains("DESCRIPTION"));
+    let others = first.rsplit("SEE ALSO").next().unwrap().replace('\\', "");
+    let mut others: Vec<&str> = others.split([',', ' ', '\n']).filter(|name| name.ends_with("(1)")).collect();
+    let count = others.len();
+    others.sort_unstable();
+    others.dedup();
+    assert_eq!(others.len(), count, "a page is named twice");
+    for other in others {
+        page(other.strip_suffix("(1)").unwrap());
+    }
+    assert!(page("cowhand-as-qemu-img").contains("snapshot"));
+    assert!(page("cowhand-as-vma").contains("it takes its words"));
+    assert!(page("cowhand-vma").contains("cowhand vma list"));
     for entry in fs::read_dir(at).unwrap() {
         let path = entry.unwrap().path();
         let Ok(done) =
@@ -165,7 +181,7 @@ fn the_doctor_says_what_a_file_is() {
         at,
         &["else where/it's.qcow2"],
         2,
-        &["DAMAGED", "parent", "cowhand reconnect-parent 'else where/it'\\''s.qcow2' PARENT"],
+        &["DAMAGED", "parent", "cowhand reconnect-parent --force 'else where/it'\\''s.qcow2' PARENT"],
     );
     good(at, &["vma", "create", "-q", "a.vma.zst", "-d", "drive-a=a.raw"]);
     diagnosed(
@@ -219,12 +235,86 @@ fn the_doctor_is_shown_strange_things() {
     fs::write(at.join("cut.vma"), &archive[..9000]).unwrap();
     diagnosed(at, &["cut.vma"], 2, &["--salvage cut.vma NEWDIR"]);
 
+    // What nothing else claims is raw, and some of it is hardly a disk.
+    let mut packed = Command::new("gzip").arg("-k").arg(at.join("bad.qcow2")).spawn().unwrap();
+    assert!(packed.wait().unwrap().success());
+    diagnosed(at, &["bad.qcow2.gz"], 3, &["LOOK", "packed with gzip", "gzip -dk -- bad.qcow2.gz"]);
+    good(at, &["vma", "create", "-q", "a.vma.zst", "-d", "a=a.raw"]);
+    let zst = fs::read(at.join("a.vma.zst")).unwrap();
+    fs::write(at.join("cut.vma.zst"), &zst[..20]).unwrap();
+    diagnosed(at, &["cut.vma.zst"], 3, &["LOOK", "packed with zstd", "cut off, or damaged"]);
+    for (signature, what) in
+        [("PK\x03\x04\x14\0", "zip"), ("\x7fELF\x02\x01\0", "program"), ("BZh91", "bzip2")]
+    {
+        fs::write(at.join("thing"), [signature.as_bytes(), &[1; 2000]].concat()).unwrap();
+        diagnosed(at, &["thing"], 3, &["LOOK", what, "hardly a disk"]);
+    }
+    // An archive whose disks cannot be files here.
+    good(at, &["vma", "create", "-q", "long.vma", "-d", &format!("{}=a.raw", "x".repeat(250))]);
+    diagnosed(
+        at,
+        &["long.vma"],
+        3,
+        &["LOOK", "its name is longer than 255 bytes", "--salvage long.vma NEWDIR"],
+    );
+    good(at, &["vma", "extract", "-q", "--salvage", "long.vma", "NEWDIR"]);
+
     // What was left behind beside it, and terminal escapes in what a stranger wrote.
     fs::write(at.join(".a.raw.partial-12ab"), [0; 77]).unwrap();
     diagnosed(at, &["a.raw"], 3, &[".a.raw.partial-12ab (77 bytes)", "rm -r -- "]);
     good(at, &["create", "-q", "-u", "-f", "qcow2", "-b", "\u{1b}[2Jx", "-F", "raw", "esc.qcow2", "1M"]);
     let (_, page) = doctor(at, &["esc.qcow2"]);
     assert!(!page.contains('\u{1b}'), "{page}");
+}
+
+/// What it advises can be typed as it stands.
+#[test]
+fn the_doctors_advice_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    good(at, &["create", "-q", "-f", "qcow2", "base.qcow2", "1M"]);
+    fs::copy(at.join("base.qcow2"), at.join("-x.qcow2")).unwrap();
+    diagnosed(at, &["--", "-x.qcow2"], 0, &["cowhand convert ./-x.qcow2 NEW.raw"]);
+
+    let names = |name: &str, parent: &str| {
+        good(at, &["create", "-q", "-u", "-f", "qcow2", "-b", parent, "-F", "qcow2", name, "1M"]);
+    };
+    names(
+        "json.qcow2",
+        "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"base.qcow2\"}}",
+    );
+    let (_, page) = doctor(at, &["json.qcow2"]);
+    assert!(page.contains("LOOK") && !page.contains("--paths="), "{page}");
+    names("file.qcow2", "file:base.qcow2");
+    diagnosed(at, &["file.qcow2"], 3, &["cowhand doctor '--paths=any' file.qcow2"]);
+    diagnosed(at, &["--paths=any", "file.qcow2"], 3, &["stands on", "which is there"]);
+
+    // A qcow2 does not remember which one its parent was.
+    names("lost.qcow2", "gone.qcow2");
+    diagnosed(at, &["lost.qcow2"], 2, &["cowhand reconnect-parent --force lost.qcow2 PARENT"]);
+    good(at, &["reconnect-parent", "--force", "lost.qcow2", "base.qcow2"]);
+
+    fs::write(at.join("secret"), "abc").unwrap();
+    good(
+        at,
+        &[
+            "create",
+            "-q",
+            "--key-file",
+            "secret",
+            "-f",
+            "qcow2",
+            "-o",
+            "encrypt.format=luks,encrypt.iter-time=10",
+            "vault.qcow2",
+            "1M",
+        ],
+    );
+    diagnosed(at, &["vault.qcow2"], 0, &["cowhand convert --key-file SECRETFILE vault.qcow2 NEW.raw"]);
+    good(at, &["convert", "--key-file", "secret", "vault.qcow2", "NEW.raw"]);
+    // What it stands on is no secret.
+    assert!(good(at, &["chain", "vault.qcow2"]).contains("vault.qcow2  qcow2, 1 MiB disk"));
+    assert_eq!(good(at, &["allocated", "vault.qcow2"]), "0\n");
 }
 
 #[test]

@@ -9,17 +9,19 @@ use cowhand_core::{
     Access, Cache, Compat, Error, ErrorKind, FileStorage, Lock, Printable, Progress, Result, Severity,
     Storage,
 };
+use cowhand_packed::Packing;
 use serde_json::{Map, Value, json};
 
-use crate::archive::content::Content;
+use crate::archive::content::{Content, packing, unpacked_head};
 use crate::archive::front;
+use crate::archive::names::names;
 use crate::archive::part::Part;
 use crate::check::{Check, check};
 use crate::consumer::{consumers, verdict};
 use crate::info::{Info, info};
 use crate::inspect::{Verdict, inspect_storage};
 use crate::open::{Open, Parent, open_as_far};
-use crate::resolve::{folder_of, folder_to_allow};
+use crate::resolve::{folder_of, folder_to_allow, protocol};
 use crate::stream::From;
 
 /// How long the tables of an image are looked at.
@@ -122,7 +124,12 @@ impl Diagnosis {
     }
 
     fn next(&mut self, what: impl Into<String>, command: &[&str]) {
-        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        // The file's own name is none of the flags.
+        let word = |word: &&str| match *word == self.filename && word.starts_with('-') {
+            true => format!("./{word}"),
+            false => (*word).to_owned(),
+        };
+        let command = command.iter().map(word).collect();
         let advice = Advice { what: what.into(), command };
         if !self.next.iter().any(|known| known.command == advice.command) {
             self.next.push(advice);
@@ -172,7 +179,7 @@ pub fn doctor(path: &Path, how: &Open, progress: &dyn Progress) -> Result<Diagno
             exam.found.add(Level::Attention, "whole", "there is nothing in it: no disk, and no archive");
         }
         (_, Err(error)) => exam.nothing_known(&error),
-        (_, Ok(content)) => exam.content(content, file.as_ref())?,
+        (_, Ok(content)) => exam.content(content, &file)?,
     }
     drop(file);
     exam.beside();
@@ -230,7 +237,7 @@ impl Exam<'_> {
         self.found.next("judge it as a stranger's image", &["cowhand", "inspect", &name]);
     }
 
-    fn content(&mut self, content: Content, file: &dyn Storage) -> Result<()> {
+    fn content(&mut self, content: Content, file: &Arc<dyn Storage>) -> Result<()> {
         let Content { format, packing } = content;
         let name = format.names()[0]; // never empty: every format has a name
         self.found.format = Some(name.to_owned());
@@ -238,16 +245,26 @@ impl Exam<'_> {
         if format.archives().is_some() {
             return self.archive(name);
         }
-        let text = format.is_bare() && is_text(file);
-        self.image(name, text)?;
-        if text {
-            self.found.what = "a text file, or a disk that begins with text".to_owned();
+        let other = if format.is_bare() { no_disk(file)? } else { None };
+        self.image(name, other.is_some())?;
+        if let Some(NoDisk { what, why, packing }) = other {
+            self.found.what = what;
             self.found.virtual_size = None;
             self.found.facts.clear();
-            self.found.add(Level::Attention, "whole", "it is text at its front: hardly a disk");
+            self.found.add(Level::Attention, "whole", why);
             self.found.next.clear();
+            self.unpack(packing);
         }
         Ok(())
+    }
+
+    /// How to get at what is packed: the program of that name does it, where the file has its extension.
+    fn unpack(&mut self, packing: Option<&dyn Packing>) {
+        let (name, Some(packing)) = (self.name(), packing) else { return };
+        if cowhand_packed::by_extension(&name).is_some_and(|named| named.name() == packing.name()) {
+            self.found
+                .next("unpack it beside itself, and look at that", &[packing.name(), "-dk", "--", &name]);
+        }
     }
 
     /// An archive: its front alone is read.
@@ -270,7 +287,17 @@ impl Exam<'_> {
                 self.found.unseen.push("all but its front: whether its disks are all there".to_owned());
                 self.found.next("read it to its end: is every byte there?", &verify);
                 self.found.next("list what it holds", &["cowhand", format, "list", &name]);
-                self.found.next("take its disks out", &["cowhand", format, "extract", &name, "NEWDIR"]);
+                match names(what, |_| true, "raw", false) {
+                    Ok(_) => {
+                        self.found
+                            .next("take its disks out", &["cowhand", format, "extract", &name, "NEWDIR"]);
+                    }
+                    Err(error) => {
+                        self.found.add(Level::Attention, "safe", error.message());
+                        let renamed = ["cowhand", format, "extract", "--salvage", &name, "NEWDIR"];
+                        self.found.next("take its disks out under other names", &renamed);
+                    }
+                }
             }
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
             Err(error) => {
@@ -283,29 +310,29 @@ impl Exam<'_> {
         Ok(())
     }
 
-    /// An image: what it says, its tables, its parent, and who takes it.
-    fn image(&mut self, format: &'static str, text: bool) -> Result<()> {
+    /// An image: what it says, its tables, its parent, and who takes it. `other`: it is hardly one.
+    fn image(&mut self, format: &'static str, other: bool) -> Result<()> {
         let name = self.name();
-        let whole = match info(self.path, &Open { parent: Parent::Ignored, ..self.how.clone() }, false) {
+        let opened = match info(self.path, &Open { parent: Parent::Ignored, ..self.how.clone() }, false) {
             Ok(mut found) => {
                 let image = found.swap_remove(0); // never empty: the image itself
                 self.describe(format, &image);
-                true
+                Some(image.details.encrypted)
             }
             Err(error) => {
                 self.found.what = format!("a {format} image that cannot be opened");
                 self.found.add(level(&error), "whole", without_name(&error, &name));
-                false
+                None
             }
         };
         if !self.busy {
             self.tables(format)?;
         }
-        if whole {
+        if let Some(encrypted) = opened {
             self.parent()?;
-            if !text {
+            if !other {
                 self.takers(format);
-                self.uses(format);
+                self.uses(format, encrypted);
             }
         }
         Ok(())
@@ -394,9 +421,9 @@ impl Exam<'_> {
             Err(_) => return Ok(()), // told already
         };
         let named = opened.links().first().and_then(|top| top.layer.parent());
-        let Some(parent) = named.and_then(|parent| parent.candidates.into_iter().next()) else {
-            return Ok(());
-        };
+        let Some(named) = named else { return Ok(()) };
+        let remembers = !named.expected.is_empty();
+        let Some(parent) = named.candidates.into_iter().next() else { return Ok(()) };
         let parent = parent.display().to_string();
         self.found.unseen.push("what it stands on: 'cowhand check --chain' does".to_owned());
         let Some(error) = lost else {
@@ -412,15 +439,23 @@ impl Exam<'_> {
         let why = without_name(&error, &name);
         if error.kind() == ErrorKind::Denied {
             self.found.add(Level::Attention, "parent", format!("{parent} was not looked at: {why}"));
-            let folder = folder_to_allow(self.path, Path::new(&parent));
-            let paths = folder.map(|folder| format!("--paths=allow={}", folder.display()));
-            let paths = paths.unwrap_or_else(|| "--paths=local".to_owned());
-            self.found.next("look there, if you trust it", &["cowhand", "doctor", &paths, &name]);
+            let paths = match (protocol(&parent), folder_to_allow(self.path, Path::new(&parent))) {
+                (Some(("file", _)), _) => Some("--paths=any".to_owned()),
+                (Some(_), _) => None, // no policy makes us follow it
+                (None, Some(folder)) => Some(format!("--paths=allow={}", folder.display())),
+                (None, None) => Some("--paths=local".to_owned()),
+            };
+            if let Some(paths) = paths {
+                self.found.next("look there, if you trust it", &["cowhand", "doctor", &paths, &name]);
+            }
             return Ok(());
         }
         let level = if error.kind() == ErrorKind::NotFound { Level::Damaged } else { level(&error) };
         self.found.add(level, "parent", format!("{parent} cannot be used: {why}"));
-        self.found.next("say where its parent is now", &["cowhand", "reconnect-parent", &name, "PARENT"]);
+        // Where it does not remember which one it was, nobody but the caller can tell.
+        let force: &[&str] = if remembers { &[] } else { &["--force"] };
+        let say = [&["cowhand", "reconnect-parent"], force, &[&name, "PARENT"]].concat();
+        self.found.next("say where its parent is now", &say);
         Ok(())
     }
 
@@ -453,13 +488,15 @@ impl Exam<'_> {
     }
 
     /// What it is good for.
-    fn uses(&mut self, format: &'static str) {
+    fn uses(&mut self, format: &'static str, encrypted: bool) {
         if self.busy || self.found.worst() == Some(Level::Damaged) {
             return;
         }
         let name = self.name();
         let extension = if format == "raw" { "NEW.qcow2" } else { "NEW.raw" };
-        self.found.next("make an image of another format of it", &["cowhand", "convert", &name, extension]);
+        let key: &[&str] = if encrypted { &["--key-file", "SECRETFILE"] } else { &[] };
+        let convert = [&["cowhand", "convert"], key, &[&name, extension]].concat();
+        self.found.next("make an image of another format of it", &convert);
     }
 
     /// What was left behind beside it.
@@ -513,15 +550,48 @@ fn without_name(error: &Error, name: &str) -> String {
     text.strip_prefix(&format!("{}: ", Printable(name))).unwrap_or(&text).to_owned()
 }
 
-/// Text, as far as the front tells.
-fn is_text(file: &dyn Storage) -> bool {
-    let len = file.len().unwrap_or(0).min(HEAD as u64) as usize;
-    let mut head = vec![0; len];
-    if len == 0 || file.read_at(0, &mut head).is_err() {
-        return false;
+/// What is hardly a disk, although nothing else claims its content.
+struct NoDisk {
+    what: String,
+    why: String,
+    packing: Option<&'static dyn Packing>,
+}
+
+/// As far as the front tells.
+fn no_disk(file: &Arc<dyn Storage>) -> Result<Option<NoDisk>> {
+    if let Some(packing) = packing(file.as_ref())? {
+        let name = packing.name();
+        let why = match unpacked_head(file, packing).is_empty() {
+            true => {
+                format!("it is packed with {name}, and nothing of it can be unpacked: cut off, or damaged")
+            }
+            false => format!(
+                "it is packed with {name}: what is in it was not looked at, and is no disk as it stands"
+            ),
+        };
+        let what = format!("a file packed with {name}, or a disk that begins so");
+        return Ok(Some(NoDisk { what, why, packing: Some(packing) }));
     }
+    let mut head = vec![0; file.len().unwrap_or(0).min(HEAD as u64) as usize];
+    if head.is_empty() || file.read_at(0, &mut head).is_err() {
+        return Ok(None);
+    }
+    Ok(if is_text(&head) {
+        let what = "a text file, or a disk that begins with text".to_owned();
+        Some(NoDisk { what, why: "it is text at its front: hardly a disk".to_owned(), packing: None })
+    } else {
+        crate::registry::no_disk(&head).map(|kind| NoDisk {
+            what: format!("{kind}, or a disk that begins so"),
+            why: format!("it begins as {kind} does: hardly a disk"),
+            packing: None,
+        })
+    })
+}
+
+/// Text; never of nothing.
+fn is_text(head: &[u8]) -> bool {
     // A character may be cut at the end.
-    let text = match std::str::from_utf8(&head) {
+    let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         Err(error) if error.error_len().is_none() => {
             std::str::from_utf8(head.get(..error.valid_up_to()).unwrap_or_default()).unwrap_or_default()

@@ -186,6 +186,33 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// Files that are no disks, by the signature at their front: what is packed in a way that is not read here, archives,
+/// programs.
+pub(crate) fn no_disk(head: &[u8]) -> Option<&'static str> {
+    const SIGNATURES: &[(usize, &[u8], &str)] = &[
+        (0, b"\xfd7zXZ\0", "an xz file"),
+        (0, b"BZh", "a bzip2 file"),
+        (0, b"\x04\x22\x4d\x18", "an lz4 file"),
+        (0, b"PK\x03\x04", "a zip archive"),
+        (0, b"PK\x05\x06", "an empty zip archive"),
+        (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (0, b"Rar!\x1a\x07", "a rar archive"),
+        (257, b"ustar", "a tar archive"),
+        (0, b"!<arch>\n", "an ar archive or a Debian package"),
+        (0, b"\xed\xab\xee\xdb", "an RPM package"),
+        (0, b"\x7fELF", "a program or library (ELF)"),
+    ];
+    let at =
+        |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));
+    let known = SIGNATURES.iter().find(|(offset, signature, _)| at(*offset, signature));
+    known.map(|(_, _, what)| *what).or_else(|| {
+        // Windows' programs tell by their first two bytes that they may be one, and where the proof stands.
+        let place = head.get(0x3c..0x40).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)?;
+        let program = at(0, b"MZ") && at(usize::try_from(place).ok()?, b"PE\0\0");
+        program.then_some("a program of Windows")
+    })
+}
+
 /// What a guest's disk begins with, found in a file whose front belongs to a container format.
 fn guest_signatures(head: &[u8], storage: &dyn Storage, len: u64) -> Result<Vec<&'static str>> {
     let mut found = Vec::new();

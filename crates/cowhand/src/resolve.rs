@@ -227,14 +227,10 @@ impl Files {
         Ok(storage)
     }
 
-    /// `json:{...}`, `nbd://host` and the like are no files. QEMU's rule: letters before a colon, and no slash before
-    /// it; one letter is a drive of Windows, which is no protocol and no file here either.
+    /// The name of a file, where it is one.
     fn without_protocol(&self, name: &Path) -> Result<PathBuf> {
         let text = name.to_string_lossy();
-        let Some((protocol, rest)) = text.split_once(':') else { return Ok(name.to_owned()) };
-        if protocol.len() < 2 || !protocol.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) {
-            return Ok(name.to_owned());
-        }
+        let Some((protocol, rest)) = protocol(&text) else { return Ok(name.to_owned()) };
         match (&self.policy, protocol) {
             (Policy::Any, "file") => Ok(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest))),
             (Policy::Any, _) => Err(Error::unsupported(format!(
@@ -304,6 +300,14 @@ impl Resolver for Files {
     fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
         self.trusted(&self.folder.join(name), Access::CreateNew)
     }
+}
+
+/// `json:{...}`, `nbd://host` and the like are no files: the protocol, and what stands behind it. QEMU's rule: letters
+/// before a colon, and no slash before it; one letter is a drive of Windows, which is no protocol and no file here either.
+pub(crate) fn protocol(name: &str) -> Option<(&str, &str)> {
+    let (protocol, rest) = name.split_once(':')?;
+    let letters = protocol.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    (letters && protocol.len() > 1).then_some((protocol, rest))
 }
 
 /// The folder that has to be allowed before `child` can be opened over `parent`, which is named as the child has it:

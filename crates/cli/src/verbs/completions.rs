@@ -32,8 +32,32 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
-    let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut described::command(&args.name), &args.name, &mut text);
-    out.write_all(&text)?;
+    out.write_all(script(args.shell, &args.name).as_bytes())?;
     Ok(DONE)
+}
+
+fn script(shell: Shell, name: &str) -> String {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut described::command(name), name, &mut text);
+    // The generator spells a hyphen of the program's name in two ways, and so would never find a verb's flags in bash.
+    let state = |hyphen: &str| format!("{}__subcmd__", name.replace('-', hyphen));
+    String::from_utf8_lossy(&text).replace(&state("__subcmd__"), &state("__"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_of_bash_is_one_that_it_knows() {
+        for name in described::names() {
+            let script = script(Shell::Bash, name);
+            let states = script.split("cmd=\"").skip(1).filter_map(|rest| rest.split('"').next());
+            let states: Vec<&str> = states.filter(|state| !state.is_empty()).collect();
+            assert!(states.len() > 4, "{name}: {states:?}");
+            for state in states {
+                assert!(script.lines().any(|line| line.trim() == format!("{state})")), "{name}: {state}");
+            }
+        }
+    }
 }

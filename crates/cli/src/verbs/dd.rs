@@ -19,7 +19,8 @@ use crate::sources::{Parents, Sharing, Source, note_on_sectors};
 Examples:
   cowhand dd if=vm.qcow2 of=front.raw bs=1M count=16
   cowhand dd -O qcow2 if=vm.vhdx of=vm.qcow2
-  cowhand dd if=vm.qcow2 bs=1M | ssh host 'cowhand dd -O qcow2 of=vm.qcow2 bs=1M osize=20G'")]
+  cowhand dd if=vm.qcow2 bs=1M | \\
+    ssh host 'cowhand dd -O qcow2 of=vm.qcow2 bs=1M osize=20G'")]
 pub(crate) struct Args {
     /// if=IMAGE of=IMAGE bs=SIZE count=BLOCKS skip=BLOCKS isize=SIZE osize=SIZE
     #[arg(value_name = "NAME=VALUE")]

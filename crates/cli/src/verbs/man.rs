@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
                 }
             }
         } else {
-            pages.push((format!("cowhand-{name}"), tool_page(&whole, name).map_err(failed)?));
+            pages.push((tool_page_name(name), tool_page(&whole, name).map_err(failed)?));
         }
     }
     for (name, text) in pages {
@@ -96,7 +96,7 @@ fn first_page(command: &Command) -> std::io::Result<Vec<u8>> {
     roff.control("SH", ["ENVIRONMENT"]);
     ENVIRONMENT.iter().for_each(|(name, meaning)| entry(&mut roff, name, meaning));
     roff.control("SH", ["SEE ALSO"]);
-    let others = described::names().skip(1).map(|name| format!("cowhand-{name}(1)"));
+    let others = described::names().skip(1).map(|name| format!("{}(1)", tool_page_name(name)));
     let verbs = page::GROUPS.iter().flat_map(|group| group.verbs).map(|(verb, _)| *verb);
     let verbs = verbs.filter(|verb| *verb != "help").map(|verb| format!("cowhand-{verb}(1)"));
     roff.text([roman(verbs.chain(others).collect::<Vec<_>>().join(", "))]);
@@ -104,13 +104,20 @@ fn first_page(command: &Command) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Neither the page of the tool itself, which may be installed beside, nor that of a verb which bears its name.
+fn tool_page_name(tool: &str) -> String {
+    format!("cowhand-as-{tool}")
+}
+
 /// Of a tool whose name the program answers to: all its verbs on one page.
 fn tool_page(command: &Command, name: &str) -> std::io::Result<Vec<u8>> {
-    let man = Man::new(command.clone()).title(format!("cowhand-{name}"));
+    let page = tool_page_name(name);
     let mut text = Vec::new();
-    man.render_title(&mut text)?;
-    man.render_name_section(&mut text)?;
+    Man::new(command.clone()).title(&page).render_title(&mut text)?;
     let mut roff = Roff::new();
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    roff.control("SH", ["NAME"]);
+    roff.text([roman(format!("{page} - {about}"))]);
     roff.control("SH", ["DESCRIPTION"]);
     roff.text([
         roman("Called by the name "),

@@ -35,8 +35,10 @@ Exit status: 0 done, 1 failed, 3 --size: the front does not tell
 
 Examples:
   cowhand stream vm.qcow2 - | ssh host 'cowhand stream - vm.vhdx'
-  cowhand stream vm.qcow2 'https://xen/import_raw_vdi?session_id=S&vdi=V&format=vhd'
-  cowhand stream 'https://xen/export_raw_vdi?session_id=S&vdi=V&format=vhd' vm.qcow2
+  cowhand stream vm.qcow2 \\
+    'https://xen/import_raw_vdi?session_id=S&vdi=V&format=vhd'
+  cowhand stream \\
+    'https://xen/export_raw_vdi?session_id=S&vdi=V&format=vhd' vm.qcow2
   cowhand stream top.vhd chain.tar.gz
   cowhand stream chain.tar.gz disks/
   cowhand stream --size - <vm.vhd"

@@ -46,7 +46,8 @@ impl Content {
     }
 }
 
-fn packing(file: &dyn Storage) -> Result<Option<&'static dyn Packing>> {
+/// How the file begins to be packed, whatever is packed in it.
+pub(crate) fn packing(file: &dyn Storage) -> Result<Option<&'static dyn Packing>> {
     let failed = |error| Error::io("cannot read its head", error);
     let mut head = [0; SIGNATURE as usize];
     let len = file.len().map_err(failed)?.min(SIGNATURE) as usize;
@@ -55,12 +56,18 @@ fn packing(file: &dyn Storage) -> Result<Option<&'static dyn Packing>> {
     Ok(cowhand_packed::detect(head))
 }
 
-/// The format of what is packed, where its files come so. What cannot be unpacked is nothing that does.
-fn packed_format(file: &Arc<dyn Storage>, packing: &dyn Packing) -> Option<&'static dyn Format> {
+/// The front of what is packed, as far as it can be unpacked.
+pub(crate) fn unpacked_head(file: &Arc<dyn Storage>, packing: &dyn Packing) -> Vec<u8> {
     let mut head = Vec::new();
     let unpacked = packing.front(Box::new(Walk::new(file.clone()).take(FAR)));
     // An error behind the first bytes is said when those are read that it is about.
     let _ = unpacked.take(HEAD).read_to_end(&mut head);
+    head
+}
+
+/// The format of what is packed, where its files come so. What cannot be unpacked is nothing that does.
+fn packed_format(file: &Arc<dyn Storage>, packing: &dyn Packing) -> Option<&'static dyn Format> {
+    let head = unpacked_head(file, packing);
     let whole = cowhand_core::MemoryStorage::from_bytes(&head);
     let comes_so =
         |format: &&'static dyn Format| format.comes_packed() && format.probe(&head, &whole) == Probe::Sure;

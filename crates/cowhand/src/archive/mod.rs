@@ -11,7 +11,7 @@ mod input;
 mod kept;
 mod listed;
 mod map;
-mod names;
+pub(crate) mod names;
 mod naming;
 mod pace;
 pub(crate) mod part;

@@ -12,26 +12,26 @@ pub(super) const MISSING: &str = "missing.json";
 
 /// A file in the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Named {
+pub(crate) struct Named {
     /// Its name.
-    pub(super) file: String,
+    pub(crate) file: String,
     /// It is not the one that the archive gives it.
-    pub(super) made_up: bool,
+    pub(crate) made_up: bool,
 }
 
 /// What the files are called.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(crate) struct Names {
     /// Of each of [`Manifest::configs`].
-    pub(super) configs: Vec<Named>,
+    pub(crate) configs: Vec<Named>,
     /// Of each of [`Manifest::disks`] that becomes a file here.
-    pub(super) disks: Vec<Option<Named>>,
+    pub(crate) disks: Vec<Option<Named>>,
 }
 
 /// Names the files of an archive: its configurations as they are called, its disks `disk-NAME.EXTENSION`, a machine's
 /// memory `vmstate.bin`. `wanted` says which disks become files. `salvage`: what cannot be a name, or is one already, gets
 /// another; else it is an error.
-pub(super) fn names(
+pub(crate) fn names(
     what: &Manifest,
     wanted: impl Fn(usize) -> bool,
     extension: &str,

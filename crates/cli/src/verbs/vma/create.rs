@@ -42,11 +42,14 @@ use crate::work::Showing;
     override_usage = "cowhand vma create [OPTIONS] [-c CONFIG]... [-d [format=FORMAT:]NAME=PATH]... OUT",
     after_help = "\
 Examples:
-  cowhand vma create -c qemu-server.conf -d drive-scsi0=disk.qcow2 backup.vma.zst
-  cowhand vma create --compress zstd:3 -d format=raw:drive-virtio0=/dev/vg/lv - >backup.vma.zst
+  cowhand vma create -c qemu-server.conf -d drive-scsi0=disk.qcow2 \\
+    backup.vma.zst
+  cowhand vma create --compress zstd:3 \\
+    -d format=raw:drive-virtio0=/dev/vg/lv - >backup.vma.zst
   cowhand vma create --vmid 100 --map-lines --restorable --compress zstd \\
     -c /etc/pve/qemu-server/100.conf -d drive-scsi0=disk.vhdx /var/lib/vz/dump
-  cowhand vma create --uuid 00112233-4455-6677-8899-aabbccddeeff --time 2026-11-21T20:00:00Z -d a.raw same.vma"
+  cowhand vma create --uuid 00112233-4455-6677-8899-aabbccddeeff \\
+    --time 2026-11-21T20:00:00Z -d a.raw same.vma"
 )]
 pub(crate) struct Args {
     /// The archive; with --vmid the folder it is made in; - is standard output

@@ -29,7 +29,15 @@ pub(crate) const FORMAT: &str = "vma";
 /// The words are those of Proxmox's own tool, and more. An archive may be packed (.zst, .gz, .lzo), which is seen by its
 /// content; - is standard input.
 #[derive(Debug, clap::Args)]
-#[command(arg_required_else_help = false, subcommand_required = true)]
+#[command(
+    arg_required_else_help = false,
+    subcommand_required = true,
+    after_help = "\
+Examples:
+  cowhand vma list vzdump-qemu-100-2026_01_31-12_00_00.vma.zst
+  cowhand vma extract backup.vma.zst newdir
+  cowhand vma create -c qemu-server.conf -d drive-scsi0=disk.qcow2 new.vma.zst"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,

@@ -25,7 +25,8 @@ Exit status: 0 nothing is wrong, 1 it could not be looked at, 2 something is wro
 
 Examples:
   cowhand vma verify backup.vma.zst
-  ssh host cat backup.vma.zst | cowhand vma verify --digest backup.vma.zst.digest -
+  ssh host cat backup.vma.zst | \\
+    cowhand vma verify --digest backup.vma.zst.digest -
   cowhand vma verify --restorable vzdump-qemu-100-2026_01_31-12_00_00.vma.zst")]
 pub(crate) struct Args {
     /// The archive; - is standard input

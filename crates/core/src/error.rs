@@ -126,6 +126,13 @@ impl Error {
         self
     }
 
+    /// Says which image, whichever was named before: for who knows by what name the caller knows it.
+    #[must_use]
+    pub fn image_is(mut self, image: impl fmt::Display) -> Self {
+        self.0.image = Some(image.to_string());
+        self
+    }
+
     /// Says which field or structure, in the specification's words.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {
@@ -212,7 +219,7 @@ impl Error {
         Some(plain(&io::Error::from_raw_os_error(self.code()?)))
     }
 
-    /// All that is printed but the image's name, for who has said that already.
+    /// What is wrong and where, without the image's name, for who has said that already, and without advice.
     pub fn without_image(&self) -> impl fmt::Display + '_ {
         Told(&self.0)
     }
@@ -259,11 +266,15 @@ impl fmt::Display for Error {
         if let Some(image) = &self.0.image {
             write!(f, "{}: ", Printable(image))?;
         }
-        Told(&self.0).fmt(f)
+        Told(&self.0).fmt(f)?;
+        if let Some(hint) = &self.0.hint {
+            write!(f, "; {}", Printable(hint))?;
+        }
+        Ok(())
     }
 }
 
-/// What is wrong, where, and what to do.
+/// What is wrong, and where.
 struct Told<'a>(&'a Inner);
 
 impl fmt::Display for Told<'_> {
@@ -278,9 +289,6 @@ impl fmt::Display for Told<'_> {
         write!(f, "{}", Printable(&inner.message))?;
         if let Some(source) = &inner.source {
             write!(f, ": {}", Printable(&plain(source.as_ref())))?;
-        }
-        if let Some(hint) = &inner.hint {
-            write!(f, "; {}", Printable(hint))?;
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use crate::resolve::Watched;
 use crate::resume::{Sidecar, key};
 use crate::salvage::Salvage;
 use crate::sectors::Sectors;
-use crate::target::{Target, TargetFiles, refuse_one_of};
+use crate::target::{Replace, Target, TargetFiles, refuse_one_of};
 use cowhand_core::{Progress, Quiet};
 
 /// What is to be converted, and how.
@@ -82,8 +82,8 @@ pub struct Convert {
     pub verify: bool,
     /// Leave the partial target there after an error.
     pub keep_partial: bool,
-    /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
-    pub in_place: bool,
+    /// How it takes the place of a file that is there.
+    pub replace: Replace,
     /// Go on where an earlier run with this, the same sources and options ended; and leave what is needed to go on when
     /// this one is stopped. Costs a flush from time to time. What cannot be gone on with is begun anew.
     pub resume: bool,
@@ -300,10 +300,8 @@ fn into_new(
         Target::resumable(&how.target, how.cache)
     } else if how.replace_source {
         Target::in_place_of_source(&how.target, how.cache)
-    } else if how.in_place {
-        Target::in_place(&how.target, how.cache)
     } else {
-        Target::begin(&how.target, how.cache, how.keep_partial)
+        Target::replacing(&how.target, how.cache, how.keep_partial, how.replace)
     };
     let target = target.map_err(Failed::at(ConvertStep::Create))?;
     let sidecar = match how.resume {
@@ -312,7 +310,7 @@ fn into_new(
     };
     let files = TargetFiles::beside(&how.target, how.cache, how.keep_partial, read)
         .solid(how.solid)
-        .in_place(how.in_place);
+        .replacing(how.replace);
     let below = backing.as_ref().map(|backing| backing.links().to_vec()).unwrap_or_default();
     let shared = shared_below(how, sources, backing.as_ref());
     let salvage = how.salvage.then(|| Salvage::telling(progress));

@@ -15,7 +15,7 @@ use crate::parent::remembered;
 use crate::registry::{self, Probing};
 use crate::resolve::{Policy, Watched, folder_of, in_folder};
 use crate::sectors::Sectors;
-use crate::target::{Target, TargetFiles, refuse_one_of};
+use crate::target::{Replace, Target, TargetFiles, refuse_one_of};
 
 /// What is to be made.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +42,8 @@ pub struct Create {
     pub secrets: Secrets,
     /// The file is to have no holes: every byte of it is written.
     pub solid: bool,
-    /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
-    pub in_place: bool,
+    /// How it takes the place of a file that is there.
+    pub replace: Replace,
     /// How the backing file's format is found, where nobody names it: to say which it is.
     pub probing: Probing,
     /// The backing file is taken as it stands, as [`Open::lenient`](crate::Open) says.
@@ -149,11 +149,8 @@ impl NewImage<'_> {
                 .hint("name a size, like 20G")
                 .image(path.display()));
         };
-        let target = match how.in_place {
-            true => Target::in_place(path, how.cache)?,
-            false => Target::begin(path, how.cache, false)?,
-        };
-        let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid).in_place(how.in_place);
+        let target = Target::replacing(path, how.cache, false, how.replace)?;
+        let files = TargetFiles::beside(path, how.cache, false, read).solid(how.solid).replacing(how.replace);
         let layer = base
             .make(format, &target, &files, size, &how.secrets, progress)
             .map_err(|error| error.image(path.display()))?;

@@ -16,7 +16,7 @@ use crate::plan::{Concat, report};
 use crate::registry;
 use crate::sectors::Sectors;
 use crate::stream::pipe::{Ahead, read_full};
-use crate::target::{Target, TargetFiles, refuse_one_of};
+use crate::target::{Replace, Target, TargetFiles, refuse_one_of};
 
 /// Where the bytes come from.
 pub enum DdInput<'a> {
@@ -75,8 +75,8 @@ pub struct Dd {
     pub output_size: Option<u64>,
     /// Write into an image that is there. What lies behind the copied bytes stays as it is.
     pub no_create: bool,
-    /// Empty the file that is there and write to it, as QEMU does: an error leaves half a target, and nothing of the old one.
-    pub in_place: bool,
+    /// How it takes the place of a file that is there.
+    pub replace: Replace,
     /// Where more is skipped than there is, nothing is copied, and that is no failure.
     pub skip_past_end: bool,
     /// What the format leaves open is as QEMU chooses it, for programs that look at it.
@@ -95,7 +95,7 @@ impl Default for Dd {
             input_size: None,
             output_size: None,
             no_create: false,
-            in_place: false,
+            replace: Replace::default(),
             skip_past_end: false,
             qemu_choices: false,
         }
@@ -356,12 +356,8 @@ fn into_new(
     }
     let read = source.files();
     refuse_one_of(path, &read).map_err(&making)?;
-    let target = match how.in_place {
-        true => Target::in_place(path, how.cache),
-        false => Target::begin(path, how.cache, false),
-    };
-    let target = target.map_err(&making)?;
-    let files = TargetFiles::beside(path, how.cache, false, read).in_place(how.in_place);
+    let target = Target::replacing(path, how.cache, false, how.replace).map_err(&making)?;
+    let files = TargetFiles::beside(path, how.cache, false, read).replacing(how.replace);
     let mut base = Base::of(Vec::new(), None, None)?;
     base.qemu_choices = how.qemu_choices;
     if let Bytes::Disk { disk, .. } = &source.bytes {

@@ -83,7 +83,7 @@ impl Filling {
         if base.has_backing() || wanted < size {
             return Err(named(Error::invalid(format!("the target must take {size} bytes, and stand alone"))));
         }
-        let target = Target::begin(path, how.cache, false)?;
+        let target = Target::begin(path, how.cache)?;
         let files = TargetFiles::beside(path, how.cache, false, Vec::new()).solid(how.solid);
         let before = Before { progress, total: wanted };
         let layer: Arc<dyn Layer> =

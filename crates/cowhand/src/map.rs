@@ -135,6 +135,30 @@ fn look_for_holes(entry: &mut MapEntry, link: &Link) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that stand as they are in what is a disk itself are where that says, and nowhere else.
+fn follow(entry: &mut MapEntry, link: &Link) -> Result<()> {
+    let Some(at) =
+        entry.offset.filter(|_| registry::format(link.format).is_ok_and(|format| format.is_bare()))
+    else {
+        return Ok(());
+    };
+    let found = link.layer.host().disk_extent(at, entry.length);
+    let found =
+        found.map_err(|error| Error::io("cannot find what is where", error).image(&link.name).at(at))?;
+    if let Some(found) = found {
+        *entry = MapEntry {
+            length: found.len,
+            present: found.kind != Kind::Hole,
+            zero: found.kind != Kind::Data,
+            data: found.kind == Kind::Data,
+            compressed: found.compressed,
+            offset: found.host,
+            ..std::mem::take(entry)
+        };
+    }
+    Ok(())
+}
+
 /// `told` may change an entry, and make it shorter.
 fn walk(
     image: &Image,
@@ -172,6 +196,7 @@ fn walk(
             filename: files.get(found.depth).cloned().unwrap_or_default(),
         };
         if let Some(link) = image.links().get(found.depth) {
+            follow(&mut entry, link)?;
             told(&mut entry, link)?;
         }
         at += entry.length;

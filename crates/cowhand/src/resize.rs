@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowhand_core::{Error, Prealloc, Result};
 
-use crate::open::{Open, open};
+use crate::open::{Open, Opened, open};
 use crate::size_by_file::of_chain;
 
 /// The size a disk shall have.
@@ -46,7 +46,11 @@ pub struct Resized {
 
 /// Gives the disk `path` another size. What is new reads zero, also over a longer parent. The size it has is no change.
 pub fn resize(path: &Path, how: &Resize) -> Result<Resized> {
-    let disk = open(path, &Open { writable: true, ..how.open.clone() })?;
+    resize_opened(open(path, &Open { writable: true, ..how.open.clone() })?, path, how)
+}
+
+/// As [`resize`], of a disk that was opened for writing already: what the caller saw of it still holds.
+pub fn resize_opened(disk: Opened, path: &Path, how: &Resize) -> Result<Resized> {
     let named = |error: Error| error.image(path.display());
     let before = disk.size();
     let asked = match how.size {

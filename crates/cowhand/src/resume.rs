@@ -3,6 +3,7 @@
 //! The sidecar says of which files and with which options the partial is made, and up to which guest byte it is whole
 //! and durable. It is replaced by a rename, after the target was flushed: so it never says more than is there.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -195,13 +196,13 @@ fn same(source: &Concat<'_>, target: &Image, from: u64, to: u64) -> Result<bool>
 }
 
 /// The sidecar's path for a target of that name.
-pub(crate) fn sidecar_name(name: &str) -> String {
-    format!(".{name}.resume")
+pub(crate) fn sidecar_name(name: &OsStr) -> OsString {
+    [OsStr::new("."), name, OsStr::new(".resume")].into_iter().collect()
 }
 
 /// The partial's name for a target of that name.
-pub(crate) fn partial_name(name: &str) -> String {
-    format!(".{name}.partial-resume")
+pub(crate) fn partial_name(name: &OsStr) -> OsString {
+    [OsStr::new("."), name, OsStr::new(".partial-resume")].into_iter().collect()
 }
 
 /// What must be the same for a partial target to be of use.

@@ -1,5 +1,7 @@
 //! A target that is whole or absent: written under a partial name, synced, renamed.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -7,12 +9,25 @@ use std::sync::{Arc, Mutex};
 use cowhand_core::{
     Access, Cache, DirFolder, Error, ErrorKind, FileStorage, Folder, Lock, Resolver, Result, Storage,
 };
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, RenameFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 
 use crate::gate::Gate;
-use crate::resolve::{Watched, folder_of, without_holes};
+use crate::resolve::{Watched, folder_of, in_folder, without_holes};
 use crate::resume::{partial_name, sidecar_name};
+
+/// How a target takes the place of a file that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replace {
+    /// It is written beside that, which stays until the target is whole, and renamed.
+    #[default]
+    Whole,
+    /// As `Whole`; as `InPlace` where that cannot be: the folder takes no new file, the file is a mount point, or its owner
+    /// could not be kept.
+    WholeIfPossible,
+    /// The file is emptied and written, as QEMU does it: an error leaves half a target, and nothing of what was there.
+    InPlace,
+}
 
 /// A file that will be there whole, or not at all.
 ///
@@ -27,11 +42,21 @@ pub(crate) struct Target {
     device: bool,
 }
 
+/// How a target is written beside what is there.
+#[derive(Clone, Copy, Default)]
+struct Beside {
+    replace: Replace,
+    keep: bool,
+    resumable: bool,
+    lock: Lock,
+}
+
 #[derive(Debug)]
 struct Partial {
     folder: DirFolder,
-    partial: String,
-    name: String,
+    /// Where it is now, and where it is to be.
+    partial: PathBuf,
+    path: PathBuf,
     /// What bore the name before, held so that nobody uses it while it is replaced.
     old: Option<FileStorage>,
     keep: bool,
@@ -39,27 +64,37 @@ struct Partial {
 }
 
 impl Target {
+    /// Prepares to write `path`, which takes the place of what is there as `replace` says.
+    pub(crate) fn replacing(path: &Path, cache: Cache, keep: bool, replace: Replace) -> Result<Target> {
+        match replace {
+            Replace::InPlace => Target::in_place(path, cache),
+            Replace::Whole | Replace::WholeIfPossible => {
+                Target::prepare(path, cache, Beside { keep, replace, ..Beside::default() })
+            }
+        }
+    }
+
     /// Prepares to write `path`. What is new there has the old file's mode and owner from the start: what nobody may
     /// read must not be there to be read meanwhile. Errors: another program uses the file that is there; it is no file.
-    pub(crate) fn begin(path: &Path, cache: Cache, keep: bool) -> Result<Target> {
-        Target::prepare(path, cache, keep, false, Lock::Default)
+    pub(crate) fn begin(path: &Path, cache: Cache) -> Result<Target> {
+        Target::prepare(path, cache, Beside::default())
     }
 
     /// As [`Target::begin`], where what bears the name is read meanwhile, and held by its reader's lock: who reads it too
     /// keeps the old file, and nobody can write to it.
     pub(crate) fn in_place_of_source(path: &Path, cache: Cache) -> Result<Target> {
-        Target::prepare(path, cache, false, false, Lock::None)
+        Target::prepare(path, cache, Beside { lock: Lock::None, ..Beside::default() })
     }
 
     /// As [`Target::begin`], for what can be gone on with: the partial bears the same name each time, what is in it
     /// stays, and an error leaves it there.
     pub(crate) fn resumable(path: &Path, cache: Cache) -> Result<Target> {
-        Target::prepare(path, cache, true, true, Lock::Default)
+        Target::prepare(path, cache, Beside { keep: true, resumable: true, ..Beside::default() })
     }
 
-    /// What bears the name is emptied and written, as QEMU does it: an error leaves what was written by then, and nothing of
-    /// what was there before.
-    pub(crate) fn in_place(path: &Path, cache: Cache) -> Result<Target> {
+    /// What bears the name is emptied and written.
+    fn in_place(path: &Path, cache: Cache) -> Result<Target> {
+        refuse_folder(path).map_err(|error| error.image(path.display()))?;
         let storage = match FileStorage::open(path, Access::Write, Lock::Default, cache) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 FileStorage::open(path, Access::CreateNew, Lock::Default, cache)?
@@ -74,50 +109,78 @@ impl Target {
         Ok(Target { path: path.to_owned(), storage: Arc::new(storage), partial: None, device })
     }
 
-    fn prepare(path: &Path, cache: Cache, keep: bool, resumable: bool, lock: Lock) -> Result<Target> {
-        let path = end_of_links(path)?;
+    /// What goes wrong is said of the name that the caller gave.
+    fn prepare(asked: &Path, cache: Cache, how: Beside) -> Result<Target> {
+        let found = refuse_folder(asked).and_then(|()| end_of_links(asked));
+        let found = found.and_then(|path| refuse_folder(&path).map(|()| path));
+        let target = found.and_then(|path| Target::beside(path, cache, how));
+        target.map_err(|error| error.image_is(asked.display()))
+    }
+
+    fn beside(path: PathBuf, cache: Cache, how: Beside) -> Result<Target> {
         let there = match std::fs::symlink_metadata(&path) {
             Ok(metadata) => Some(metadata.file_type()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::io("cannot look at", error).image(path.display())),
+            Err(error) => return Err(Error::io("cannot look at", error)),
         };
         if there.is_some_and(|kind| kind.is_block_device()) {
-            if resumable {
+            if how.resumable {
                 return Err(Error::unsupported("a device is written in place, which cannot be gone on with")
-                    .hint("leave out --resume")
-                    .image(path.display()));
+                    .hint("leave out --resume"));
             }
-            if lock == Lock::None {
+            if how.lock == Lock::None {
                 return Err(Error::unsupported("a device cannot be replaced while it is read")
-                    .hint("name another target")
-                    .image(path.display()));
+                    .hint("name another target"));
             }
-            let storage = Arc::new(FileStorage::open(&path, Access::Write, lock, cache)?);
+            let storage = Arc::new(FileStorage::open(&path, Access::Write, how.lock, cache)?);
             return Ok(Target { path, storage, partial: None, device: true });
         }
         let old = match there {
-            Some(_) => Some(FileStorage::open(&path, Access::Write, lock, Cache::Unsafe)?),
+            Some(_) => Some(FileStorage::open(&path, Access::Write, how.lock, Cache::Unsafe)?),
             None => None,
         };
-        let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
+        // `x/.` is in a folder that is not there.
+        let name =
+            path.file_name().filter(|_| old.is_some() || !path.as_os_str().as_bytes().ends_with(b"/."));
+        let name = name.ok_or_else(|| {
             Error::invalid("is no name for a target")
-                .hint("name a file, in UTF-8")
-                .image(path.display())
+                .hint("name a file")
                 .known_by(Errno::NOENT.raw_os_error())
         })?;
         let folder = folder_of(&path);
         // Said of the target's own name, before the partial's is tried.
-        std::fs::metadata(&folder)
-            .map_err(|error| Error::io("cannot create", error).image(path.display()))?;
-        let folder = DirFolder::new(folder, cache);
-        let (partial, storage) =
-            if resumable { same_partial(&path, &name, cache)? } else { new_partial(&path, &name, cache)? };
-        // From here on, an error takes the partial away.
-        let partial = Partial { folder, partial, name, old, keep, done: false };
-        if let Some(old) = &partial.old {
-            keep_attributes(old, &storage).map_err(|error| error.image(path.display()))?;
+        std::fs::metadata(&folder).map_err(|error| Error::io("cannot create", error))?;
+        let was_there = old.is_some();
+        let made = match is_mount_point(&path) {
+            true => Err(Error::new(ErrorKind::Denied, "is a mount point, which cannot be replaced")
+                .hint("name another target")
+                .known_by(Errno::BUSY.raw_os_error())),
+            false if how.resumable => same_partial(&folder, name, cache),
+            false => new_partial(&folder, name, cache),
+        };
+        let begun = made.and_then(|(partial, storage)| {
+            // From here on, an error takes the partial away.
+            let partial = Partial {
+                folder: DirFolder::new(folder, cache),
+                partial,
+                path: path.clone(),
+                old,
+                keep: how.keep,
+                done: false,
+            };
+            let kept = partial.old.as_ref().map_or(Ok(true), |old| keep_attributes(old, &storage))?;
+            Ok((partial, storage, kept))
+        });
+        let or_in_place = was_there && how.replace == Replace::WholeIfPossible;
+        match begun {
+            Err(error) if or_in_place && error.kind() == ErrorKind::Denied => Target::in_place(&path, cache),
+            Ok((partial, storage, false)) if or_in_place => {
+                drop((partial, storage));
+                Target::in_place(&path, cache)
+            }
+            Ok((partial, storage, _)) => Ok(Target { path, storage, partial: Some(partial), device: false }),
+            Err(error) => Err(error),
         }
-        Ok(Target { path, storage, partial: Some(partial), device: false })
     }
 
     /// Where the bytes go.
@@ -137,8 +200,7 @@ impl Target {
     /// Where to note how far a resumable target has come, and the folder that is to be synced after.
     pub(crate) fn sidecar(&self) -> Result<(PathBuf, DirFolder)> {
         let folder = folder_of(&self.path);
-        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let path = folder.join(sidecar_name(name));
+        let path = folder.join(sidecar_name(self.path.file_name().unwrap_or_default()));
         Ok((path, DirFolder::new(folder, Cache::Writeback)))
     }
 
@@ -156,23 +218,19 @@ impl Target {
 
     /// Syncs, gives it its name, syncs the folder.
     pub(crate) fn finish(self) -> Result<()> {
-        self.finish_by(|partial| partial.folder.rename(&partial.partial, &partial.name))
+        self.finish_by(Partial::rename)
     }
 
     /// As [`Target::finish`], where nothing bore the name: what bears it by now stays, and that is an error.
     pub(crate) fn finish_new(self) -> Result<()> {
-        let to = self.path.clone();
         self.finish_by(|partial| {
-            let from = folder_of(&to).join(&partial.partial);
-            match rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(CWD, &partial.partial, CWD, &partial.path, RenameFlags::NOREPLACE)
+            {
                 // A file system that cannot look and rename at once.
-                Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(&to).is_err() => {
-                    partial.folder.rename(&partial.partial, &partial.name)
+                Err(Errno::INVAL | Errno::NOSYS) if std::fs::symlink_metadata(&partial.path).is_err() => {
+                    partial.rename()
                 }
-                done => done.map_err(|error| {
-                    Error::io(format!("cannot rename {} to it", partial.partial), error.into())
-                        .image(to.display())
-                }),
+                done => done.map_err(|error| partial.not_renamed(error.into())),
             }
         })
     }
@@ -186,11 +244,21 @@ impl Target {
     }
 }
 
+impl Partial {
+    fn rename(&self) -> Result<()> {
+        std::fs::rename(&self.partial, &self.path).map_err(|error| self.not_renamed(error))
+    }
+
+    fn not_renamed(&self, error: std::io::Error) -> Error {
+        Error::io("cannot be replaced by what was written", error).image(self.path.display())
+    }
+}
+
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.done && !self.keep {
             // Nobody can be told: the error that led here is already on its way.
-            let _ = self.folder.remove(&self.partial);
+            let _ = std::fs::remove_file(&self.partial);
         }
     }
 }
@@ -204,38 +272,52 @@ fn end_of_links(path: &Path) -> Result<PathBuf> {
             Err(_) => return Ok(path),
         }
     }
-    Err(Error::new(ErrorKind::Invalid, "has too many levels of symbolic links").image(path.display()))
+    let error = Error::new(ErrorKind::Invalid, "has too many levels of symbolic links");
+    Err(error.known_by(Errno::LOOP.raw_os_error()).image(path.display()))
+}
+
+/// What ends in a slash names a folder, and no file is made of that name.
+fn refuse_folder(path: &Path) -> Result<()> {
+    match path.as_os_str().as_bytes().ends_with(b"/") {
+        true => {
+            let error = Error::invalid("is the name of a folder").hint("name a file");
+            Err(error.known_by(Errno::ISDIR.raw_os_error()))
+        }
+        false => Ok(()),
+    }
+}
+
+/// Another file system, or a file of one, is mounted there: nothing can be renamed to it.
+fn is_mount_point(path: &Path) -> bool {
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    // Where nobody can tell, renaming does.
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// The partial of a run before, or a new one.
-fn same_partial(path: &Path, name: &str, cache: Cache) -> Result<(String, Arc<FileStorage>)> {
-    let partial = partial_name(name);
-    let at = folder_of(path).join(&partial);
+fn same_partial(folder: &Path, name: &OsStr, cache: Cache) -> Result<(PathBuf, Arc<FileStorage>)> {
+    let at = folder.join(partial_name(name));
     let storage = match FileStorage::open(&at, Access::Write, Lock::Default, cache) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             FileStorage::open(&at, Access::CreateNew, Lock::Default, cache)?
         }
         other => other?,
     };
-    Ok((partial, Arc::new(storage)))
+    Ok((at, Arc::new(storage)))
 }
 
-fn new_partial(path: &Path, name: &str, cache: Cache) -> Result<(String, Arc<FileStorage>)> {
-    // File names end at 255 bytes; the whole name is only there for people to see.
-    let mut shown = name;
-    while shown.len() > 220 {
-        let mut chars = shown.chars();
-        chars.next_back();
-        shown = chars.as_str();
-    }
+fn new_partial(folder: &Path, name: &OsStr, cache: Cache) -> Result<(PathBuf, Arc<FileStorage>)> {
     let nanos = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map(|since| since.subsec_nanos())
         .unwrap_or(0);
     let mut attempt = 0;
     loop {
-        let partial = format!(".{shown}.partial-{:x}{:08x}", std::process::id(), nanos.wrapping_add(attempt));
-        match FileStorage::open(&folder_of(path).join(&partial), Access::CreateNew, Lock::Default, cache) {
+        let mut partial = [b".", shown(name.as_bytes())].concat();
+        let id = format!(".partial-{:x}{:08x}", std::process::id(), nanos.wrapping_add(attempt));
+        partial.extend(id.into_bytes());
+        let partial = folder.join(OsString::from_vec(partial));
+        match FileStorage::open(&partial, Access::CreateNew, Lock::Default, cache) {
             Ok(storage) => return Ok((partial, Arc::new(storage))),
             Err(error) if error.kind() == ErrorKind::Exists && attempt < 100 => attempt += 1,
             Err(error) => return Err(error),
@@ -243,23 +325,34 @@ fn new_partial(path: &Path, name: &str, cache: Cache) -> Result<(String, Arc<Fil
     }
 }
 
-/// Mode, owner and extended attributes of the old file, for those who set them had reasons.
-fn keep_attributes(old: &FileStorage, new: &FileStorage) -> Result<()> {
+/// File names end at 255 bytes; the whole name is only there for people to see.
+fn shown(name: &[u8]) -> &[u8] {
+    const MOST: usize = 220;
+    let begins_char = |at: usize| name.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    let end = (0..=MOST.min(name.len())).rev().find(|at| begins_char(*at));
+    name.get(..end.unwrap_or(0)).unwrap_or(name)
+}
+
+/// Mode, owner and extended attributes of the old file, for those who set them had reasons. False: the owner could not be
+/// kept.
+fn keep_attributes(old: &FileStorage, new: &FileStorage) -> Result<bool> {
     let failed = |error: std::io::Error| Error::io("cannot keep the old file's mode and owner", error);
     let was = old.file().metadata().map_err(failed)?;
     let is = new.file().metadata().map_err(failed)?;
+    let mut kept = true;
     if (was.uid(), was.gid()) != (is.uid(), is.gid()) {
         match std::os::unix::fs::fchown(new.file(), Some(was.uid()), Some(was.gid())) {
             // Only root may give files away; the group may still be kept.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 let _ = std::os::unix::fs::fchown(new.file(), None, Some(was.gid()));
+                kept = false;
             }
             other => other.map_err(failed)?,
         }
     }
     new.file().set_permissions(was.permissions()).map_err(failed)?;
     copy_extended_attributes(old, new);
-    Ok(())
+    Ok(kept)
 }
 
 /// As far as the file system takes them: one that has none, or does not let us set a label, is no error.
@@ -286,7 +379,7 @@ pub(crate) struct TargetFiles {
     made: Mutex<Vec<Target>>,
     gate: Gate,
     solid: bool,
-    in_place: bool,
+    replace: Replace,
 }
 
 impl TargetFiles {
@@ -302,7 +395,7 @@ impl TargetFiles {
             made: Mutex::default(),
             gate: Gate::default(),
             solid: false,
-            in_place: false,
+            replace: Replace::default(),
         }
     }
 
@@ -311,9 +404,9 @@ impl TargetFiles {
         TargetFiles { solid, ..self }
     }
 
-    /// They are written as [`Target::in_place`] says.
-    pub(crate) fn in_place(self, in_place: bool) -> TargetFiles {
-        TargetFiles { in_place, ..self }
+    /// They take the place of what is there as `replace` says.
+    pub(crate) fn replacing(self, replace: Replace) -> TargetFiles {
+        TargetFiles { replace, ..self }
     }
 
     /// A target's storage as its format gets it.
@@ -375,7 +468,7 @@ pub(crate) fn refuse_one_of(target: &Path, read: &[Watched]) -> Result<()> {
 impl Resolver for TargetFiles {
     /// Only what was made by [`Resolver::create`] before: verifying reads the target back through this.
     fn open(&self, name: &Path, _writable: bool) -> Result<Arc<dyn Storage>> {
-        let path = end_of_links(&self.folder.join(name))?;
+        let path = end_of_links(&in_folder(&self.folder, name))?;
         match self.now().into_iter().find(|(made, _)| *made == path) {
             Some((_, storage)) => Ok(storage),
             None => Err(Error::new(ErrorKind::NotFound, format!("'{}' was not made here", name.display()))),
@@ -383,17 +476,14 @@ impl Resolver for TargetFiles {
     }
 
     fn create(&self, name: &Path) -> Result<Arc<dyn Storage>> {
-        let path = self.folder.join(name);
+        let path = in_folder(&self.folder, name);
         if same_name(&end_of_links(&path)?, &end_of_links(&self.target)?) {
             return Err(Error::invalid("the image and its data file cannot be one file")
                 .hint("name another data file")
                 .image(path.display()));
         }
         refuse_one_of(&path, &self.read)?;
-        let target = match self.in_place {
-            true => Target::in_place(&path, self.cache)?,
-            false => Target::begin(&path, self.cache, self.keep)?,
-        };
+        let target = Target::replacing(&path, self.cache, self.keep, self.replace)?;
         let storage = self.over(&target)?;
         self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target);
         Ok(storage)

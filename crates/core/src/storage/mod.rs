@@ -17,6 +17,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+use crate::Extent;
+
 /// What tells one state of one file from another: did the source change while it was read?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -75,6 +77,13 @@ pub trait Storage: Send + Sync + Debug {
     fn data_at(&self, at: u64) -> io::Result<Option<Range<u64>>> {
         let len = self.len()?;
         Ok((at < len).then_some(at..len))
+    }
+
+    /// Where these bytes are themselves a disk in a file: what the image that it is kept in says of `at`, `max` bytes at
+    /// most. `None`: they are not.
+    fn disk_extent(&self, at: u64, max: u64) -> io::Result<Option<Extent>> {
+        let _ = (at, max);
+        Ok(None)
     }
 
     /// Shares `len` bytes of `src` without copying. Answers the bytes shared; 0 where that cannot be done.

@@ -270,7 +270,7 @@ impl Job<'_> {
         }
         let read: Vec<_> = self.images.iter().flat_map(|image| image.watched()).collect();
         refuse_one_of(path, &read)?;
-        let target = Target::begin(path, self.how.cache, false)?;
+        let target = Target::begin(path, self.how.cache)?;
         let mut file = InOrder { to: target.storage().clone(), at: 0 };
         let (done, digests) = self.run(&mut file, progress)?;
         if let (Some(digests), Some(path)) = (digests, &self.how.digest) {

@@ -233,7 +233,7 @@ impl Digests {
 
     /// Writes them as the file `path`, whole or not at all.
     pub fn write(&self, path: &Path, cache: Cache) -> Result<()> {
-        let target = Target::begin(path, cache, false)?;
+        let target = Target::begin(path, cache)?;
         let written = target.storage().write_at(0, &self.to_bytes());
         written.map_err(|error| Error::io("cannot write the digests", error).image(path.display()))?;
         target.finish()

@@ -138,7 +138,7 @@ impl Kept {
         raw.sum = crc32c::crc32c(bytes.get(BEFORE_SUM..).unwrap_or_default()).into();
         let (front, _) = bytes.split_at_mut(size_of::<Raw>());
         front.copy_from_slice(raw.as_bytes());
-        let target = Target::begin(path, Cache::Writeback, false)?;
+        let target = Target::begin(path, Cache::Writeback)?;
         let written = target.storage().write_at(0, &bytes);
         written.map_err(|error| named(Error::io("cannot write", error)))?;
         target.finish()

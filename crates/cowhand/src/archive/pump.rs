@@ -49,7 +49,7 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn new(path: &Path, cache: Cache) -> Result<Memory> {
-        let target = Target::begin(path, cache, false)?;
+        let target = Target::begin(path, cache)?;
         Ok(Memory { target, end: AtomicU64::new(0), written: AtomicU64::new(0) })
     }
 

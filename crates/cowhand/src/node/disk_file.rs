@@ -1,9 +1,12 @@
 //! A disk as the file that another driver's image stands in.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use cowhand_core::{Erase, Error, Identity, Image, Prealloc, Storage};
+use cowhand_core::{Erase, Error, Extent, Identity, Image, Kind, Mapped, Prealloc, Storage};
+
+use crate::registry;
 
 /// The bytes of a disk.
 #[derive(Debug)]
@@ -68,6 +71,39 @@ impl Storage for DiskFile {
         self.reach(at.checked_add(len).ok_or(io::ErrorKind::FileTooLarge)?)?;
         self.disk.erase(at, len, Erase::Zero).map_err(io::Error::from)?;
         Ok(true)
+    }
+
+    fn data_at(&self, at: u64) -> io::Result<Option<Range<u64>>> {
+        let size = self.disk.size();
+        let (mut from, mut to) = (at, at);
+        while to < size {
+            let found = self.disk.extent(to, size - to).map_err(io::Error::from)?;
+            match found.kind {
+                Kind::Data => to += found.len,
+                Kind::Zero | Kind::Hole if from < to => break,
+                Kind::Zero | Kind::Hole => (from, to) = (to + found.len, to + found.len),
+            }
+        }
+        Ok((from < to).then_some(from..to))
+    }
+
+    fn disk_extent(&self, at: u64, max: u64) -> io::Result<Option<Extent>> {
+        let max = max.min(self.disk.size().saturating_sub(at));
+        if max == 0 {
+            return Ok(None);
+        }
+        let Mapped { len, kind, compressed, host, .. } =
+            self.disk.extent(at, max).map_err(io::Error::from)?;
+        let found = Extent { len, kind, compressed, host };
+        // A disk that is its file's bytes as they stand is where those are.
+        match (self.disk.links().first(), host) {
+            (Some(link), Some(host))
+                if registry::format(link.format).is_ok_and(|format| format.is_bare()) =>
+            {
+                Ok(Some(link.layer.host().disk_extent(host, len)?.unwrap_or(found)))
+            }
+            _ => Ok(Some(found)),
+        }
     }
 
     fn physical_size(&self) -> io::Result<u64> {

@@ -24,7 +24,7 @@ use crate::open::{Open, open_layer};
 use crate::registry::{self, DEVICE, FILE};
 use crate::resolve::{Files, is_device};
 pub use json::parse as parse_json;
-pub use shown::image_name;
+pub use shown::{file_name, image_name};
 
 use disk_file::DiskFile;
 use words::{Words, as_text, is_identifier};

@@ -14,6 +14,15 @@ pub fn image_name(path: &Path, how: &Open, format: &str) -> String {
     how.node.as_ref().map_or_else(|| without_protocol(path).display().to_string(), |node| node.name(format))
 }
 
+/// The name that QEMU has for what an image stands in that was opened so.
+pub fn file_name(path: &Path, how: &Open) -> String {
+    match how.node.as_ref().map(|node| &node.under) {
+        Some(Under::File(child)) => child.name("raw"),
+        Some(Under::Path(path)) => without_protocol(path).display().to_string(),
+        None => without_protocol(path).display().to_string(),
+    }
+}
+
 /// The order in which QEMU prints options.
 const ORDER: &[&str] = &[
     "force_size_calc",

@@ -138,7 +138,7 @@ const CHUNK: usize = 1 << 20;
 
 impl Whole {
     pub(super) fn begin(path: &Path, cache: cowhand_core::Cache) -> Result<Whole> {
-        let target = Target::begin(path, cache, false)?;
+        let target = Target::begin(path, cache)?;
         Ok(Whole { name: path.display().to_string(), target })
     }
 

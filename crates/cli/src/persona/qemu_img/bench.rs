@@ -17,7 +17,6 @@ pub(super) const VERB: Verb = Verb {
     operands: "FILENAME",
     flags: &[
         Flag::both('h', "help", "Show this"),
-        Flag::short('q', "quiet", "Accepted"),
         Flag::both('f', "format", "The image's format").of("FMT"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
         Flag::both('t', "cache", "The image's cache mode; writeback if not given").of("CACHE"),
@@ -27,13 +26,14 @@ pub(super) const VERB: Verb = Verb {
         Flag::both('s', "buffer-size", "Bytes of each; 4k if not given").of("BUFFER_SIZE"),
         Flag::both('S', "step-size", "How much further each begins; BUFFER_SIZE if not given")
             .of("STEP_SIZE"),
+        Flag::both('i', "aio", "threads, native or io_uring; threads do it all").of("AIO"),
+        Flag::both('n', "native", "The same as -i native"),
         Flag::both('w', "write", "Write, and lose what the image held"),
         Flag::long("pattern", "The byte that is written").of("PATTERN"),
         Flag::long("flush-interval", "Flush after each so many requests").of("FLUSH_INTERVAL"),
         Flag::long("no-drain", "Flush while other requests are under way"),
-        Flag::both('i', "aio", "threads, native or io_uring; threads do it all").of("AIO"),
-        Flag::both('n', "native", "The same as -i native"),
         Flag::both('U', "force-share", "Open the image although another program uses it"),
+        Flag::short('q', "quiet", "Accepted"),
     ],
     run,
 };

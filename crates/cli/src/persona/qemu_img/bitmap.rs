@@ -15,19 +15,19 @@ pub(super) const VERB: Verb = Verb {
     operands: "FILENAME BITMAP",
     flags: &[
         Flag::both('h', "help", "Show this"),
-        Flag::short('f', "format", "The image's format").of("FMT"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
         Flag::long("add", "Make the bitmap, empty and recording"),
-        Flag::both('g', "granularity", "How many bytes of the disk one bit of a new bitmap stands for")
-            .of("SIZE"),
         Flag::long("remove", "Take the bitmap away"),
         Flag::long("clear", "Forget what is dirty"),
         Flag::long("enable", "Record writes from here on"),
         Flag::long("disable", "Record no more"),
         Flag::long("merge", "Make dirty what is dirty in the bitmap SOURCE").of("SOURCE"),
+        Flag::both('g', "granularity", "How many bytes of the disk one bit of a new bitmap stands for")
+            .of("SIZE"),
         Flag::both('b', "source-file", "The image that holds the bitmaps to be merged").of("SRC_FILENAME"),
         Flag::both('F', "source-format", "The format of that image").of("SRC_FMT"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::short('f', "format", "The image's format").of("FMT"),
     ],
     run,
 };

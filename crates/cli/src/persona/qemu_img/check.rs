@@ -19,13 +19,13 @@ pub(super) const VERB: Verb = Verb {
         Flag::both('h', "help", "Show this"),
         Flag::both('q', "quiet", "Print nothing but faults"),
         Flag::both('f', "format", "The image's format; by its content if not given").of("FMT"),
-        Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
-        Flag::both('T', "source-cache", "The image's cache mode").of("CACHE_MODE"),
+        Flag::both('T', "cache", "The image's cache mode").of("CACHE_MODE"),
         Flag::both('r', "repair", "Give back lost space (leaks), or repair what can be repaired (all)")
             .of("WHAT"),
         Flag::long("output", "How to print it: human or json").of("OFMT"),
-        Flag::both('U', "force-share", "Look at the image although another program uses it"),
         Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
+        Flag::both('U', "force-share", "Look at the image although another program uses it"),
     ],
     run,
 };
@@ -39,7 +39,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
             "help" => return call.help(),
             _ if how.take(flag, &value)? => {}
             "quiet" => quiet = true,
-            "source-cache" => mode = Some(value),
+            "cache" => mode = Some(value),
             "output" => form = call.form(&value)?,
             "repair" => {
                 repair = match value.as_encoded_bytes() {

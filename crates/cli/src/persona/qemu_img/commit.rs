@@ -19,15 +19,16 @@ pub(super) const VERB: Verb = Verb {
     flags: &[
         Flag::both('h', "help", "Show this"),
         Flag::both('q', "quiet", "Print nothing"),
-        Flag::both('p', "progress", "Show how far it is"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::both('f', "format", "The image's format").of("FMT"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
         Flag::both('t', "cache", "The cache mode; writeback if not given").of("CACHE_MODE"),
         Flag::both('d', "drop", "Leave the image as it is: do not empty it"),
         Flag::both('b', "base", "The image further down that takes the data; implies -d").of("BASE_IMG"),
+        Flag::both('p', "progress", "Show how far it is"),
         Flag::both('r', "rate", "Accepted; it is done as fast as it can be").of("RATE"),
-        Flag::long("report-bytes", "Print \"(MOVED/HELD)\" in bytes, as COWHAND_COMMIT_REPORT=1 does"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::long("report-bytes", "Print \"(MOVED/HELD)\" in bytes, as COWHAND_COMMIT_REPORT=1 does")
+            .whole(),
     ],
     run,
 };

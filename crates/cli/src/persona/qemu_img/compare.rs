@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use cowhand::{CompareError, Error, ErrorKind, Lock, Open, Opened, compare, open};
 
+use super::errors::whole;
 use super::source::{Opening, Source};
 use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
 use crate::exit::compare::{CANNOT_MAP, CANNOT_OPEN, CANNOT_READ, DIFFERENT};
@@ -18,16 +19,16 @@ pub(super) const VERB: Verb = Verb {
     flags: &[
         Flag::both('h', "help", "Show this"),
         Flag::both('q', "quiet", "Print nothing; the exit status tells"),
-        Flag::both('p', "progress", "Show how far it is"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::both('T', "cache", "The images' cache mode; writeback if not given").of("CACHE_MODE"),
+        Flag::long("image-opts", "The images are descriptions, not paths"),
         Flag::both('f', "a-format", "The first image's format").of("FMT"),
         Flag::long("left-format", "The same as --a-format").of("FMT"),
         Flag::both('F', "b-format", "The second image's format").of("FMT"),
         Flag::long("right-format", "The same as --b-format").of("FMT"),
-        Flag::long("image-opts", "The images are descriptions, not paths"),
-        Flag::both('s', "strict", "The sizes, and what is allocated, must be the same too"),
-        Flag::both('T', "cache", "The images' cache mode; writeback if not given").of("CACHE_MODE"),
         Flag::both('U', "force-share", "Open the images although another program uses them"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::both('s', "strict", "The sizes, and what is allocated, must be the same too"),
+        Flag::both('p', "progress", "Show how far it is"),
     ],
     run,
 };
@@ -104,7 +105,7 @@ fn complaint(images: &[(Source, Opened); 2], failed: CompareError) -> Failure {
         return failure(STOPPED, error);
     }
     let name = images.get(disk).map_or("", |(source, _)| source.name.as_str());
-    let told = error.os_error().unwrap_or_else(|| error.to_string());
+    let told = error.os_error().unwrap_or_else(|| whole(&error));
     let (status, text) = match reading {
         true => (CANNOT_READ, format!("Error while reading offset {at} of {name}: {told}")),
         false => (CANNOT_MAP, format!("Sector allocation test failed for {name}")),

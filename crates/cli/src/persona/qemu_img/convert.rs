@@ -10,12 +10,12 @@ use cowhand::{
 };
 
 use super::create::help;
-use super::errors::{could_not_open, why, why_not_made};
+use super::errors::{could_not_open, whole, why, why_not_made};
 use super::parameters::{self, Lists};
 use super::source::{Opening, Source};
-use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
+use super::{Call, Failure, Flag, Outcome, Verb, says, text, utf8, values};
 use crate::exit::DONE;
-use crate::persona::compat::as_qemu;
+use crate::persona::compat::replace;
 use crate::persona::complain;
 use crate::progress::Meter;
 use crate::verbs::convert::which_snapshot;
@@ -34,24 +34,24 @@ pub(super) const VERB: Verb = Verb {
         Flag::both('f', "source-format", "The sources' format").of("SRC_FMT"),
         Flag::both('T', "source-cache", "The sources' cache mode; writeback if not given").of("SRC_CACHE"),
         Flag::both('l', "snapshot", "Convert this snapshot within the source").of("SNAPSHOT_PARAMS"),
-        Flag::long("target-image-opts", "The target is a description of an image, not a path; needs -n"),
+        Flag::both('S', "sparse-size", "Zeros of at least so many bytes are not written; 0: write all")
+            .of("SPARSE_SIZE"),
         Flag::both('O', "output-format", "The target's format; raw if not given").of("TGT_FMT"),
         Flag::both('o', "options", "Options of the target's format").of("TGT_OPTS"),
         Flag::both('t', "output-cache", "The target's cache mode; unsafe if not given").of("TGT_CACHE"),
         Flag::both('B', "backing", "What the target stands on: only what differs is written")
             .of("BACKING_FILENAME"),
         Flag::both('F', "backing-format", "The backing file's format").of("BACKING_FMT"),
+        Flag::both('U', "force-share", "Open the sources although another program uses them"),
+        Flag::long("target-image-opts", "The target is a description of an image, not a path; needs -n"),
+        Flag::long("salvage", "Go on where a source cannot be read, with zeros"),
         Flag::long("target-is-zero", "The target, which is there, reads zero"),
-        Flag::both('S', "sparse-size", "Zeros of at least so many bytes are not written; 0: write all")
-            .of("SPARSE_SIZE"),
         Flag::long("bitmaps", "Copy the source's persistent bitmaps too"),
         Flag::long("skip-broken-bitmaps", "Leave out those that are broken"),
-        Flag::both('U', "force-share", "Open the sources although another program uses them"),
         Flag::both('r', "rate", "Write at most so many bytes a second").of("RATE"),
         Flag::both('m', "parallel", "How many pieces are copied at a time").of("NUM_COROUTINES"),
-        Flag::both('C', "copy-range-offloading", "Let the system copy; accepted, and done where it can"),
-        Flag::long("salvage", "Go on where a source cannot be read, with zeros"),
         Flag::both('W', "oob-writes", "Write in any order; accepted, and done always"),
+        Flag::both('C', "copy-range-offloading", "Let the system copy; accepted, and done where it can"),
         Flag::both('p', "progress", "Show how far it is").whole(),
         Flag::both('c', "compress", "Compress the target").whole(),
         Flag::both('n', "no-create", "Write into a target that is there").whole(),
@@ -210,7 +210,7 @@ impl Asked {
         job.bitmaps = self.bitmaps;
         job.skip_broken_bitmaps = self.skip_broken_bitmaps;
         job.salvage = self.salvage;
-        job.in_place = as_qemu();
+        job.replace = replace();
         job.cache = Cache::Unsafe;
         // What is wrong with the target is said once the sources are open.
         self.take_target(&mut job, target).map_err(|failure| opened_first(sources, failure))?;
@@ -250,7 +250,7 @@ impl Asked {
         let not_supported =
             |what: &str| says(format!("Backing {what} not supported for file format '{name}'"));
         if let Some(backing) = &self.backing {
-            let backing = text(backing.as_os_str());
+            let backing = utf8(backing.as_os_str())?;
             options.set("backing_file", &backing).map_err(|_| not_supported("file"))?;
         }
         if let Some(format) = &self.backing_format {
@@ -350,6 +350,7 @@ impl Asked {
             ConvertStep::PutBitmaps if error.kind() == ErrorKind::Unsupported => {
                 says(format!("Format driver '{format}' does not support bitmaps"))
             }
+            ConvertStep::Rest if error.sentence().is_none() => says(whole(&error)),
             ConvertStep::Bitmaps | ConvertStep::PutBitmaps | ConvertStep::Rest => says(told),
         }
     }
@@ -394,7 +395,7 @@ impl Progress for Shown<'_> {
 /// Why data could not be copied: what the system says, else what is wrong.
 fn why_copying(error: &Error) -> String {
     let known = error.sentence().map(str::to_owned).or_else(|| error.os_error());
-    known.unwrap_or_else(|| error.to_string())
+    known.unwrap_or_else(|| whole(error))
 }
 
 fn why_no_snapshot(source: Option<&Source>, error: &Error) -> String {
@@ -404,7 +405,7 @@ fn why_no_snapshot(source: Option<&Source>, error: &Error) -> String {
         ErrorKind::Unsupported => format!(
             "Block format '{format}' used by device '' does not support temporarily loading internal snapshots"
         ),
-        _ => error.to_string(),
+        _ => whole(error),
     }
 }
 

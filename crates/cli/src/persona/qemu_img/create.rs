@@ -3,15 +3,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use cowhand::{Create, Error, ErrorKind, Name, Policy, Probing, new_image};
+use cowhand::{Create, Error, ErrorKind, Format, Name, Policy, Probing, new_image};
 
-use super::errors::{said, why};
+use super::errors::{is_too_long, said, why};
 use super::parameters::{self, Lists, Parameters};
 use super::source::Opening;
-use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
+use super::{Call, Failure, Flag, Outcome, Verb, says, text, utf8, values};
 use crate::exit::DONE;
 use crate::output::Output;
-use crate::persona::compat::as_qemu;
+use crate::persona::compat::{as_qemu, replace};
 use crate::progress::Meter;
 
 pub(super) const VERB: Verb = Verb {
@@ -23,10 +23,10 @@ pub(super) const VERB: Verb = Verb {
         Flag::both('q', "quiet", "Print nothing"),
         Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::both('f', "format", "The new image's format; raw if not given").of("FMT"),
-        Flag::both('o', "options", "Options of the format; help lists them").of("FMT_OPTS"),
         Flag::both('b', "backing", "What the new image stands on").of("BACKING_FILENAME"),
         Flag::both('F', "backing-format", "The backing file's format").of("BACKING_FMT"),
         Flag::both('u', "backing-unsafe", "Do not look at the backing file"),
+        Flag::both('o', "options", "Options of the format; help lists them").of("FMT_OPTS"),
     ],
     run,
 };
@@ -50,7 +50,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
             "help" => return call.help(),
             "format" => asked.format = Some(text(&value)),
             "options" => asked.options.add(&value)?,
-            "backing" => asked.backing = Some(text(&value)),
+            "backing" => asked.backing = Some(utf8(&value)?),
             "backing-format" => asked.backing_format = Some(text(&value)),
             "backing-unsafe" => asked.unchecked = true,
             "quiet" => asked.quiet = true,
@@ -154,7 +154,7 @@ fn create(
         policy: if as_qemu() { Policy::Any } else { Policy::Local },
         probing: if as_qemu() { Probing::Trusting } else { Probing::Front },
         lenient: as_qemu(),
-        in_place: as_qemu(),
+        replace: replace(),
         secrets: asked.opening.secrets.clone().by_name(),
         qemu_choices: true,
         ..Create::default()
@@ -199,6 +199,7 @@ fn create(
             format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", path.display())
                 .into()
         }
+        _ if is_too_long(&error) => too_large(format).into(),
         (ErrorKind::NoSpace, Some(system)) => format!("Could not resize image: {system}").into(),
         (_, Some(system)) => {
             let file = error.image_name().map_or_else(|| name.to_owned(), str::to_owned);
@@ -206,6 +207,13 @@ fn create(
         }
         (_, None) => said(&error).to_owned().into(),
     })
+}
+
+fn too_large(format: &dyn Format) -> String {
+    let name = format.names()[0]; // never empty: every format has a name
+    let has_clusters = format.options().iter().any(|option| option.name == "cluster_size");
+    let advice = if has_clusters { " (try using a larger cluster size)" } else { "" };
+    format!("The image size is too large for file format '{name}'{advice}")
 }
 
 /// The backing file that the flags or the options name, which goes among the options. Errors: it makes no sense.

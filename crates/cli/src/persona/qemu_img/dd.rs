@@ -1,17 +1,17 @@
 //! `qemu-img dd`, with Proxmox's additions: `isize=`, `osize=`, `-n`, and streams where `if=` or `of=` names no file.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use cowhand::{Cache, Dd, DdInput, DdOutput, DdStep, Error, ErrorKind, Failed, Name, Open, dd, format, open};
 
-use super::errors::{could_not_open, why, why_not_made};
+use super::errors::{could_not_open, whole, why, why_not_made};
 use super::source::{Opening, Source};
 use super::{Call, Failure, Flag, Outcome, Verb, says, text, values};
 use crate::exit::DONE;
-use crate::persona::compat::as_qemu;
+use crate::persona::compat::replace;
 use crate::persona::complain;
 use crate::progress::Meter;
 
@@ -21,10 +21,10 @@ pub(super) const VERB: Verb = Verb {
     operands: "[bs=BLOCK_SIZE] [count=BLOCKS] [skip=BLOCKS] [isize=SIZE] [osize=SIZE] [if=INPUT] [of=OUTPUT]",
     flags: &[
         Flag::both('h', "help", "Show this"),
-        Flag::both('f', "format", "The input's format").of("FMT"),
         Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
-        Flag::long("image-opts", "INPUT is a description of an image, not a path"),
+        Flag::both('f', "format", "The input's format").of("FMT"),
         Flag::both('O', "output-format", "The output's format; raw if not given").of("OUTPUT_FMT"),
+        Flag::long("image-opts", "INPUT is a description of an image, not a path"),
         Flag::both('U', "force-share", "Open the input although another program uses it"),
         Flag::short('n', "no-create", "Write into an output that is there"),
     ],
@@ -61,7 +61,8 @@ impl Operands {
                 _ => return Err(unknown(name)),
             }
         }
-        if all.from.is_none() && all.to.is_none() {
+        // Nobody reads a disk off a terminal.
+        if all.to.is_none() && (all.from.is_none() || io::stdout().is_terminal()) {
             return Err(says("Must specify both input and output files"));
         }
         let is_file = |name: &OsString| name.as_bytes() != STREAM;
@@ -97,7 +98,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
         format: target_format,
         cache: Cache::Writeback,
         no_create,
-        in_place: as_qemu(),
+        replace: replace(),
         skip_past_end: true,
         qemu_choices: true,
         ..how
@@ -153,5 +154,5 @@ fn complaint(
 }
 
 fn told(path: &Path, error: &Error) -> String {
-    if error.os_error().is_some() { why(path, error) } else { error.to_string() }
+    if error.os_error().is_some() { why(path, error) } else { whole(error) }
 }

@@ -2,9 +2,15 @@
 
 use std::path::Path;
 
-use cowhand::{Error, ErrorKind};
+use cowhand::{Error, ErrorKind, Printable};
+use rustix::io::Errno;
 
 use super::{Failure, says};
+
+/// No file can be as long as this one was to be.
+pub(super) fn is_too_long(error: &Error) -> bool {
+    error.code() == Some(Errno::FBIG.raw_os_error())
+}
 
 /// An image, called `name` by the caller, could not be opened.
 pub(super) fn could_not_open(name: &str, path: &Path, error: &Error) -> Failure {
@@ -23,6 +29,14 @@ pub(super) fn could_not_open_one(name: &str, path: &Path, error: &Error) -> Fail
 /// What is wrong, in the words by which users of QEMU know it, or else in ours.
 pub(super) fn said(error: &Error) -> &str {
     error.sentence().unwrap_or(error.message())
+}
+
+/// All of it but the advice, which is for users of cowhand's own words.
+pub(super) fn whole(error: &Error) -> String {
+    match error.image_name() {
+        Some(image) => format!("{}: {}", Printable(image), error.without_image()),
+        None => error.without_image().to_string(),
+    }
 }
 
 /// Why the file `path` cannot be opened as an image, or what it stands on cannot.
@@ -49,8 +63,11 @@ pub(super) fn reason(path: &Path, error: &Error) -> String {
 
 /// Why the target `name` could not be made.
 pub(super) fn why_not_made(name: &str, error: &Error) -> String {
+    // Of several files it may be another one.
+    let name = error.image_name().unwrap_or(name);
     match (error.kind(), error.os_error()) {
         (ErrorKind::Locked, _) => why(name.as_ref(), error),
+        (_, Some(system)) if is_too_long(error) => format!("Could not resize file: {system}"),
         (_, Some(system)) => format!("Could not create '{name}': {system}"),
         (_, None) => said(error).to_owned(),
     }

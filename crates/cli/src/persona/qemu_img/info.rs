@@ -16,12 +16,11 @@ pub(super) const VERB: Verb = Verb {
     flags: &[
         Flag::both('h', "help", "Show this"),
         Flag::both('f', "format", "The image's format; by its content if not given").of("FMT"),
-        Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
-        Flag::long("backing-chain", "Look at what the image stands on too"),
-        Flag::both('U', "force-share", "Look at the image although another program writes to it"),
-        Flag::long("limits", "Accepted; local files have no limits to tell"),
         Flag::long("output", "How to print it: human or json").of("OFMT"),
+        Flag::long("backing-chain", "Look at what the image stands on too"),
         Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
+        Flag::both('U', "force-share", "Look at the image although another program writes to it"),
     ],
     run,
 };

@@ -1,6 +1,6 @@
 //! `qemu-img map`.
 
-use cowhand::{MapEntry, map_as_qemu, open};
+use cowhand::{MapEntry, file_name, map_as_qemu, open};
 
 use super::source::Opening;
 use super::values::size;
@@ -15,12 +15,12 @@ pub(super) const VERB: Verb = Verb {
     flags: &[
         Flag::both('h', "help", "Show this"),
         Flag::both('f', "format", "The image's format; by its content if not given").of("FMT"),
+        Flag::long("output", "How to print it: human or json").of("OFMT"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
+        Flag::both('U', "force-share", "Look at the image although another program writes to it"),
         Flag::both('s', "start-offset", "Where to begin, in bytes of the disk").of("OFFSET"),
         Flag::both('l', "max-length", "How many bytes of the disk to look at").of("LENGTH"),
-        Flag::long("output", "How to print it: human or json").of("OFMT"),
-        Flag::both('U', "force-share", "Look at the image although another program writes to it"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
     ],
     run,
 };
@@ -51,6 +51,12 @@ fn run(call: &mut Call<'_>) -> Outcome {
     match form {
         Form::Human => {
             heading(out)?;
+            // What a description puts between an image and its file has a name of its own.
+            let described = source
+                .open
+                .node
+                .is_some()
+                .then(|| (source.path.display().to_string(), file_name(&source.path, &source.open)));
             let mut unplaced = false;
             if !nothing {
                 map_as_qemu(&disk, start, length, |entry| {
@@ -58,7 +64,13 @@ fn run(call: &mut Call<'_>) -> Outcome {
                         return Ok(());
                     }
                     unplaced = entry.offset.is_none();
-                    if unplaced { Ok(()) } else { line(entry, out) }
+                    match (unplaced, &described) {
+                        (true, _) => Ok(()),
+                        (false, Some((file, name))) if entry.depth == 0 && entry.filename == *file => {
+                            line(&MapEntry { filename: name.clone(), ..entry.clone() }, out)
+                        }
+                        (false, _) => line(entry, out),
+                    }
                 })?;
             }
             if unplaced {

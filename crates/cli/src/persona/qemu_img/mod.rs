@@ -161,13 +161,18 @@ fn usage(verb: &str, text: &str) -> Failure {
 impl From<cowhand::Error> for Failure {
     fn from(error: cowhand::Error) -> Failure {
         let status = if error.kind() == ErrorKind::Cancelled { STOPPED } else { FAILED };
-        Failure { status, text: format!("qemu-img: {error}") }
+        Failure { status, text: format!("qemu-img: {}", errors::whole(&error)) }
     }
 }
 
 /// A word's text, for messages and names of formats.
 fn text(word: &OsStr) -> String {
     word.to_string_lossy().into_owned()
+}
+
+/// What goes into an image, or describes one: text that is the word's own.
+fn utf8(word: &OsStr) -> Result<String, Failure> {
+    word.to_str().map(str::to_owned).ok_or_else(|| says(format!("'{}' is not UTF-8", word.display())))
 }
 
 fn version(out: &mut Output) -> Outcome {

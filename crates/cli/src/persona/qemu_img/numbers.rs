@@ -15,7 +15,11 @@ pub(super) fn size(word: &str) -> Result<u64, Wrong> {
     match hexadecimal(digits) {
         Some(_) if negative => Err(Wrong::Form),
         Some(digits) => whole(digits, 16),
-        None if negative => decimal(digits).and(Err(Wrong::Range)),
+        // Of a negative one only that is said which has no unit and no units before a fraction.
+        None if negative => match digits.strip_prefix('.').unwrap_or(digits) {
+            plain if whole(plain, 10) == Err(Wrong::Form) => Err(Wrong::Form),
+            _ => Err(Wrong::Range),
+        },
         None => decimal(digits),
     }
 }
@@ -114,12 +118,13 @@ mod tests {
         ] {
             assert_eq!(size(word), Ok(bytes), "{word}");
         }
-        for word in
-            ["", ".", ".k", "x", "1.5", "1.5b", "1..k", "1e3", "1MB", "1 M", "0x", "0x1k", "+-1", "++1"]
-        {
+        for word in [
+            "", ".", ".k", "x", "1.5", "1.5b", "1..k", "1e3", "1MB", "1 M", "0x", "0x1k", "+-1", "++1",
+            "-1k", "-0.0", "-1.",
+        ] {
             assert_eq!(size(word), Err(Wrong::Form), "{word}");
         }
-        for word in ["-1", "-0", "16E", "18446744073709551616", "99999999999999999999k"] {
+        for word in ["-1", "-0", "-.5", "16E", "18446744073709551616", "99999999999999999999k"] {
             assert_eq!(size(word), Err(Wrong::Range), "{word}");
         }
     }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use cowhand::{FILE_OPTIONS, Format, OptionKind, OptionSpec, Owner, Result as Done};
 
 use super::numbers::{self, Wrong, not_a_size};
-use super::{Failure, says, text};
+use super::{Failure, says, utf8};
 use crate::output::Output;
 use crate::verbs::formats;
 
@@ -16,7 +16,7 @@ pub(super) struct Lists(Vec<String>);
 impl Lists {
     /// Another list. Errors: it has an empty part.
     pub(super) fn add(&mut self, word: &OsStr) -> Result<(), Failure> {
-        let list = text(word);
+        let list = utf8(word)?;
         let parts = parts(&list);
         if parts.iter().any(|part| part.is_empty() || part.starts_with(',')) {
             return Err(says(format!("Invalid option list: {list}")));

@@ -19,18 +19,18 @@ pub(super) const VERB: Verb = Verb {
         Flag::both('h', "help", "Show this"),
         Flag::both('q', "quiet", "Print nothing"),
         Flag::both('p', "progress", "Show how far it is"),
-        Flag::both('f', "format", "The image's format").of("FMT"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
+        Flag::both('U', "force-share", "Open the backing file although another program uses it"),
+        Flag::both('f', "format", "The image's format").of("FMT"),
         Flag::both('t', "cache", "The image's cache mode; writeback if not given").of("CACHE"),
+        Flag::both('c', "compress", "Write what has to be written compressed"),
         Flag::both('b', "backing", "The new backing file, as the image is to name it; \"\" for none")
             .of("BACKING_FILENAME"),
         Flag::both('F', "backing-format", "The new backing file's format").of("BACKING_FMT"),
         Flag::both('T', "backing-cache", "The new backing file's cache mode; writeback if not given")
             .of("CACHE"),
         Flag::both('u', "backing-unsafe", "Only change the name: the disk is whatever the new one makes it"),
-        Flag::both('c', "compress", "Write what has to be written compressed"),
-        Flag::both('U', "force-share", "Open the backing file although another program uses it"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
     ],
     run,
 };

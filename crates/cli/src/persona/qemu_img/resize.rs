@@ -1,6 +1,6 @@
 //! `qemu-img resize`.
 
-use cowhand::{ErrorKind, NewSize, Open, Prealloc, Resize, open, resize};
+use cowhand::{ErrorKind, NewSize, Open, Prealloc, Resize, open, resize_opened};
 
 use super::errors::said;
 use super::numbers::{self, not_a_size};
@@ -16,12 +16,12 @@ pub(super) const VERB: Verb = Verb {
     flags: &[
         Flag::both('h', "help", "Show this"),
         Flag::both('q', "quiet", "Print nothing"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::both('f', "format", "The image's format").of("FMT"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
-        Flag::long("shrink", "The disk may become shorter: what is cut off is gone"),
         Flag::long("preallocation", "How what is new is laid out: off, metadata, falloc or full")
             .of("PREALLOC"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
+        Flag::long("shrink", "The disk may become shorter: what is cut off is gone"),
     ],
     run,
 };
@@ -64,7 +64,6 @@ fn run(call: &mut Call<'_>) -> Outcome {
         .map_err(|error| source.failed(&error))?;
     let (before, format) = (disk.size(), parameters::format(disk.top().format));
     let bare = format.is_some_and(|format| format.is_bare());
-    drop(disk);
     // As C reckons it.
     let after = match sign {
         0 => bytes.cast_signed(),
@@ -92,7 +91,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
         return Err(says("The new size must be a multiple of 512"));
     }
     let how = Resize { open: source.open, size: NewSize::To(after), shrink, force: false, prealloc };
-    resize(&source.path, &how).map_err(|error| match error.kind() {
+    resize_opened(disk, &source.path, &how).map_err(|error| match error.kind() {
         ErrorKind::Cancelled => error.into(),
         _ => says(said(&error)),
     })?;

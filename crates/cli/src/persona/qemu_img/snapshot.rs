@@ -16,14 +16,14 @@ pub(super) const VERB: Verb = Verb {
     flags: &[
         Flag::both('h', "help", "Show this"),
         Flag::both('q', "quiet", "Print nothing but the list"),
+        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
         Flag::both('f', "format", "The image's format").of("FMT"),
         Flag::long("image-opts", "FILENAME is a description of an image, not a path"),
         Flag::both('U', "force-share", "Open the image although another program uses it"),
         Flag::both('l', "list", "List them (this is done where nothing else is asked for)"),
-        Flag::both('c', "create", "Make one").of("SNAPSHOT"),
         Flag::both('a', "apply", "Go back to one").of("SNAPSHOT"),
+        Flag::both('c', "create", "Make one").of("SNAPSHOT"),
         Flag::both('d', "delete", "Take one away").of("SNAPSHOT"),
-        Flag::long("object", "A secret: secret,id=ID,file=PATH").of("OBJDEF"),
     ],
     run,
 };

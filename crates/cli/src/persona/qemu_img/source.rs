@@ -8,7 +8,7 @@ use cowhand::{
 };
 
 use super::errors::could_not_open;
-use super::{Failure, says, text};
+use super::{Failure, says, text, utf8};
 use crate::objects::SecretObject;
 use crate::persona::compat::as_qemu;
 use crate::persona::complain;
@@ -87,7 +87,7 @@ impl Opening {
             ..Open::default()
         };
         let meant = if self.image_opts {
-            Name::Node(self.described(&name)?.node().map_err(failed)?)
+            Name::Node(self.described(&utf8(word)?)?.node().map_err(failed)?)
         } else {
             Name::of(Path::new(word), self.format.as_deref()).map_err(failed)?
         };

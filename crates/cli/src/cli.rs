@@ -71,7 +71,7 @@ pub(crate) fn command() -> clap::Command {
 
 /// Does what `words` say. The answer is the exit status.
 pub(crate) fn run(words: Vec<OsString>) -> u8 {
-    signals::fail_at_the_file_size_limit();
+    signals::outlive();
     let mut out = Output::new();
     let outcome = parse(&words).and_then(|cli| match cli {
         Parsed::Verb(verb) => perform(*verb, &mut out),

@@ -10,6 +10,7 @@ mod keys;
 mod objects;
 mod output;
 mod page;
+mod patient;
 mod persona;
 mod progress;
 mod signals;

@@ -56,13 +56,16 @@ impl Output {
 
 /// Standard output for bytes that are no text. Errors: a person would see them.
 pub(crate) fn standard_output() -> Result<File> {
-    let stdout = io::stdout();
-    if stdout.is_terminal() {
+    if io::stdout().is_terminal() {
         return Err(Error::invalid("an image is nothing for a terminal")
             .hint("redirect standard output into a file or a pipe"));
     }
-    // Not through the standard handle, which looks for lines.
-    let to = stdout.as_fd().try_clone_to_owned();
+    unbuffered_output()
+}
+
+/// Standard output, not through the standard handle: that one looks for lines, and is locked by who waits for it.
+pub(crate) fn unbuffered_output() -> Result<File> {
+    let to = io::stdout().as_fd().try_clone_to_owned();
     Ok(to.map_err(|error| Error::io("cannot write to standard output", error))?.into())
 }
 

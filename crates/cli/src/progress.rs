@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use cowhand::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::signals::Stop;
+use crate::persona::complain;
+use crate::signals::{Stop, is_asked_how_far};
 
 /// Draws progress, and passes on the wish to stop.
 pub(crate) struct Meter {
@@ -67,6 +68,11 @@ impl Meter {
         }
     }
 
+    /// The wish to stop, for who waits otherwise.
+    pub(crate) fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
     /// All is done.
     pub(crate) fn finish(self) {
         self.begin();
@@ -97,11 +103,17 @@ impl Progress for Meter {
             return ControlFlow::Break(());
         }
         self.begin();
+        let now = || {
+            let now = (u128::from(done) * u128::from(WHOLE)).checked_div(u128::from(total));
+            now.map_or(WHOLE, |now| now.min(u128::from(WHOLE)) as u64)
+        };
+        if is_asked_how_far() && !matches!(self.shown, Shown::Percent(_)) {
+            complain(&percent(now()));
+        }
         match &self.shown {
             Shown::Nothing => {}
             Shown::Percent(last) => {
-                let now = (u128::from(done) * u128::from(WHOLE)).checked_div(u128::from(total));
-                let now = now.map_or(WHOLE, |now| now.min(u128::from(WHOLE)) as u64);
+                let now = now();
                 // Held until it is printed: several threads tell of what they did, and the last line is the last word.
                 let _turn = std::io::stdout().lock();
                 let moved = |last: u64| (now >= last + STEP || now == WHOLE && last < WHOLE).then_some(now);
@@ -133,8 +145,12 @@ fn new_bar(done: u64, total: u64, since: Instant) -> ProgressBar {
     bar
 }
 
+fn percent(hundredths: u64) -> String {
+    format!("    ({}.{:02}/100%)", hundredths / 100, hundredths % 100)
+}
+
 fn print_percent(hundredths: u64) {
-    to_stdout(&format!("    ({}.{:02}/100%)\r", hundredths / 100, hundredths % 100));
+    to_stdout(&format!("{}\r", percent(hundredths)));
 }
 
 /// Progress that cannot be shown is no reason to stop.

@@ -1,12 +1,16 @@
-//! Signals: the first one asks what is under way to stop and tidy up, the second ends the program.
+//! Signals: the first one asks what is under way to stop and tidy up, the second ends the program. `SIGUSR1` asks how far
+//! it has come.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXCPU, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::exit::STOPPED;
+
+/// Those that end a program which does nothing about them: its partial target would be left behind.
+const STOP: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGALRM];
 
 /// Set once somebody asked to stop.
 #[derive(Clone, Debug, Default)]
@@ -16,7 +20,8 @@ impl Stop {
     /// Listens from here on. Where the system refuses, signals do what they do by default.
     pub(crate) fn on_signals() -> Stop {
         let stop = Stop::default();
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let ignored = ignored();
+        for signal in STOP.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0) {
             // In this order: the second signal finds the flag set by the first.
             let _ = flag::register_conditional_shutdown(signal, i32::from(STOPPED), stop.0.clone());
             let _ = flag::register(signal, stop.0.clone());
@@ -27,10 +32,30 @@ impl Stop {
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
+
+    #[cfg(test)]
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
-/// A file that reaches the limit of sizes shall fail to grow, with an error that can be told; by default the program
-/// would be killed and leave its partial target behind.
-pub(crate) fn fail_at_the_file_size_limit() {
+/// The signals that who started the program wants ignored, as `nohup` does, a bit each from signal 1 on.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// What would kill the program by default, and shall not. A file that reaches the limit of sizes shall fail to grow, with
+/// an error that can be told; and `SIGUSR1` is a question.
+pub(crate) fn outlive() {
     let _ = flag::register(SIGXFSZ, Arc::default());
+    let _ = flag::register(SIGUSR1, ASKED.get_or_init(Arc::default).clone());
+}
+
+/// Somebody asked how far it has come since this was asked last.
+pub(crate) fn is_asked_how_far() -> bool {
+    ASKED.get().is_some_and(|asked| asked.load(Ordering::Relaxed) && asked.swap(false, Ordering::Relaxed))
 }

@@ -4,8 +4,10 @@
 mod common;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{PROGRAM, bad, command, finish, good, names, noise, one_line, wait_until};
 
@@ -39,7 +41,7 @@ fn signal(child: &Child, name: &str) {
 
 #[test]
 fn an_interrupt_takes_the_partial_away() {
-    for name in ["INT", "TERM", "HUP"] {
+    for name in ["INT", "TERM", "HUP", "QUIT", "XCPU", "ALRM"] {
         let (dir, child) = under_way(&[]);
         signal(&child, name);
         let said = one_line(&finish(child), 130);
@@ -77,6 +79,95 @@ fn an_interrupt_is_heard_while_standard_input_gives_nothing() {
         assert_eq!(names(dir.path()), ["target.qcow2"]);
         assert_eq!(fs::read(dir.path().join("target.qcow2")).unwrap(), OLD);
     }
+}
+
+#[test]
+fn what_was_to_be_ignored_is_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("source.raw"), noise(1 << 20)).unwrap();
+    let script = format!("trap '' HUP; exec '{PROGRAM}' convert -r 512k source.raw target.qcow2");
+    let child = command("sh", dir.path(), &["-c", &script]).spawn().unwrap();
+    wait_until(|| partial(dir.path()).is_some());
+    signal(&child, "HUP");
+    signal(&child, "HUP");
+    let output = finish(child);
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    assert_eq!(names(dir.path()), ["source.raw", "target.qcow2"]);
+}
+
+#[test]
+fn it_says_how_far_it_has_come_when_it_is_asked() {
+    let (_dir, child) = under_way(&[]);
+    signal(&child, "USR1");
+    std::thread::sleep(Duration::from_millis(200));
+    signal(&child, "INT");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    let first = said.lines().next().unwrap();
+    assert!(first.starts_with("    (") && first.ends_with("/100%)"), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+/// The program catches that signal by now.
+fn listens(child: &Child, signal: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let caught =
+        status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_owned();
+    u64::from_str_radix(&caught, 16).unwrap() & (1 << (signal - 1)) != 0
+}
+
+/// Standard input that gives nothing, standard output that is full, and named pipes with no other end.
+#[test]
+fn an_interrupt_is_heard_while_the_other_end_of_a_pipe_does_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.raw"), noise(16 << 20)).unwrap();
+    assert!(Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap().success());
+    let before = names(dir.path());
+    let disk = "disk=a.raw";
+    for words in [
+        &["vma", "list", "-"][..],
+        &["vma", "config", "-"],
+        &["vma", "verify", "-"],
+        &["vma", "extract", "-", "out"],
+        &["vma", "extract", "-r", "pipe", "-", "out"],
+        &["vma", "list", "pipe"],
+        &["vma", "create", "pipe", "-d", disk],
+        &["vma", "create", "-", "-d", disk],
+        &["vma", "create", "/dev/stdout", "-d", disk],
+        &["vma", "create", "exec:exec sleep 20 2>&-", "-d", disk],
+        &["stream", "pipe", "b.raw"],
+        &["stream", "a.raw", "-"],
+        &["dd", "if=a.raw", "bs=1M"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut waiting = command(PROGRAM, dir.path(), words);
+        let child = waiting.stdin(Stdio::piped()).stdout(writer).spawn().unwrap();
+        wait_until(|| listens(&child, 2));
+        std::thread::sleep(Duration::from_millis(150));
+        let since = Instant::now();
+        signal(&child, "INT");
+        let said = one_line(&finish(child), 130);
+        assert!(said.contains("stopped on request"), "{words:?}: {said}");
+        assert!(since.elapsed() < Duration::from_secs(10), "{words:?}");
+        assert_eq!(names(dir.path()), before, "{words:?}");
+        drop(reader);
+    }
+}
+
+/// Ctrl-C ends the command that takes the archive too, which is not why there is none.
+#[test]
+fn an_interrupt_of_all_is_no_fault_of_the_command() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.raw"), noise(16 << 20)).unwrap();
+    let words = ["vma", "create", "exec:sleep 20; cat >out", "-d", "disk=a.raw"];
+    let child = command(PROGRAM, dir.path(), &words).process_group(0).spawn().unwrap();
+    wait_until(|| listens(&child, 2));
+    std::thread::sleep(Duration::from_millis(300));
+    let all = format!("-{}", child.id());
+    assert!(Command::new("kill").args(["-s", "INT", "--", &all]).status().unwrap().success());
+    let said = one_line(&finish(child), 130);
+    assert!(said.contains("stopped on request"), "{said}");
 }
 
 /// Stopped in the middle, the disk reads the same, and the work can be done again.

@@ -85,7 +85,7 @@ pub(crate) fn called(name: &OsString) -> Option<&'static Persona> {
 impl Persona {
     /// Does what `words`, those behind the name, say. The answer is the exit status.
     pub(crate) fn run(&self, words: &[OsString]) -> u8 {
-        signals::fail_at_the_file_size_limit();
+        signals::outlive();
         let mut out = if compat::as_qemu() { Output::new().lossy() } else { Output::new() };
         let outcome = (self.run)(words, &mut out);
         // What was printed comes before the complaint, where both go to one place.

@@ -6,7 +6,8 @@ use std::path::Path;
 use cowhand::{Cache, Dd, DdInput, DdOutput, Error, Result, dd, parse_size};
 
 use crate::exit::{DONE, Outcome};
-use crate::output::Output;
+use crate::output::{Output, unbuffered_output};
+use crate::patient::Patient;
 use crate::progress::Meter;
 use crate::sources::{Parents, Sharing, Source, note_on_sectors};
 
@@ -98,16 +99,19 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
         no_create: args.no_create,
         ..Dd::default()
     };
-    let mut output = io::stdout().lock();
+    let meter = Meter::new(false, false);
+    let mut output;
     let from = match &operands.from {
         Some(_) => DdInput::Image(&source.path),
         None => DdInput::Stream(Box::new(io::stdin())),
     };
     let to = match &operands.to {
         Some(path) => DdOutput::Image(Path::new(path)),
-        None => DdOutput::Stream(&mut output),
+        None => {
+            output = Patient::over(unbuffered_output()?, meter.stop());
+            DdOutput::Stream(&mut output)
+        }
     };
-    let meter = Meter::new(false, false);
     let done = dd(from, to, &how, &meter)?;
     meter.finish();
     if operands.to.is_some() {

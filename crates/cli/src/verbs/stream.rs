@@ -12,7 +12,9 @@ use cowhand::{Cache, Error, Open, Printable, Result, parse_option_string, parse_
 use crate::consumer::For;
 use crate::exit::{DONE, Failure, Outcome, stream::CANNOT_KNOW};
 use crate::output::{Output, json, standard_output};
+use crate::patient::Patient;
 use crate::progress::Meter;
+use crate::signals::Stop;
 use crate::sizes::Size;
 use crate::sources::{self, Parents, Sharing, note_on_sectors};
 use crate::verbs::Form;
@@ -278,7 +280,7 @@ fn summary(out: &mut Output, source: &str, target: &str, done: &Streamed, since:
 /// Standard output.
 #[derive(Debug)]
 struct Pipe {
-    to: File,
+    to: Patient,
     size_to: Option<File>,
 }
 
@@ -287,7 +289,7 @@ const CHUNK: usize = 256 << 10;
 
 impl Pipe {
     fn new(size_to: Option<&Path>) -> Result<Pipe> {
-        let to = standard_output()?;
+        let to = Patient::over(standard_output()?, Stop::on_signals());
         let size_to = match size_to {
             Some(path) => {
                 let file = File::options().write(true).create(true).truncate(true).open(path);
@@ -315,7 +317,7 @@ impl Deliver for Pipe {
         let mut buf = vec![0; CHUNK];
         loop {
             let n = match body.read(&mut buf) {
-                Ok(0) => return Ok(()),
+                Ok(0) => return self.to.flush().map_err(failed),
                 Ok(n) => n,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Error::io("cannot read the stream", error)),

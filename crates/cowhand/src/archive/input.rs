@@ -11,7 +11,7 @@ use cowhand_core::{
 use super::rescue::Sectors;
 use crate::plan::report;
 use crate::registry;
-use crate::stream::pipe::{Ahead, Counted, Counter};
+use crate::stream::pipe::{Ahead, Counted, Counter, aside};
 use crate::stream::{From, Incoming, file_in_order};
 
 /// What a way of packing and a format are told by.
@@ -107,7 +107,7 @@ impl<'a> Unpacked<'a> {
                 let file = FileStorage::open(path, Access::Read, Lock::None, Cache::default())?;
                 Unpacked::rescued(Arc::new(file), progress)
             }
-            From::File(path) => Unpacked::in_order(file_in_order(path)?, progress),
+            From::File(path) => Unpacked::in_order(file_in_order(path, progress)?, progress),
             From::Bytes(incoming) => Unpacked::in_order(incoming, progress),
         }
     }
@@ -116,7 +116,11 @@ impl<'a> Unpacked<'a> {
         let Incoming { len, bytes, .. } = incoming;
         let counter = Counter::default();
         let mut bytes = Counted { from: bytes, counter: counter.clone() };
-        let head = head_of(&mut bytes)?;
+        let (head, bytes) = match len {
+            Some(_) => (head_of(&mut bytes), bytes),
+            None => aside(progress, move || (head_of(&mut bytes), bytes))?,
+        };
+        let head = head?;
         let packing = cowhand_packed::detect(&head);
         let bytes: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(bytes));
         let bytes: Bytes<'a> = match packing {

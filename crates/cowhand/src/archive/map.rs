@@ -3,19 +3,15 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
 
-use cowhand_core::{Cache, Error, ErrorKind, Progress, Result};
+use cowhand_core::{Cache, Error, Progress, Result};
 
-use crate::plan::report;
+use crate::stream::pipe::aside;
 
 /// The longest line, in bytes.
 const LONGEST: u64 = 64 << 10;
 /// More lines than an archive can have disks.
 const MOST: usize = 4096;
-/// How often somebody who waits for a line looks whether to go on waiting.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,22 +134,10 @@ fn number(text: &str) -> Option<u64> {
 /// The lines of the file or named pipe `path`, to its end, an empty line, or `done`. Waits for them; `progress` is asked
 /// meanwhile whether to go on.
 pub(super) fn read(path: &Path, progress: &dyn Progress) -> Result<Vec<MapLine>> {
-    let (to, lines) = sync_channel(1);
     let file = path.to_owned();
-    // Left behind where nobody ever writes to the pipe: opening it waits, too.
-    std::thread::spawn(move || {
-        let _ = to.send(File::open(&file).map_err(failed).and_then(texts));
-    });
-    let texts = loop {
-        report(progress, 0, 1)?;
-        match lines.recv_timeout(PATIENCE) {
-            Ok(texts) => break texts.map_err(|error| error.image(path.display()))?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::new(ErrorKind::Io, "the thread that reads the map has ended too early"));
-            }
-        }
-    };
+    // Where nobody ever writes to the pipe, opening it waits, too.
+    let texts = aside(progress, move || File::open(&file).map_err(failed).and_then(texts))?;
+    let texts = texts.map_err(|error| error.image(path.display()))?;
     texts.iter().map(|text| MapLine::parse(text).map_err(|error| error.image(path.display()))).collect()
 }
 

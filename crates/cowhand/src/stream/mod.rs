@@ -144,7 +144,7 @@ impl Streamed {
 /// bytes where the source proves to be broken or to have changed.
 pub fn stream(from: From<'_>, to: To<'_>, how: &Stream, progress: &dyn Progress) -> Result<Streamed> {
     let incoming = match from {
-        From::File(path) => match in_order(path, how)? {
+        From::File(path) => match in_order(path, how, progress)? {
             None => return give::give(path, to, how, progress),
             Some(incoming) => incoming,
         },
@@ -167,7 +167,7 @@ pub fn stream(from: From<'_>, to: To<'_>, how: &Stream, progress: &dyn Progress)
 /// What the front of a stream tells, read no further than that takes.
 pub fn front(from: From<'_>, how: &Stream, progress: &dyn Progress) -> Result<Front> {
     let incoming = match from {
-        From::File(path) => file_in_order(Part::of(path).file)?,
+        From::File(path) => file_in_order(Part::of(path).file, progress)?,
         From::Bytes(incoming) => incoming,
     };
     let mut parts = Parts::of(incoming, how, progress)?;
@@ -211,7 +211,7 @@ impl Front {
 }
 
 /// What of `path` is read from front to back: all but an image, which can be gone back and forth in.
-fn in_order(path: &Path, how: &Stream) -> Result<Option<Incoming>> {
+fn in_order(path: &Path, how: &Stream, progress: &dyn Progress) -> Result<Option<Incoming>> {
     // A disk of an archive is found in it as an image's blocks are.
     if Part::of(path).disk.is_some() {
         return Ok(None);
@@ -219,14 +219,15 @@ fn in_order(path: &Path, how: &Stream) -> Result<Option<Incoming>> {
     let failed = |error| Error::io("cannot open", error).image(path.display());
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if kind.is_fifo() || kind.is_char_device() || kind.is_socket() {
-        return file_in_order(path).map(Some);
+        return file_in_order(path, progress).map(Some);
     }
     if !kind.is_file() {
         return Ok(None);
     }
     let mut head = Vec::new();
     File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head)).map_err(failed)?;
-    if packed(&head, how)? && !holds_disks(path, how)? { file_in_order(path).map(Some) } else { Ok(None) }
+    let as_it_comes = packed(&head, how)? && !holds_disks(path, how)?;
+    as_it_comes.then(|| file_in_order(path, progress)).transpose()
 }
 
 /// What is packed in the file is a backup archive.
@@ -238,9 +239,13 @@ fn holds_disks(path: &Path, how: &Stream) -> Result<bool> {
     Ok(content.map_err(|error| error.image(path.display()))?.packing.is_some())
 }
 
-pub(crate) fn file_in_order(path: &Path) -> Result<Incoming> {
+pub(crate) fn file_in_order(path: &Path, progress: &dyn Progress) -> Result<Incoming> {
     let failed = |error| Error::io("cannot open", error).image(path.display());
-    let file = File::open(path).map_err(failed)?;
+    // A named pipe is not open before somebody opens its other end.
+    let waits = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    let owned = path.to_owned();
+    let file = if waits { pipe::aside(progress, move || File::open(owned))? } else { File::open(path) };
+    let file = file.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let len = metadata.is_file().then_some(metadata.len());
     Ok(Incoming { name: path.display().to_string(), len, bytes: Box::new(file) })

@@ -47,6 +47,27 @@ fn pump(mut from: impl Read, to: &SyncSender<Chunk>) {
     }
 }
 
+/// What `work` gives, which is done on a thread that is left behind where it waits for what never comes: so a wish to stop
+/// is heard meanwhile.
+pub(crate) fn aside<T: Send + 'static>(
+    progress: &dyn Progress,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let (to, done) = sync_channel(1);
+    std::thread::spawn(move || {
+        let _ = to.send(work());
+    });
+    loop {
+        match done.recv_timeout(PATIENCE) {
+            Ok(done) => return Ok(done),
+            Err(RecvTimeoutError::Timeout) => report(progress, 0, 1)?,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::new(ErrorKind::Io, "the thread that waits has ended too early"));
+            }
+        }
+    }
+}
+
 /// How many bytes went by.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counter(Arc<AtomicU64>);

@@ -1,15 +1,18 @@
 //! Where an archive goes that is made: a file, standard output, a command.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use cowhand::archive::{ArchiveCreated, ArchiveTo, CreateArchive, create_archive};
-use cowhand::{Error, Progress, Result};
+use cowhand::{Error, ErrorKind, Result};
 
+use super::watch::Watch;
 use crate::output::standard_output;
+use crate::patient::{Patient, stopped, unless_stopped};
 
 /// Where the archive goes.
 pub(crate) enum Place {
@@ -33,24 +36,59 @@ impl Place {
         Ok(if word == "/dev/stdout" { Place::Stdout } else { Place::File(word.into()) })
     }
 
-    /// Makes the archive there.
-    pub(crate) fn make(&self, how: &CreateArchive, progress: &dyn Progress) -> Result<ArchiveCreated> {
+    /// Makes the archive there. A wish to stop is heard while the other end of a pipe takes nothing.
+    pub(crate) fn make(&self, how: &CreateArchive, watch: &Watch) -> Result<ArchiveCreated> {
+        let stop = watch.stop();
         match self {
-            Place::File(path) => create_archive(how, ArchiveTo::File(path), progress),
+            Place::File(path) if is_pipe(path) => {
+                let failed = |error| Error::io("cannot open", error).image(path.display());
+                let name = path.clone();
+                let pipe = unless_stopped(&stop, move || File::options().write(true).open(name))?;
+                give(how, path.display().to_string(), Patient::over(pipe.map_err(failed)?, stop), watch)
+            }
+            Place::File(path) => create_archive(how, ArchiveTo::File(path), watch),
             Place::Stdout => {
-                let name = "standard output".to_owned();
-                create_archive(how, ArchiveTo::Bytes { name, to: &mut standard_output()? }, progress)
+                give(how, "standard output".to_owned(), Patient::over(standard_output()?, stop), watch)
             }
             Place::Command(command) => {
-                let mut taker = Taker::start(command)?;
                 let name = command.to_string_lossy().into_owned();
-                let done = create_archive(how, ArchiveTo::Bytes { name, to: &mut taker }, progress);
-                let ended = taker.end();
-                // A command that fails takes no more, which would only say that the pipe is broken.
-                ended.and(done)
+                let (mut taker, pipe) = start(command).map_err(|error| error.image(&name))?;
+                let done = give(how, name.clone(), Patient::over(pipe, stop.clone()), watch);
+                // Who stops us may have stopped the command too, which is why it fails.
+                if done.is_err() && stop.is_set() {
+                    return Err(stopped());
+                }
+                let ended = unless_stopped(&stop, move || taker.wait())?;
+                let ended = ended.map_err(|error| Error::io("cannot wait for", error).image(&name))?;
+                match ended.success() {
+                    // A command that fails takes no more, which would only say that the pipe is broken.
+                    false if stop.is_set() => Err(stopped()),
+                    false => {
+                        Err(Error::new(ErrorKind::Io, format!("the command failed: {ended}")).image(&name))
+                    }
+                    true => done,
+                }
             }
         }
     }
+}
+
+fn give(how: &CreateArchive, name: String, mut to: Patient, watch: &Watch) -> Result<ArchiveCreated> {
+    create_archive(how, ArchiveTo::Bytes { name, to: &mut to }, watch)
+}
+
+/// It is one that has a name.
+fn is_pipe(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+}
+
+/// A command that takes the archive, and where it takes it.
+fn start(command: &OsStr) -> Result<(Child, ChildStdin)> {
+    let failed = |error| Error::io("cannot start", error);
+    let mut child =
+        Command::new("sh").arg("-c").arg(command).stdin(Stdio::piped()).spawn().map_err(failed)?;
+    let pipe = child.stdin.take().ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
+    Ok((child, pipe))
 }
 
 impl std::fmt::Display for Place {
@@ -60,41 +98,5 @@ impl std::fmt::Display for Place {
             Place::Stdout => f.write_str("standard output"),
             Place::Command(command) => write!(f, "exec:{}", command.to_string_lossy()),
         }
-    }
-}
-
-/// A command that takes the archive.
-struct Taker {
-    child: Child,
-    name: String,
-}
-
-impl Taker {
-    fn start(command: &OsStr) -> Result<Taker> {
-        let name = command.to_string_lossy().into_owned();
-        let started = Command::new("sh").arg("-c").arg(command).stdin(Stdio::piped()).spawn();
-        let child = started.map_err(|error| Error::io("cannot start", error).image(&name))?;
-        Ok(Taker { child, name })
-    }
-
-    /// Waits until it has ended.
-    fn end(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let ended =
-            self.child.wait().map_err(|error| Error::io("cannot wait for", error).image(&self.name))?;
-        if ended.success() {
-            return Ok(());
-        }
-        Err(Error::new(cowhand::ErrorKind::Io, format!("the command failed: {ended}")).image(&self.name))
-    }
-}
-
-impl Write for Taker {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        self.child.stdin.as_mut().map_or(Ok(0), |to| to.write(buf))
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.child.stdin.as_mut().map_or(Ok(()), Write::flush)
     }
 }

@@ -9,6 +9,7 @@ use cowhand::archive::DiskArchived;
 use cowhand::{Printable, Progress};
 
 use crate::progress::Meter;
+use crate::signals::Stop;
 
 /// Progress, and under `-v` a line for each percent.
 pub(crate) struct Watch {
@@ -22,6 +23,11 @@ impl Watch {
     /// Shows `meter`, and with `tells` the lines. `zeros` are those of the archive's making.
     pub(crate) fn new(meter: Meter, zeros: Arc<AtomicU64>, tells: bool) -> Watch {
         Watch { meter, zeros, percent: AtomicU64::new(u64::MAX), tells }
+    }
+
+    /// The wish to stop, for who waits otherwise.
+    pub(crate) fn stop(&self) -> Stop {
+        self.meter.stop()
     }
 
     /// It is done, and these disks are in the archive.

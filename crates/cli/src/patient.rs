@@ -12,7 +12,7 @@ use crate::signals::Stop;
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Pieces that are on their way at a time, and bytes of one at most.
 const PIECES: usize = 4;
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 256 << 10;
 
 /// What `work` gives. It is done on a thread that is left behind, waiting, once somebody asks to stop.
 pub(crate) fn unless_stopped<T: Send + 'static>(

@@ -6,9 +6,9 @@ mod common;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
-use common::{PROGRAM, command, finish, good, has, names, noise};
+use common::{PROGRAM, bad, command, finish, good, has, names, noise};
 
 /// Runs it in a shell, where `$cowhand` is the program and qemu-img is it too.
 fn shell(dir: &Path, script: &str) -> Output {
@@ -44,6 +44,18 @@ const CALLS: &[&str] = &[
     "qemu-img snapshot --help",
     "qemu-img snapshot -l a.qcow2",
 ];
+
+#[test]
+fn a_pipe_is_no_target_of_an_image_and_it_is_said_what_writes_into_one() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.raw"), noise(4096)).unwrap();
+    assert!(Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap().success());
+    for target in ["/dev/stdout", "pipe"] {
+        let said = bad(dir.path(), &["convert", "-O", "vma", "a.raw", target], 1);
+        assert!(said.contains("is a pipe") && said.contains("'cowhand stream'"), "{said}");
+        assert!(said.starts_with(&format!("cowhand: {target}: ")), "{said}");
+    }
+}
 
 #[test]
 fn who_reads_no_further_is_no_failure() {

@@ -136,7 +136,13 @@ impl Target {
             return Ok(Target { path, storage, partial: None, device: true });
         }
         let old = match there {
-            Some(_) => Some(FileStorage::open(&path, Access::Write, how.lock, Cache::Unsafe)?),
+            Some(_) => {
+                let old = FileStorage::open(&path, Access::Write, how.lock, Cache::Unsafe);
+                Some(old.map_err(|error| match is_pipe(&path) {
+                    true => error.hint("'cowhand stream' and 'cowhand vma create' write into pipes"),
+                    false => error,
+                })?)
+            }
             None => None,
         };
         // `x/.` is in a folder that is not there.
@@ -268,12 +274,23 @@ fn end_of_links(path: &Path) -> Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..40 {
         match std::fs::read_link(&path) {
-            Ok(to) => path = folder_of(&path).join(to),
+            Ok(to) => {
+                let next = folder_of(&path).join(to);
+                // A descriptor's link leads to a pipe whatever its text names.
+                if std::fs::symlink_metadata(&next).is_err() && std::fs::metadata(&path).is_ok() {
+                    return Ok(path);
+                }
+                path = next;
+            }
             Err(_) => return Ok(path),
         }
     }
     let error = Error::new(ErrorKind::Invalid, "has too many levels of symbolic links");
     Err(error.known_by(Errno::LOOP.raw_os_error()).image(path.display()))
+}
+
+fn is_pipe(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
 }
 
 /// What ends in a slash names a folder, and no file is made of that name.

@@ -224,6 +224,11 @@ impl Error {
         Told(&self.0)
     }
 
+    /// All that is printed but the advice, for who could not follow it.
+    pub fn without_advice(&self) -> impl fmt::Display + '_ {
+        Unadvised(&self.0)
+    }
+
     /// The sentence by which users of QEMU know this failure, where it has one.
     pub fn sentence(&self) -> Option<&str> {
         self.0.sentence.as_deref()
@@ -263,14 +268,23 @@ impl fmt::Display for Printable<'_> {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(image) = &self.0.image {
-            write!(f, "{}: ", Printable(image))?;
-        }
-        Told(&self.0).fmt(f)?;
+        Unadvised(&self.0).fmt(f)?;
         if let Some(hint) = &self.0.hint {
             write!(f, "; {}", Printable(hint))?;
         }
         Ok(())
+    }
+}
+
+/// Which image, what is wrong, and where.
+struct Unadvised<'a>(&'a Inner);
+
+impl fmt::Display for Unadvised<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(image) = &self.0.image {
+            write!(f, "{}: ", Printable(image))?;
+        }
+        Told(self.0).fmt(f)
     }
 }
 
@@ -335,6 +349,10 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "a\\u{1b}[2J.qcow2: L2 entry at offset 65536: points past the end of the file; run 'cowhand check'"
+        );
+        assert_eq!(
+            error.without_advice().to_string(),
+            "a\\u{1b}[2J.qcow2: L2 entry at offset 65536: points past the end of the file"
         );
         assert_eq!(error.kind(), ErrorKind::Corrupt);
     }

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cowhand_core::{Error, ErrorKind, Image, Kind, Link, Result};
+use cowhand_core::{Error, ErrorKind, Image, Kind, Link, Progress, Quiet, Result};
 
-use crate::create::{Create, create};
+use crate::create::{Create, create_with};
 use crate::open::{Open, open};
 use crate::parent::relative_name;
 use crate::registry;
@@ -56,6 +56,11 @@ pub fn depth_over(parent: &Path, how: &Child) -> Result<usize> {
 /// Makes `path` over `parent`. Errors: [`ErrorKind::ChainTooLong`] where the chain would have more layers than
 /// allowed.
 pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
+    child_with(parent, path, how, &Quiet)
+}
+
+/// As [`child`]. Where `progress` asks to stop, nothing is left.
+pub fn child_with(parent: &Path, path: &Path, how: &Child, progress: &dyn Progress) -> Result<ChildMade> {
     let chain = open(parent, &how.open)?;
     chain.refuse_as_parent()?;
     let size = how.size.unwrap_or(chain.size());
@@ -99,7 +104,7 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
         same.for_each(|(name, value)| default(name, value));
     }
     let backing = name_from(path, Path::new(&below.name));
-    let made = create(
+    let made = create_with(
         path,
         &Create {
             format: named.to_owned(),
@@ -117,6 +122,7 @@ pub fn child(parent: &Path, path: &Path, how: &Child) -> Result<ChildMade> {
             lenient: how.open.lenient,
             ..Create::default()
         },
+        progress,
     )?;
     Ok(ChildMade {
         size: made.size,

@@ -1,8 +1,9 @@
 //! A storage that notes what is written over before it is gone, so that all of it can be taken back.
 //!
 //! The journal: a header (a sector), then records of what stood somewhere before it was first changed, each whole sectors
-//! long and behind a sector of its own that says where and how much. A record is durable before what it speaks of changes,
-//! so one that is not whole speaks of nothing that happened. Bytes behind the old end need none: the file is cut.
+//! long and behind a sector of its own that says where and how much. Records are durable first, then the header that says
+//! how far they reach, and only then what they speak of changes: so what stands behind that place speaks of nothing that
+//! happened, and what stands before it must be whole. Bytes behind the old end need none: the file is cut.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -14,8 +15,10 @@ use cowhand_core::{Error, ErrorKind, Identity, Result, Storage};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-const MAGIC: &[u8; 16] = b"cowhand undo 1\0\0";
-const SECTOR: u64 = 512;
+const MAGIC: &[u8; 16] = b"cowhand undo 2\0\0";
+/// What a journal begins with that is not needed any more.
+const ENDED: &[u8; 16] = b"cowhand undone\0\0";
+pub(crate) const SECTOR: u64 = 512;
 /// Bytes that one record holds at most.
 const PIECE: u64 = 1 << 20;
 
@@ -26,7 +29,7 @@ struct Head {
     magic: [u8; 16],
     /// Tells this journal's records from those that an older one left behind them.
     salt: U64,
-    /// Where the record's bytes stood.
+    /// Where the record's bytes stood; in the header, where the records end that count.
     at: U64,
     /// How many there are; in the header, the file's length.
     len: U64,
@@ -71,6 +74,40 @@ impl Head {
     }
 }
 
+/// What a journal begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Front {
+    /// Nothing, or zeros: none was begun, so nothing was changed.
+    Blank,
+    /// One that is not needed any more.
+    Ended,
+    /// One that counts, or something that is no journal.
+    Other,
+}
+
+impl Front {
+    pub(crate) fn of(journal: &dyn Storage) -> io::Result<Front> {
+        let mut bytes = vec![0; journal.len()?.min(SECTOR) as usize];
+        journal.read_at(0, &mut bytes)?;
+        Ok(if bytes.starts_with(ENDED) {
+            Front::Ended
+        } else if bytes.iter().all(|byte| *byte == 0) {
+            Front::Blank
+        } else {
+            Front::Other
+        })
+    }
+}
+
+/// Nothing that the journal notes is wanted back; durable when it returns.
+pub(crate) fn end(journal: &dyn Storage) -> io::Result<()> {
+    let mut front = [0; SECTOR as usize];
+    let (name, _) = front.split_at_mut(ENDED.len());
+    name.copy_from_slice(ENDED);
+    journal.write_at(0, &front)?;
+    journal.sync()
+}
+
 /// What was noted so far.
 #[derive(Debug)]
 struct Noted {
@@ -101,10 +138,16 @@ impl Undo {
     ) -> io::Result<Undo> {
         let (salt, key, len) =
             (RandomState::new().build_hasher().finish(), key.unwrap_or_default(), storage.len()?);
-        journal.write_at(0, Head::new(salt, 0, len, key, &[]).as_bytes())?;
-        journal.sync()?;
         let noted = Mutex::new(Noted { end: SECTOR, ranges: Vec::new() });
-        Ok(Undo { storage, journal, salt, key, len, noted })
+        let undo = Undo { storage, journal, salt, key, len, noted };
+        undo.publish(SECTOR)?;
+        Ok(undo)
+    }
+
+    /// The records up to `end` count from here on.
+    fn publish(&self, end: u64) -> io::Result<()> {
+        self.journal.write_at(0, Head::new(self.salt, end, self.len, self.key, &[]).as_bytes())?;
+        self.journal.sync()
     }
 
     /// Notes what stands in `range`, as far as that was not done; durable when it returns.
@@ -124,6 +167,7 @@ impl Undo {
             }
         }
         self.journal.sync()?;
+        self.publish(noted.end)?;
         add(&mut noted.ranges, range);
         Ok(())
     }
@@ -221,39 +265,68 @@ impl Storage for Undo {
 }
 
 /// Puts back all that the journal notes of `storage`, durably. Stopped anywhere, it can be run again. `key`: what the
-/// image is now. Errors: this is no journal, or one of another image; what it leaves alone then.
+/// image is now. Errors: this is no journal, a damaged one, or one of another image; what it leaves alone then.
 pub(crate) fn take_back(storage: &dyn Storage, journal: &dyn Storage, key: Option<[u8; 16]>) -> Result<()> {
-    let unread = |error| Error::io("cannot read the journal", error);
     let head = Head::read(journal, 0).map_err(unread)?.ok_or_else(|| {
         Error::corrupt("journal", "no journal begins here, so there is nothing that could be taken back")
     })?;
     if head.key != key.unwrap_or_default() {
         return Err(Error::new(ErrorKind::Mismatch, "the journal is another image's"));
     }
-    let mut at = SECTOR;
-    let mut bytes = Vec::new();
-    while let Some(record) = Head::read(journal, at).map_err(unread)? {
-        let (to, len) = (record.at.get(), record.len.get());
-        let end = at + SECTOR + len.min(PIECE).next_multiple_of(SECTOR);
-        let fits = to.checked_add(len).is_some_and(|end| end <= head.len.get());
-        if record.salt != head.salt || len > PIECE || !fits || end > journal.len().map_err(unread)? {
-            break;
-        }
-        bytes.resize(len as usize, 0);
-        journal.read_at(at + SECTOR, &mut bytes).map_err(unread)?;
-        if crc32c::crc32c(&bytes) != record.sum.get() {
-            break;
-        }
-        storage
-            .write_at(to, &bytes)
-            .map_err(|error| Error::io("cannot put back what was there", error).at(to))?;
-        at = end;
-    }
+    // All of it is looked at before anything is written.
     let len = head.len.get();
+    let mut noted = Vec::new();
+    each(journal, &head, |at, bytes| {
+        add(&mut noted, at..at + bytes.len() as u64);
+        Ok(())
+    })?;
+    let is = storage.len().map_err(|error| Error::io("cannot find its length", error))?;
+    // No image is shorter than its footer or header; and what was cut off was noted.
+    if len < SECTOR || i64::try_from(len).is_err() || !missing(&noted, &(is..len)).is_empty() {
+        let what = format!("it says that the image had {len} bytes, which cannot be, so the image is left alone");
+        return Err(Error::corrupt("journal", what));
+    }
+    each(journal, &head, |at, bytes| {
+        let done = storage.write_at(at, bytes);
+        done.map_err(|error| Error::io("cannot put back what was there", error).at(at))
+    })?;
     storage
         .set_len(len)
         .map_err(|error| Error::io(format!("cannot make it {len} bytes long again"), error))?;
     storage.sync().map_err(|error| Error::io("cannot sync", error))
+}
+
+/// Shows each record that counts: where its bytes stood, and the bytes. Errors: one is not whole.
+fn each(journal: &dyn Storage, head: &Head, mut see: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+    let damaged = |at| {
+        Error::corrupt("journal", "it is damaged here or cut short, so the image is left alone").at(at)
+    };
+    let (last, mut at) = (head.at.get(), SECTOR);
+    if last < SECTOR || last > journal.len().map_err(unread)? {
+        return Err(damaged(0));
+    }
+    let mut bytes = Vec::new();
+    while at < last {
+        let record = Head::read(journal, at).map_err(unread)?.ok_or_else(|| damaged(at))?;
+        let (to, len) = (record.at.get(), record.len.get());
+        let end = at + SECTOR + len.min(PIECE).next_multiple_of(SECTOR);
+        let fits = to.checked_add(len).is_some_and(|end| end <= head.len.get());
+        if record.salt != head.salt || len > PIECE || !fits || end > last {
+            return Err(damaged(at));
+        }
+        bytes.resize(len as usize, 0);
+        journal.read_at(at + SECTOR, &mut bytes).map_err(unread)?;
+        if crc32c::crc32c(&bytes) != record.sum.get() {
+            return Err(damaged(at));
+        }
+        see(to, &bytes)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn unread(error: io::Error) -> Error {
+    Error::io("cannot read the journal", error)
 }
 
 #[cfg(test)]
@@ -311,6 +384,62 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Corrupt);
             assert!(storage.to_vec() == [5; 3000]);
         }
+    }
+
+    #[test]
+    fn a_damaged_journal_changes_nothing() {
+        let before: Vec<u8> = (0..40_000u32).map(|at| (at / 100) as u8).collect();
+        let storage = Arc::new(MemoryStorage::from_bytes(&before));
+        let journal = Arc::new(MemoryStorage::new());
+        let undo = Undo::begin(storage.clone(), journal.clone(), None).unwrap();
+        for (at, len) in [(300, 700), (9000, 4000), (1 << 12, 1)] {
+            undo.write_at(at, &vec![0xee; len]).unwrap();
+        }
+        undo.set_len(30_000).unwrap();
+        let (changed, notes) = (bytes(storage.as_ref()), bytes(journal.as_ref()));
+        let refuses = |notes: &[u8], what: &dyn std::fmt::Debug| {
+            let storage = MemoryStorage::from_bytes(&changed);
+            let error = take_back(&storage, &MemoryStorage::from_bytes(notes), None).unwrap_err();
+            assert!([ErrorKind::Corrupt, ErrorKind::Mismatch].contains(&error.kind()), "{what:?}: {error}");
+            assert!(storage.to_vec() == changed, "{what:?}");
+        };
+        // Cut anywhere.
+        for len in (0..notes.len()).step_by(100).chain([notes.len() - 1]) {
+            refuses(&notes[..len], &len);
+        }
+        // A bit flipped anywhere that says something: in the header, each record's head, and what it holds.
+        let mut at = 0;
+        while at < notes.len() {
+            let head = Head::read(journal.as_ref(), at as u64).unwrap().unwrap();
+            let held = if at == 0 { 0 } else { head.len.get() as usize };
+            for byte in (at..at + 64).chain(at + 512..at + 512 + held) {
+                let mut bad = notes.clone();
+                bad[byte] ^= 1 << (byte % 8);
+                refuses(&bad, &byte);
+            }
+            at += 512 + held.next_multiple_of(512);
+        }
+        // A header that is whole, and speaks of a file that never was.
+        let head = Head::read(journal.as_ref(), 0).unwrap().unwrap();
+        for len in [0, 511, 40_001, 1 << 40, u64::MAX] {
+            let mut bad = notes.clone();
+            bad[..512].copy_from_slice(Head::new(head.salt.get(), head.at.get(), len, head.key, &[]).as_bytes());
+            refuses(&bad, &len);
+        }
+        take_back(storage.as_ref(), journal.as_ref(), None).unwrap();
+        assert!(bytes(storage.as_ref()) == before);
+    }
+
+    #[test]
+    fn a_journal_that_ended_is_told_from_one_that_counts() {
+        let journal = Arc::new(MemoryStorage::new());
+        assert_eq!(Front::of(journal.as_ref()).unwrap(), Front::Blank);
+        let storage = Arc::new(MemoryStorage::from_bytes(&[5; 3000]));
+        drop(Undo::begin(storage.clone(), journal.clone(), None).unwrap());
+        assert_eq!(Front::of(journal.as_ref()).unwrap(), Front::Other);
+        end(journal.as_ref()).unwrap();
+        assert_eq!(Front::of(journal.as_ref()).unwrap(), Front::Ended);
+        assert_eq!(take_back(storage.as_ref(), journal.as_ref(), None).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     const SMALL: u64 = 3 << 20;

@@ -11,7 +11,10 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
+use cowhand::Error;
+
 use self::getopt::Flag;
+use crate::exit::{DONE, FAILED};
 use crate::output::Output;
 use crate::signals;
 
@@ -25,6 +28,10 @@ pub(crate) struct Persona {
     pub(crate) commands: fn() -> Vec<Command>,
     /// Does what the words behind the name say.
     run: fn(&[OsString], &mut Output) -> Outcome,
+    /// What is said where standard output takes no more.
+    failure: fn(&Error) -> Failure,
+    /// With `COWHAND_COMPAT`, that is not said.
+    lossy: fn() -> bool,
 }
 
 /// All of them.
@@ -34,24 +41,32 @@ pub(crate) const PERSONAS: &[Persona] = &[
         about: "QEMU's tool for disk images",
         commands: qemu_img::commands,
         run: qemu_img::run,
+        failure: |error| unwritten("qemu-img", error),
+        lossy: compat::as_qemu,
     },
     Persona {
         name: "qcow2_helper",
         about: "XCP-ng's helper for qcow2 images",
         commands: || qcow2_helper::COMMANDS.to_vec(),
         run: qcow2_helper::run,
+        failure: |error| unwritten("qcow2_helper", error),
+        lossy: || false,
     },
     Persona {
         name: "vhd-util",
         about: "XenServer's tool for VHD images",
         commands: vhd_util::commands,
         run: vhd_util::run,
+        failure: vhd_util::failure,
+        lossy: || false,
     },
     Persona {
         name: "vma",
         about: "Proxmox's tool for backup archives",
         commands: || vma::COMMANDS.to_vec(),
         run: vma::run,
+        failure: |error| unwritten("vma", error),
+        lossy: || false,
     },
 ];
 
@@ -86,24 +101,33 @@ impl Persona {
     /// Does what `words`, those behind the name, say. The answer is the exit status.
     pub(crate) fn run(&self, words: &[OsString]) -> u8 {
         signals::outlive();
-        let mut out = if compat::as_qemu() { Output::new().lossy() } else { Output::new() };
+        let mut out = if (self.lossy)() { Output::new().lossy() } else { Output::new() };
         let outcome = (self.run)(words, &mut out);
         // What was printed comes before the complaint, where both go to one place.
         let flushed = out.flush();
         match (outcome, flushed) {
             (Ok(status), Ok(())) => status,
-            (Ok(_), Err(error)) => {
-                complain(&format!("{}: {error}", self.name));
-                crate::exit::FAILED
-            }
-            (Err(Failure { status, text }), _) => {
-                if !text.is_empty() {
-                    complain(&text);
-                }
+            (Ok(DONE), Err(error)) => told((self.failure)(&error)),
+            // What went wrong before counts more.
+            (Ok(status), Err(error)) => {
+                told((self.failure)(&error));
                 status
             }
+            (Err(failure), _) => told(failure),
         }
     }
+}
+
+/// Says it. The answer is the exit status.
+fn told(Failure { status, text }: Failure) -> u8 {
+    if !text.is_empty() {
+        complain(&text);
+    }
+    status
+}
+
+fn unwritten(name: &str, error: &Error) -> Failure {
+    Failure { status: FAILED, text: format!("{name}: {error}") }
 }
 
 /// Lines on standard error; where nobody takes them, the exit status tells alone.

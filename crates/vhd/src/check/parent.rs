@@ -56,7 +56,7 @@ pub(super) fn judge(file: &dyn Storage, disk: &Disk, all: &mut Findings) -> Resu
                 usable.extend(read);
             }
             Err(error) => all.corrupt(error.offset().unwrap_or(at), || {
-                format!("{error}; naming the parent anew (cowhand rebase -u) puts that right")
+                format!("{error}; naming the parent anew puts that right")
             }),
         }
     }

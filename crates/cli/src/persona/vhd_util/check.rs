@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use cowhand::{
-    Check, Kind, Open, ParentState, Quiet, Rules, Severity, check_by, info, info_with_parent, open,
+    Check, Kind, Open, ParentState, Printable, Quiet, Rules, Severity, check_by, info, info_with_parent, open,
 };
 
 use super::headers::{Base, print, structures};
-use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, needed, wrong};
+use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, name_of, needed, wrong};
 
 pub(super) const VERB: Verb = Verb {
     name: "check",
@@ -69,7 +69,7 @@ struct Job {
 impl Job {
     /// Checks one image, and that its parent is the one.
     fn image(&self, call: &mut Call<'_>, path: &Path) -> Done {
-        let shown = path.display();
+        let shown = name_of(path);
         let there = std::fs::metadata(path).map_err(|error| {
             let number = error.raw_os_error().unwrap_or(i32::from(errno::INVALID));
             Failed::says(number as u8, format!("cannot stat {shown}: {number}"))
@@ -101,7 +101,7 @@ impl Job {
             wrong => wrong,
         };
         if let Some(wrong) = wrong {
-            writeln!(call.out, "{wrong}\n{shown} appears invalid; dumping metadata")?;
+            writeln!(call.out, "{}\n{shown} appears invalid; dumping metadata", Printable(&wrong))?;
             if let Ok(all) = structures(path) {
                 print(call.out, &all, Base { hex: false })?;
             }
@@ -123,9 +123,14 @@ fn is_device(there: &std::fs::Metadata) -> bool {
 fn lost(path: &Path) -> Result<Option<String>, Failed> {
     // Where the footer at the end is not good, its copy counts: so it was checked.
     Ok(match info_with_parent(path, &look()).map(|found| found.parent_state) {
-        Ok(ParentState::Lost(why)) => Some(format!("invalid parent: {why}")),
+        Ok(ParentState::Lost(why)) => {
+            // Without advice that this tool cannot follow.
+            let error = open(path, &Open { metadata_only: true, ..look() }).err();
+            let why = error.map_or(why, |error| error.without_advice().to_string());
+            Some(format!("invalid parent: {why}"))
+        }
         Ok(_) => None,
-        Err(error) => Some(format!("invalid parent: {error}")),
+        Err(error) => Some(format!("invalid parent: {}", error.without_advice())),
     })
 }
 
@@ -169,7 +174,7 @@ fn stats(call: &mut Call<'_>, path: &Path, chain: bool) -> Done {
             at += found.len;
         }
         let written = count(&present, |_| true);
-        let name = Path::new(&link.name).file_name().unwrap_or_default().display().to_string();
+        let name = name_of(Path::new(Path::new(&link.name).file_name().unwrap_or_default()));
         let mut line = format!(
             "{name}: secs allocated: {allocated:#x} secs written: {written:#x} ({:.2}%)",
             percent(written, allocated)

@@ -4,7 +4,7 @@ use cowhand::{Commit, Convert, Open, Parent, commit, convert, open_alone};
 
 use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, SECTOR, Verb, change, errno, file, look, needed,
+    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, SECTOR, Verb, change, errno, file, look, name_of, needed,
     options, wrong,
 };
 
@@ -46,7 +46,7 @@ fn run(call: &mut Call<'_>) -> Done {
     let coalescing = |error| Failed::of("error coalescing", error);
     if let Some(output) = output {
         if output.exists() {
-            writeln!(call.out, "{} already exists", output.display())?;
+            writeln!(call.out, "{} already exists", name_of(&output))?;
             return Err(Failed::says(errno::EXISTS, format!("error coalescing: -{}", errno::EXISTS)));
         }
         let how = Convert {
@@ -61,7 +61,7 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     let alone = open_alone(&path, &look()).map_err(|error| {
         let number = errno::of(&error);
-        let line = format!("error opening {}: -{number}\nerror coalescing: -{number}", path.display());
+        let line = format!("error opening {}: -{number}\nerror coalescing: -{number}", name_of(&path));
         Failed::Says { status: number, line, error: Some(error) }
     })?;
     if alone.top().layer.parent().is_none() {
@@ -71,6 +71,8 @@ fn run(call: &mut Call<'_>) -> Done {
     drop(alone);
     if sparse {
         writeln!(call.out, "opening for sparse writes")?;
+        // Progress is written past it.
+        call.out.flush()?;
     }
     let parent = stand_in.map_or(Parent::Named, Parent::Given);
     let how = Commit { open: Open { parent, ..change() }, base: ancestor, keep: true, ..Commit::default() };

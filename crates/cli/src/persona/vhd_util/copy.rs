@@ -4,7 +4,7 @@ use cowhand::{Convert, convert, open_alone};
 
 use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, errno, file, look, opening, options,
+    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, errno, file, look, name_of, opening, options,
 };
 
 pub(super) const VERB: Verb = Verb {
@@ -38,11 +38,11 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     let source = open_alone(&path, &look()).map_err(opening(&path))?;
     if source.top().layer.parent().is_some() {
-        let line = format!("error creating {}: -{}", new.display(), errno::INVALID);
+        let line = format!("error creating {}: -{}", name_of(&new), errno::INVALID);
         return Err(Failed::says(errno::INVALID, line));
     }
     if new.exists() {
-        let line = format!("VHD file {} already exists", new.display());
+        let line = format!("VHD file {} already exists", name_of(&new));
         return Err(Failed::says(errno::INVALID, line));
     }
     let like = source.top().layer.made_with(false).into_iter().filter(|(name, _)| *name != CREATOR.0);
@@ -55,6 +55,6 @@ fn run(call: &mut Call<'_>) -> Done {
         options: given,
         ..Convert::new([&path], &new)
     };
-    let failed = |error| Failed::of(format!("error creating {}", new.display()), error);
+    let failed = |error| Failed::of(format!("error creating {}", name_of(&new)), error);
     convert(&how, &Percent::new(false)).map(|_| ()).map_err(|step| failed(step.error))
 }

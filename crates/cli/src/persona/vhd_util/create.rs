@@ -1,9 +1,10 @@
 //! `vhd-util create`.
 
-use cowhand::{Create, Error, ErrorKind, create};
+use cowhand::{Create, Error, ErrorKind, create_with};
 
+use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, errno, file, mebibytes, needed, options,
+    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, errno, file, mebibytes, name_of, needed, options,
 };
 
 pub(super) const VERB: Verb = Verb {
@@ -35,6 +36,7 @@ fn run(call: &mut Call<'_>) -> Done {
         return Err(Failed::says(errno::INVALID, "-S must not be less than -s"));
     }
     let room = room.filter(|_| !fixed).map(|room| room.to_string());
+    let progress = Percent::new(false);
     let make = |preallocation: &str| {
         let mut given = vec![CREATOR];
         given.extend(room.as_deref().map(|room| ("max_size", room)));
@@ -47,12 +49,12 @@ fn run(call: &mut Call<'_>) -> Done {
             options: options(&given),
             ..Create::default()
         };
-        create(&path, &how)
+        create_with(&path, &how, &progress)
     };
     // Where the file system cannot reserve space, writing zeros does.
     let made = match make("falloc") {
         Err(error) if fixed && error.kind() == ErrorKind::Unsupported => make("full"),
         made => made,
     };
-    made.map(|_| ()).map_err(|error: Error| Failed::of(format!("error creating {}", path.display()), error))
+    made.map(|_| ()).map_err(|error: Error| Failed::of(format!("error creating {}", name_of(&path)), error))
 }

@@ -1,9 +1,9 @@
 //! `vhd-util fill`: every block of an image gets its place in the file.
 
-use cowhand::populate;
+use cowhand::{open_alone, populate};
 
 use super::percent::Percent;
-use super::{Call, Done, HELP, NAME, Verb, change, file, needed, opening};
+use super::{Call, Done, Failed, HELP, NAME, Verb, change, file, look, name_of, needed, opening};
 
 pub(super) const VERB: Verb = Verb {
     name: "fill",
@@ -19,5 +19,7 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     call.end()?;
     let path = needed(name)?;
-    populate(&path, &change(), &Percent::new(false)).map_err(opening(&path))
+    open_alone(&path, &look()).map_err(opening(&path))?;
+    let filling = |error| Failed::of(format!("error filling {}", name_of(&path)), error);
+    populate(&path, &change(), &Percent::new(false)).map_err(filling)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cowhand::{Open, Result, Structure, open_alone};
+use cowhand::{Open, Printable, Result, Structure, open_alone};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value};
 
@@ -40,6 +40,11 @@ impl Fields<'_> {
 
     fn text(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).unwrap_or("")
+    }
+
+    /// Text, as it may be shown.
+    fn shown(&self, name: &str) -> Printable<'_> {
+        Printable(self.text(name))
     }
 
     /// `IS|SHOULD (Good!)`.
@@ -110,7 +115,7 @@ fn footer(out: &mut Output, fields: &Fields<'_>, base: Base) -> Result<()> {
         format!("{} MB ({} Bytes)", base.of(bytes >> 20), base.of(bytes))
     };
     heading(out, "VHD Footer Summary:", "-------------------")?;
-    line(out, "Cookie", fields.text("cookie"))?;
+    line(out, "Cookie", fields.shown("cookie"))?;
     let features = fields.number("features");
     let (temporary, reserved) = (features & 1 != 0, features & 2 != 0);
     let marks = [(temporary, "<TEMP>"), (reserved, "<RESV>")];
@@ -123,7 +128,7 @@ fn footer(out: &mut Output, fields: &Fields<'_>, base: Base) -> Result<()> {
     line(out, "File format version", version("version"))?;
     line(out, "Data offset", base.of(fields.number("data-offset")))?;
     line(out, "Timestamp", fields.time("timestamp"))?;
-    line(out, "Creator Application", format!("'{}'", fields.text("creator")))?;
+    line(out, "Creator Application", format!("'{}'", fields.shown("creator")))?;
     line(out, "Creator version", version("creator-version"))?;
     let system = match fields.text("creator-host-os") {
         "Wi2k" => "Windows",
@@ -142,7 +147,7 @@ fn footer(out: &mut Output, fields: &Fields<'_>, base: Base) -> Result<()> {
     let kind = usize::try_from(fields.number("disk-type")).ok().and_then(|kind| KINDS.get(kind));
     line(out, "Disk type", kind.unwrap_or(&"Unknown type!"))?;
     line(out, "Checksum", fields.checksum())?;
-    line(out, "UUID", fields.text("uuid"))?;
+    line(out, "UUID", fields.shown("uuid"))?;
     line(out, "Saved state", if fields.number("saved-state") == 0 { "No" } else { "Yes" })?;
     line(out, "Hidden", fields.number("hidden"))?;
     writeln!(out)
@@ -150,15 +155,15 @@ fn footer(out: &mut Output, fields: &Fields<'_>, base: Base) -> Result<()> {
 
 fn header(out: &mut Output, fields: &Fields<'_>, base: Base) -> Result<()> {
     heading(out, "VHD Header Summary:", "-------------------")?;
-    line(out, "Cookie", fields.text("cookie"))?;
+    line(out, "Cookie", fields.shown("cookie"))?;
     line(out, "Data offset (unusd)", base.of(fields.number("data-offset")))?;
     line(out, "Table offset", base.of(fields.number("table-offset")))?;
     line(out, "Header version", format!("{:#010x}", fields.number("version")))?;
     line(out, "Max BAT size", base.of(fields.number("max-table-entries")))?;
     let block = fields.number("block-size");
     line(out, "Block size", format!("{} ({} MB)", base.of(block), base.of(block >> 20)))?;
-    line(out, "Parent name", fields.text("parent-name"))?;
-    line(out, "Parent UUID", fields.text("parent-uuid"))?;
+    line(out, "Parent name", fields.shown("parent-name"))?;
+    line(out, "Parent UUID", fields.shown("parent-uuid"))?;
     line(out, "Parent timestamp", fields.time("parent-timestamp"))?;
     line(out, "Checksum", fields.checksum())?;
     writeln!(out)
@@ -180,7 +185,7 @@ fn locator(out: &mut Output, fields: &Fields<'_>, base: Base) -> Result<()> {
     line(out, "       data_length", base.of(fields.number("data-length")))?;
     line(out, "       data_offset", base.of(fields.number("data-offset")))?;
     match fields.0.get("name").and_then(Value::as_str) {
-        Some(name) => line(out, "       decoded name", name)?,
+        Some(name) => line(out, "       decoded name", Printable(name))?,
         None => writeln!(out, "failed to read parent name")?,
     }
     writeln!(out)

@@ -8,7 +8,7 @@ use cowhand::{Amend, Info, Open, Parent, Quiet, amend, info};
 use sha2::{Digest, Sha256};
 
 use super::names::{count, fact};
-use super::{Call, Done, Failed, Flag, HELP, NAME, Verb, change, errno, file, look, needed, options, wrong};
+use super::{Call, Done, Failed, Flag, HELP, NAME, Verb, change, errno, file, look, name_of, needed, options, wrong};
 use crate::persona::complain;
 
 pub(super) const VERB: Verb = Verb {
@@ -101,7 +101,7 @@ fn run(call: &mut Call<'_>) -> Done {
 }
 
 fn look_at(path: &Path) -> Result<Info, Failed> {
-    let found = info(path, &look(), false).map_err(said(&format!("failed to open {}", path.display())))?;
+    let found = info(path, &look(), false).map_err(said(&format!("failed to open {}", name_of(path))))?;
     needed(found.into_iter().next())
 }
 
@@ -145,16 +145,16 @@ fn read(key: &Path, image: Option<&Path>) -> Result<Vec<u8>, Failed> {
         }
     };
     let Some(bits) = bits else {
-        return refuse(&format!("{} is no name of a key of this image", key.display()));
+        return refuse(&format!("{} is no name of a key of this image", name_of(key)));
     };
     let failed = |error: std::io::Error| {
-        said(&format!("failed to read {}", key.display()))(cowhand::Error::io("reading", error))
+        said(&format!("failed to read {}", name_of(key)))(cowhand::Error::io("reading", error))
     };
     let mut bytes = Vec::new();
     let most = (bits / 8) as u64;
     std::fs::File::open(key).map_err(failed)?.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > bits / 8 || (image.is_some() && bytes.len() != bits / 8) {
-        return refuse(&format!("{} does not hold {bits} bits", key.display()));
+        return refuse(&format!("{} does not hold {bits} bits", name_of(key)));
     }
     Ok(bytes)
 }

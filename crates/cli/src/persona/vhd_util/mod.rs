@@ -23,10 +23,10 @@ mod snapshot;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use cowhand::{Error, Lock, Open, Policy};
+use cowhand::{Error, ErrorKind, Lock, Open, Policy, Printable};
 
 use super::getopt::{Flag, Words};
-use super::{Command, Outcome, complain};
+use super::{Command, Failure, complain};
 use crate::exit::DONE;
 use crate::output::Output;
 
@@ -84,7 +84,10 @@ impl Failed {
     /// `WHAT: -NUMBER` on standard output.
     fn of(what: impl std::fmt::Display, error: Error) -> Failed {
         let status = errno::of(&error);
-        Failed::Says { status, line: format!("{what}: -{status}"), error: Some(error) }
+        // Who stopped it knows.
+        let stopped = error.kind() == ErrorKind::Cancelled;
+        let line = if stopped { String::new() } else { format!("{what}: -{status}") };
+        Failed::Says { status, line, error: Some(error) }
     }
 
     /// A line of its own, with this status.
@@ -116,37 +119,51 @@ pub(super) fn commands() -> Vec<Command> {
         .collect()
 }
 
-pub(super) fn run(words: &[OsString], out: &mut Output) -> Outcome {
+/// What is said where standard output takes no more.
+pub(super) fn failure(error: &Error) -> Failure {
+    Failure { status: errno::of(error), text: format!("vhd-util: {}", error.without_advice()) }
+}
+
+pub(super) fn run(words: &[OsString], out: &mut Output) -> Result<u8, Failure> {
+    answer(words, out).map_err(|error| failure(&error))
+}
+
+/// The exit status. Errors: standard output takes no more, and the status is not worse than that.
+fn answer(words: &[OsString], out: &mut Output) -> cowhand::Result<u8> {
     let debug = words.iter().any(|word| word == "--debug");
     let words: Vec<OsString> = words.iter().filter(|word| *word != "--debug").cloned().collect();
     let Some((name, words)) = words.split_first() else { return help(out) };
     let Some(verb) = VERBS.iter().find(|verb| verb.name == name) else {
-        complain(&format!("invalid COMMAND {}", name.display()));
+        complain(&format!("invalid COMMAND {}", name_of(Path::new(name))));
         return help(out);
     };
     let mut call = Call { words: Words::new(verb.name, verb.flags, words), out, debug };
-    Ok(match (verb.run)(&mut call) {
-        Ok(()) => DONE,
-        Err(Failed::Help) => {
-            usage(call.out, verb)?;
-            DONE
-        }
+    match (verb.run)(&mut call) {
+        Ok(()) => Ok(DONE),
+        Err(Failed::Help) => usage(call.out, verb).map(|()| DONE),
+        // What went wrong before counts more than that nobody can read it.
         Err(Failed::Usage(text)) => {
             if !text.is_empty() {
                 complain(&text);
             }
-            usage(call.out, verb)?;
-            errno::INVALID
+            tell(usage(call.out, verb));
+            Ok(errno::INVALID)
         }
         Err(Failed::Says { status, line, error }) => {
             if !line.is_empty() {
-                writeln!(call.out, "{line}")?;
-                call.out.flush()?;
+                tell(writeln!(call.out, "{line}").and_then(|()| call.out.flush()));
             }
             call.explain(error.as_ref());
-            status
+            Ok(status)
         }
-    })
+    }
+}
+
+/// That standard output takes no more is said, and changes nothing.
+fn tell(done: cowhand::Result<()>) {
+    if let Err(error) = done {
+        complain(&failure(&error).text);
+    }
 }
 
 impl Call<'_> {
@@ -166,7 +183,7 @@ impl Call<'_> {
     /// With `--debug`, what went wrong.
     fn explain(&self, error: Option<&Error>) {
         if let Some(error) = error.filter(|_| self.debug) {
-            complain(&error.to_string());
+            complain(&error.without_advice().to_string());
         }
     }
 }
@@ -225,8 +242,13 @@ fn options(given: &[(&str, &str)]) -> Vec<(String, String)> {
 
 /// The error of opening `path`.
 fn opening(path: &Path) -> impl Fn(Error) -> Failed {
-    let shown = path.display().to_string();
+    let shown = name_of(path);
     move |error| Failed::of(format!("error opening {shown}"), error)
+}
+
+/// A file's name as it may be shown: it may come from an image, or from whoever names files.
+fn name_of(path: &Path) -> String {
+    Printable(&path.display().to_string()).to_string()
 }
 
 /// An image's name, from a word.
@@ -234,7 +256,7 @@ fn file(word: OsString) -> PathBuf {
     PathBuf::from(word)
 }
 
-fn help(out: &mut Output) -> Outcome {
+fn help(out: &mut Output) -> cowhand::Result<u8> {
     let names: Vec<&str> = VERBS.iter().map(|verb| verb.name).collect();
     writeln!(out, "usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := {{ {} }}", names.join(" | "))?;
     Ok(DONE)

@@ -6,7 +6,7 @@ use cowhand::{Open, Reconnect, info, kill_data, open_alone, reconnect_parent, se
 
 use super::names::canonical;
 use super::{
-    Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, change, file, look, needed, number, opening, wrong,
+    Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, change, file, look, name_of, needed, number, opening, wrong,
 };
 
 pub(super) const VERB: Verb = Verb {
@@ -53,7 +53,7 @@ fn run(call: &mut Call<'_>) -> Done {
     if let (Some(parent), Ok(())) = (parent, &outcome) {
         let parent = canonical(&parent);
         let format = if raw { "raw" } else { FORMAT };
-        let failed = |error| Failed::of(format!("failed to set parent to '{}'", parent.display()), error);
+        let failed = |error| Failed::of(format!("failed to set parent to '{}'", name_of(&parent)), error);
         // The image's own claims on its parent do not count; what is named has to be of that format.
         open_alone(&parent, &Open { format: Some(format.to_owned()), ..look() }).map_err(failed)?;
         let how = Reconnect {

@@ -1,9 +1,9 @@
 //! `vhd-util query`: facts of one image, a line each, in one order whatever was asked first.
 
-use cowhand::{Open, info, open, open_alone};
+use cowhand::{Open, Printable, info, open, open_alone};
 
 use super::names::{count, fact, hidden, parent_of};
-use super::{Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, errno, file, look, needed, opening, options};
+use super::{Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, errno, file, look, name_of, needed, opening, options};
 
 pub(super) const VERB: Verb = Verb {
     name: "query",
@@ -59,17 +59,18 @@ fn run(call: &mut Call<'_>) -> Done {
     let mut lost = None;
     if is_asked("parent") {
         if found.parent.is_none() {
-            writeln!(call.out, "{} has no parent", path.display())?;
+            writeln!(call.out, "{} has no parent", name_of(&path))?;
         } else if is_asked("unresolved") {
             let layer = open_alone(&path, &how)?;
             let named = layer.top().layer.structures()?.into_iter().find_map(|structure| {
                 let name = (structure.name == "locator").then(|| structure.fields.get("name")).flatten()?;
                 name.as_str().map(str::to_owned)
             });
-            writeln!(call.out, "{}", named.or_else(|| fact(&found, "parent-name")).unwrap_or_default())?;
+            let named = named.or_else(|| fact(&found, "parent-name")).unwrap_or_default();
+            writeln!(call.out, "{}", Printable(&named))?;
         } else {
             match parent_of(&path, &found) {
-                Some(parent) => writeln!(call.out, "{}", parent.display())?,
+                Some(parent) => writeln!(call.out, "{}", name_of(&parent))?,
                 None => {
                     writeln!(call.out, "query failed")?;
                     lost = Some(errno::NO_SUCH_FILE);

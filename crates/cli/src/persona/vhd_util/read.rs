@@ -6,7 +6,7 @@ use std::path::Path;
 use cowhand::{Blocks, Error, Layer, Open, open, open_alone};
 
 use super::headers::{Base, print, structures};
-use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, needed, number};
+use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, name_of, needed, number};
 use crate::persona::complain;
 
 pub(super) const VERB: Verb = Verb {
@@ -59,14 +59,14 @@ fn run(call: &mut Call<'_>) -> Done {
     let image = match open_alone(&path, &look()) {
         Ok(image) => image,
         Err(error) => {
-            let failed = Failed::of(format!("Failed to open {}", path.display()), error);
+            let failed = Failed::of(format!("Failed to open {}", name_of(&path)), error);
             return dump(call, &path, base).and(Err(failed));
         }
     };
     let layer = image.top().layer.as_ref();
     let Some(blocks) = layer.as_blocks() else {
         // A fixed disk has no table, of which all but its structures is told.
-        writeln!(call.out, "Failed to get bat for {}: -{}", path.display(), errno::INVALID)?;
+        writeln!(call.out, "Failed to get bat for {}: -{}", name_of(&path), errno::INVALID)?;
         return Err(Failed::says(errno::INVALID, ""));
     };
     let reader = Reader { path: &path, layer, blocks, base, count };
@@ -89,7 +89,7 @@ fn at(flag: &str, value: &OsString) -> Result<u64, Failed> {
 /// What can be told of an image that does not open.
 fn dump(call: &mut Call<'_>, path: &Path, base: Base) -> Done {
     if let Ok(all) = structures(path) {
-        writeln!(call.out, "\n{} appears invalid; dumping headers\n", path.display())?;
+        writeln!(call.out, "\n{} appears invalid; dumping headers\n", name_of(path))?;
         print(call.out, &all, base)?;
     }
     Ok(())

@@ -1,10 +1,13 @@
 //! `vhd-util resize`: a disk becomes longer, with a journal by which that can be taken back, or within the room it has.
 
-use cowhand::{Error, Info, NewSize, Prealloc, Resize, Resized, info, resize, resize_with_journal};
+use cowhand::{
+    Error, Info, JOURNAL_END, NewSize, Prealloc, Resize, Resized, info, resize, resize_with_journal,
+};
 
 use super::names::{count, fact};
+use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, change, errno, file, look, mebibytes, needed,
+    CREATOR, Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, change, errno, file, look, mebibytes, name_of, needed,
     number, opening, wrong,
 };
 
@@ -39,7 +42,7 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     let found = info(&path, &look(), false).map_err(opening(&path))?.swap_remove(0); // never empty: the image itself
     if fact(&found, "creator").as_deref() != Some(CREATOR.1) {
-        let line = format!("{} not created by xen; resize not supported", path.display());
+        let line = format!("{} not created by xen; resize not supported", name_of(&path));
         return Err(Failed::says(errno::INVALID, line));
     }
     // Disks with a table grow by whole blocks.
@@ -53,9 +56,11 @@ fn run(call: &mut Call<'_>) -> Done {
         prealloc: Prealloc::Off,
     };
     let is = found.virtual_size;
+    // Whoever wants it to stop does not tear it: it is taken back, or done.
+    let progress = Percent::new(false);
     let Some(journal) = journal else {
         if after < is {
-            let line = format!("{}: size ({after}) < curr size ({is})", path.display());
+            let line = format!("{}: size ({after}) < curr size ({is})", name_of(&path));
             return Err(Failed::says(errno::INVALID, line));
         }
         if after > room(&found) {
@@ -70,11 +75,13 @@ fn run(call: &mut Call<'_>) -> Done {
         return Err(Failed::says(errno::EXISTS, format!("creating journal failed: -{}", errno::EXISTS)));
     }
     let shown = journal.display().to_string();
-    done(resize_with_journal(&path, &how, &journal)).map_err(|failed| match failed {
-        Failed::Says { status, error: Some(error), .. } if error.image_name() == Some(&shown) => {
-            Failed::Says { status, line: format!("creating journal failed: -{status}"), error: Some(error) }
-        }
-        other => other,
+    resize_with_journal(&path, &how, &journal, &progress).map(|_| ()).map_err(|error| {
+        let what = match (error.image_name() == Some(&shown), error.field_name()) {
+            (true, Some(JOURNAL_END)) => "removing journal failed",
+            (true, _) => "creating journal failed",
+            (false, _) => "resize failed",
+        };
+        Failed::of(what, error)
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use cowhand::{Error, Info, Open, Place, files_in};
+use cowhand::{Error, Info, Open, Place, Printable, files_in};
 
 use super::names::{canonical, count, fact, hidden, parent_of, volume};
 use super::{Call, Done, Failed, Flag, HELP, Verb, errno, look, wrong};
@@ -213,6 +213,7 @@ impl Job<'_, '_> {
     fn error(&mut self, name: &str, what: &str, error: Error) -> Done {
         let number = errno::of(&error);
         self.first.get_or_insert(number);
+        let name = Printable(name);
         writeln!(self.call.out, "vhd={name} scan-error=-{number} error-message='{what}'")?;
         self.call.explain(Some(&error));
         Ok(())
@@ -226,7 +227,8 @@ impl Job<'_, '_> {
             false => String::new(),
         };
         let Line { capacity, size, hidden, .. } = line;
-        let name = shown(&line.name);
+        let (name, parent) = (shown(&line.name), Printable(&parent));
+        let name = Printable(&name);
         writeln!(
             self.call.out,
             "{:indent$}vhd={name} capacity={capacity} size={size} hidden={hidden} {markers}parent={parent}{remark}",

@@ -1,6 +1,6 @@
 //! `vhd-util set`: the mark that hides an image, and the marker beside the batmap.
 
-use cowhand::{Amend, Open, Parent, Quiet, amend, info};
+use cowhand::{Amend, Open, Parent, Printable, Quiet, amend, info};
 
 use super::{Call, Done, Failed, Flag, HELP, NAME, Verb, change, file, look, needed, opening, options};
 
@@ -28,11 +28,11 @@ fn run(call: &mut Call<'_>) -> Done {
     call.end()?;
     let (path, field, value) = (needed(name)?, needed(field)?, needed(value)?);
     if !["hidden", "marker"].contains(&field.as_str()) {
-        writeln!(call.out, "invalid field {field}")?;
+        writeln!(call.out, "invalid field {}", Printable(&field))?;
         return Err(super::wrong());
     }
     if !value.trim().parse::<i64>().is_ok_and(|value| (0..256).contains(&value)) {
-        writeln!(call.out, "invalid value {value}")?;
+        writeln!(call.out, "invalid value {}", Printable(&value))?;
         return Err(super::wrong());
     }
     info(&path, &look(), false).map_err(opening(&path))?;

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use cowhand::{Amend, Child, Info, Open, Parent, Quiet, amend, child, depth_over, info};
+use cowhand::{Amend, Child, Info, Open, Parent, Quiet, amend, child_with, depth_over, info, open};
 
 use super::names::{canonical, fact};
+use super::percent::Percent;
 use super::{
     CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, change, errno, file, look, mebibytes,
-    needed, number, opening, options, wrong,
+    name_of, needed, number, opening, options, wrong,
 };
 
 pub(super) const VERB: Verb = Verb {
@@ -64,7 +65,12 @@ fn run(call: &mut Call<'_>) -> Done {
         }
     }
     let target = in_device_names(&path);
-    let made = child(&parent, &target, &how).map_err(opening(&parent))?;
+    let made = child_with(&parent, &target, &how, &Percent::new(false)).map_err(|error| {
+        match open(&parent, &Open { metadata_only: true, ..how.open.clone() }) {
+            Ok(_) => Failed::of(format!("error creating {}", name_of(&path)), error),
+            Err(_) => opening(&parent)(error),
+        }
+    })?;
     inherit_key(&target, made.parent_format)
 }
 

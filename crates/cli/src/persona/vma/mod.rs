@@ -181,11 +181,11 @@ fn fatal(text: impl std::fmt::Display) -> Failure {
 /// As the real one says it, where it has words for it, and with `front` before them.
 fn failed(front: &str, error: &Error) -> Failure {
     if error.kind() == ErrorKind::Cancelled {
-        return Failure { status: STOPPED, text: format!("vma: {error}") };
+        return Failure { status: STOPPED, text: format!("vma: {}", error.without_advice()) };
     }
     match error.sentence() {
         Some(words) => fatal(format_args!("{front}{words}")),
-        None => fatal(format_args!("{front}{error}")),
+        None => fatal(format_args!("{front}{}", error.without_advice())),
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{PROGRAM, command, finish, good};
-use cowhand::{Open, Policy};
+use cowhand::{NewSize, Open, Policy, Prealloc, Resize};
 
 /// A folder with the tool in it.
 struct Place {
@@ -651,10 +651,17 @@ fn a_resize_that_was_killed_is_taken_back() {
     assert!(place.bytes("journal") == b"somebody's" && place.bytes("a.vhd") == before);
     std::fs::remove_file(place.path().join("journal")).unwrap();
     assert_eq!(place.fails("resize -n a.vhd -s 64 -j none/journal", 2), "creating journal failed: -2\n");
-    // An empty journal is none: nothing was changed.
-    std::fs::write(place.path().join("empty"), "").unwrap();
-    assert_eq!(place.fails("revert -n a.vhd -j empty", 22), "opening journal failed: -22\n");
-    assert!(place.path().join("empty").exists() && place.bytes("a.vhd") == before);
+    // A journal that was not begun notes nothing; a file that is none is left alone.
+    for none in [vec![], vec![0; 512]] {
+        std::fs::write(place.path().join("empty"), none).unwrap();
+        assert_eq!(place.says("revert -n a.vhd -j empty"), "");
+        assert!(!place.path().join("empty").exists() && place.bytes("a.vhd") == before);
+    }
+    for none in [vec![0; 4096], b"somebody's".repeat(100)] {
+        std::fs::write(place.path().join("other"), &none).unwrap();
+        assert_eq!(place.fails("revert -n a.vhd -j other", 22), "opening journal failed: -22\n");
+        assert!(place.bytes("other") == none && place.bytes("a.vhd") == before);
+    }
     let (mut taken_back, mut done) = (0, 0);
     for round in 0..60u32 {
         let mut child = place.command("resize -n a.vhd -s 20480 -j journal").spawn().unwrap();
@@ -665,13 +672,13 @@ fn a_resize_that_was_killed_is_taken_back() {
         assert!(size == "6\n" || size == "20480\n", "{size}");
         if place.path().join("journal").exists() {
             let reverted = place.run("revert -n a.vhd -j journal");
-            match reverted.status.code() {
-                Some(0) => taken_back += 1,
-                // Killed while the journal was begun.
-                Some(22) => std::fs::remove_file(place.path().join("journal")).unwrap(),
-                _ => panic!("{reverted:?}"),
-            }
+            assert!(reverted.status.success() && reverted.stdout.is_empty(), "{reverted:?}");
             assert!(!place.path().join("journal").exists());
+            if place.says("query -v -n a.vhd") == "20480\n" {
+                // Killed after the journal was ended.
+                std::fs::write(place.path().join("a.vhd"), &before).unwrap();
+            }
+            taken_back += 1;
             assert!(place.bytes("a.vhd") == before, "round {round}");
         } else if size == "20480\n" {
             done += 1;
@@ -691,10 +698,128 @@ fn a_resize_that_was_killed_is_taken_back() {
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    if place.path().join("journal").exists() {
+    let counts =
+        place.path().join("journal").exists() && place.bytes("journal").starts_with(b"cowhand undo 2");
+    if counts {
         assert_eq!(place.fails("revert -n b.vhd -j journal", 22), "opening journal failed: -22\n");
         assert!(place.bytes("b.vhd") == other);
         assert_eq!(place.says("revert -n a.vhd -j journal"), "");
         assert!(place.bytes("a.vhd") == before);
     }
+}
+
+#[test]
+fn a_damaged_journal_is_refused_and_kept() {
+    let place = Place::new();
+    place.says("create -n a.vhd -s 6");
+    place.write("a.vhd", 0, 3 * 4096, 2);
+    let before = place.bytes("a.vhd");
+    // As it is when the program dies before it ends the journal.
+    let undo = Some(place.file("journal"));
+    let open = Open { format: Some("vpc".to_owned()), undo, ..Open::default() };
+    let size = NewSize::To(20 << 30);
+    let how = Resize { open, size, shrink: false, force: false, prealloc: Prealloc::Off };
+    cowhand::resize(&place.file("a.vhd"), &how).unwrap();
+    let (half, journal) = (place.bytes("a.vhd"), place.bytes("journal"));
+    assert!(half != before && journal.len() > 2048);
+    let cuts = [1, 100, 512, 1000, 1536, journal.len() - 1].map(|len| journal[..len].to_vec());
+    let flips = [20, 512 + 20, 1024 + 5].map(|at| {
+        let mut journal = journal.clone();
+        journal[at] ^= 4;
+        journal
+    });
+    for damaged in cuts.into_iter().chain(flips) {
+        std::fs::write(place.path().join("journal"), &damaged).unwrap();
+        assert_eq!(place.fails("revert -n a.vhd -j journal", 22), "opening journal failed: -22\n");
+        assert!(place.bytes("a.vhd") == half && place.bytes("journal") == damaged);
+    }
+    std::fs::write(place.path().join("journal"), &journal).unwrap();
+    assert_eq!(place.says("revert -n a.vhd -j journal"), "");
+    assert!(place.bytes("a.vhd") == before && !place.path().join("journal").exists());
+}
+
+#[test]
+fn what_names_say_stays_in_its_line() {
+    let place = Place::new();
+    place.says("create -n base.vhd -s 4");
+    place.says("snapshot -n leaf.vhd -p base.vhd -e");
+    let name = "x\nvhd=EVIL capacity=1\u{1b}[31m";
+    let utf16: Vec<u8> = name.encode_utf16().flat_map(u16::to_be_bytes).chain([0; 2]).collect();
+    put(&place, "leaf.vhd", (512, 1024), 64, &utf16, true);
+    // The locators go, so that the header's name counts.
+    put(&place, "leaf.vhd", (512, 1024), 576, &[0; 192], true);
+    std::fs::rename(place.path().join("leaf.vhd"), place.path().join("a\nb\u{1b}[2J.vhd")).unwrap();
+    let steers =
+        |said: &str| said.contains('\u{1b}') || said.lines().any(|line| line.starts_with("vhd=EVIL"));
+    let scanned = place.says("scan -f -m a*.vhd");
+    assert_eq!(scanned.lines().count(), 1, "{scanned:?}");
+    assert!(scanned.starts_with("vhd=a\\nb\\u{1b}[2J.vhd ") && !steers(&scanned), "{scanned:?}");
+    for flags in [&["query", "-pu"][..], &["read", "-p"], &["query", "-p"], &["check"], &["check", "-I"]] {
+        let output = place.command("").args(flags).args(["-n", "a\nb\u{1b}[2J.vhd"]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(!said.is_empty() && !steers(&said), "{flags:?}: {said:?}");
+    }
+    // A name need not be text.
+    use std::os::unix::ffi::OsStrExt;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\xfe.vhd");
+    std::fs::rename(place.path().join("base.vhd"), place.path().join(odd)).unwrap();
+    for pattern in [&b"\xff*.vhd"[..], b"\xff\xfe.vhd", b"{\xff,x}*"] {
+        let words = [std::ffi::OsStr::new("scan"), "-m".as_ref(), std::ffi::OsStr::from_bytes(pattern)];
+        let output = place.command("").args(words).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && said.ends_with(" parent=none\n"), "{said:?}");
+    }
+    let many = format!("scan -m {}", "{a,b}".repeat(24));
+    assert_eq!(place.fails(&many, 22), "a pattern stands for too many others\n");
+}
+
+#[test]
+fn full_output_and_advice_are_this_tool_s_own() {
+    let place = Place::new();
+    place.says("create -n a.vhd -s 4");
+    let full = |line: &str, status: i32| {
+        let to = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = finish(place.command(line).stdout(to).env("COWHAND_COMPAT", "qemu").spawn().unwrap());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{line}: {said}");
+        assert!(said.starts_with("vhd-util: ") && said.lines().count() == 1, "{line}: {said}");
+    };
+    full("query -n a.vhd -v", 28);
+    full("query -n gone -v", 2);
+    full("coalesce -n a.vhd", 22);
+    full("query", 22);
+    full("query -h", 28);
+    // What is no file is no image.
+    for odd in [".", "/dev/null"] {
+        assert_eq!(place.fails(&format!("query -n {odd} -v"), 22), format!("error opening {odd}: -22\n"));
+    }
+    // Advice is cowhand's, whose flags this tool has not.
+    place.says("snapshot -n b.vhd -p a.vhd -e");
+    std::fs::remove_file(place.path().join("a.vhd")).unwrap();
+    let said = place.fails("check -n b.vhd", 22);
+    assert!(said.starts_with("invalid parent: ") && !said.contains(" --"), "{said}");
+}
+
+#[test]
+fn every_image_is_scanned_once() {
+    let place = Place::new();
+    place.says("create -n 0.vhd -s 4");
+    for n in 1..8 {
+        place.says(&format!("snapshot -n {n}.vhd -p {}.vhd -e", n - 1));
+    }
+    for line in ["scan -a -m *.vhd", "scan -f -a -m *.vhd", "scan -a -m 7.vhd", "scan -p -a -m {3,7}.vhd"] {
+        assert_eq!(place.says(line).lines().count(), 8, "{line}");
+    }
+}
+
+#[test]
+fn an_empty_disk_is_looked_through_at_once() {
+    let place = Place::new();
+    place.says("create -n a.vhd -s 2000000");
+    place.write("a.vhd", 3_000_000_000, 5, 1);
+    let began = std::time::Instant::now();
+    assert_eq!(place.says("check -s -n a.vhd"), "a.vhd: secs allocated: 0x1000 secs written: 0x5 (0.12%)\n");
+    assert_eq!(place.says("read -e 0 -c 4096000000 -n a.vhd"), "3000000000 5\n");
+    // Sector by sector it would be minutes.
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_core::{
-    Cache, CreateOptions, Error, FileHints, Format, Layer, Lock, Options, ParentRef, Progress, Quiet, Result,
-    Secrets, Storage, parse_size,
+    Cache, CreateOptions, Error, ErrorKind, FileHints, Format, Layer, Lock, Options, ParentRef, Progress,
+    Quiet, Result, Secrets, Storage, parse_size,
 };
 
 use crate::node::{Name, ReadNode};
@@ -158,6 +158,9 @@ impl NewImage<'_> {
         let closed = files.gate().during(progress, size, || layer.close());
         closed.map_err(|error| error.image(path.display()))?;
         drop(layer);
+        if progress.at(size, size).is_break() {
+            return Err(Error::new(ErrorKind::Cancelled, "stopped on request").image(path.display()));
+        }
         files.finish()?;
         let file_len = target.storage().len().unwrap_or(0);
         target.finish()?;

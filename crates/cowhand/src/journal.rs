@@ -1,5 +1,6 @@
 //! An undo journal in a file of the caller's: begun, done with, taken back.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,9 +29,9 @@ pub fn resize_with_journal(
 ) -> Result<Resized> {
     let open = Open { undo: Some(journal.to_owned()), ..how.open.clone() };
     let stopped = |done: &Resized| match progress.at(done.after, done.after) {
-        std::ops::ControlFlow::Continue(()) => Ok(()),
-        std::ops::ControlFlow::Break(()) => {
-            Err(Error::new(ErrorKind::Cancelled, "stopped").image(path.display()))
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => {
+            Err(Error::new(ErrorKind::Cancelled, "stopped on request").image(path.display()))
         }
     };
     let done = resize(path, &Resize { open, ..how.clone() });
@@ -107,9 +108,8 @@ fn discard(journal: &Path) -> Result<(), (Error, bool)> {
     notes.read_at(0, &mut front).map_err(|error| (said(error), true))?;
     if let Err(error) = end(&notes) {
         // After a sync that failed, only a new handle can sync again.
-        let again = open().and_then(|notes| {
-            notes.write_at(0, &front).and_then(|()| notes.sync()).map_err(said)
-        });
+        let again =
+            open().and_then(|notes| notes.write_at(0, &front).and_then(|()| notes.sync()).map_err(said));
         return Err((said(error), again.is_ok()));
     }
     if !is_device(journal) {
@@ -131,4 +131,57 @@ fn is_device(path: &Path) -> bool {
 fn is_there(journal: &Path) -> bool {
     let notes = FileStorage::open(journal, Access::Read, Lock::None, Cache::Writeback);
     notes.is_ok_and(|notes| Front::of(&notes).is_ok_and(|front| front == Front::Other))
+}
+
+#[cfg(test)]
+mod tests {
+    use cowhand_core::{Prealloc, Quiet};
+
+    use super::*;
+    use crate::child::{Child, child_with};
+    use crate::create::{Create, create, create_with};
+    use crate::resize::NewSize;
+
+    struct Stop;
+
+    impl Progress for Stop {
+        fn at(&self, _done: u64, _total: u64) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn who_stops_it_finds_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let [image, journal, new] = ["a.vhd", "j", "b.vhd"].map(|name| dir.path().join(name));
+        let how = Create { format: "vpc".to_owned(), size: Some(4 << 20), ..Create::default() };
+        create(&image, &how).unwrap();
+        let before = std::fs::read(&image).unwrap();
+        let stopped = |error: Error| {
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+            assert_eq!(names(dir.path()), ["a.vhd"]);
+            assert!(std::fs::read(&image).unwrap() == before);
+        };
+        let resize = Resize {
+            open: Open::default(),
+            size: NewSize::To(1 << 40),
+            shrink: false,
+            force: false,
+            prealloc: Prealloc::Off,
+        };
+        stopped(resize_with_journal(&image, &resize, &journal, &Stop).unwrap_err());
+        stopped(create_with(&new, &how, &Stop).unwrap_err());
+        stopped(child_with(&image, &new, &Child::default(), &Stop).unwrap_err());
+        assert_eq!(resize_with_journal(&image, &resize, &journal, &Quiet).unwrap().after, 1 << 40);
+        assert_eq!(names(dir.path()), ["a.vhd"]);
+    }
 }

@@ -1,5 +1,6 @@
 //! `scan`: what the images in a folder, by a pattern, or in a volume group are. Each is looked at alone.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -100,28 +101,26 @@ fn list(place: &Place, all: bool) -> Result<Vec<File>> {
         Place::VolumeGroup(group, pattern) => volumes(group, pattern.as_deref()),
         Place::Path(path) => match std::fs::metadata(path) {
             Ok(there) if there.is_dir() => {
-                let wanted = |name: &str| all || !name.starts_with('.');
+                let wanted = |name: &OsStr| all || !is_hidden(name);
                 Ok(entries(path, path, wanted)?.into_iter().map(|path| File { path, named: false }).collect())
             }
             Ok(_) => Ok(vec![File { path: path.clone(), named: true }]),
-            Err(error) => {
-                match path.file_name().and_then(|name| name.to_str()).filter(|name| is_pattern(name)) {
-                    Some(pattern) => {
-                        let folder = folder_of(path);
-                        let shown = path.parent().unwrap_or(Path::new(""));
-                        let wanted = |name: &str| fits(pattern, name) && (all || !name.starts_with('.'));
-                        let found = entries(&folder, shown, wanted)?;
-                        Ok(found.into_iter().map(|path| File { path, named: true }).collect())
-                    }
-                    None => Err(Error::io("cannot look at", error).image(path.display())),
+            Err(error) => match path.file_name().filter(|name| is_pattern(name)) {
+                Some(pattern) => {
+                    let folder = folder_of(path);
+                    let shown = path.parent().unwrap_or(Path::new(""));
+                    let wanted = |name: &OsStr| fits(pattern, name) && (all || !is_hidden(name));
+                    let found = entries(&folder, shown, wanted)?;
+                    Ok(found.into_iter().map(|path| File { path, named: true }).collect())
                 }
-            }
+                None => Err(Error::io("cannot look at", error).image(path.display())),
+            },
         },
     }
 }
 
 /// The files and block devices of a folder that have a wanted name, sorted; `shown` is what stands before the names.
-fn entries(folder: &Path, shown: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+fn entries(folder: &Path, shown: &Path, wanted: impl Fn(&OsStr) -> bool) -> Result<Vec<PathBuf>> {
     use std::os::unix::fs::FileTypeExt;
     let failed = |error| Error::io("cannot list", error).image(folder.display());
     let mut names = Vec::new();
@@ -130,7 +129,7 @@ fn entries(folder: &Path, shown: &Path, wanted: impl Fn(&str) -> bool) -> Result
         let kind = std::fs::metadata(folder.join(&name)).map(|found| found.file_type());
         // What is gone by now, and what a link does not lead to, is no image.
         let is_image = kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device());
-        if is_image && wanted(&name.to_string_lossy()) {
+        if is_image && wanted(&name) {
             names.push(name);
         }
     }
@@ -145,14 +144,14 @@ fn volumes(group: &str, pattern: Option<&str>) -> Result<Vec<File>> {
     if !plain(group) {
         return Err(named(Error::invalid("is no name for a volume group")));
     }
-    let wanted = |name: &str| pattern.is_none_or(|pattern| fits(pattern, name));
+    let wanted = |name: &OsStr| pattern.is_none_or(|pattern| fits(OsStr::new(pattern), name));
     let folder = Path::new("/dev").join(group);
     let listed = Command::new("lvs").args(["--noheadings", "-o", "lv_name", group]).output();
     let found = match listed {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let mut names: Vec<&str> =
-                text.lines().map(str::trim).filter(|name| plain(name) && wanted(name)).collect();
+                text.lines().map(str::trim).filter(|name| plain(name) && wanted(OsStr::new(name))).collect();
             names.sort_unstable();
             names.into_iter().map(|name| folder.join(name)).collect()
         }
@@ -181,13 +180,27 @@ fn volumes(group: &str, pattern: Option<&str>) -> Result<Vec<File>> {
     Ok(found.into_iter().map(|path| File { path, named: false }).collect())
 }
 
-fn is_pattern(name: &str) -> bool {
-    name.contains(['*', '?', '['])
+fn is_pattern(name: &OsStr) -> bool {
+    name.as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
+}
+
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+/// A name's characters. A byte that is part of none stands for itself, as a character that nobody uses.
+fn characters(name: &OsStr) -> Vec<char> {
+    let stray =
+        |byte: &u8| char::from_u32(0x10_ff00 + u32::from(*byte)).unwrap_or(char::REPLACEMENT_CHARACTER);
+    name.as_encoded_bytes()
+        .utf8_chunks()
+        .flat_map(|chunk| chunk.valid().chars().chain(chunk.invalid().iter().map(stray)))
+        .collect()
 }
 
 /// Whether `name` fits `pattern`, in which `*` is any text, `?` any character, and `[a-z]` or `[!a-z]` one of a set.
-fn fits(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+fn fits(pattern: &OsStr, name: &OsStr) -> bool {
+    let (pattern, name) = (characters(pattern), characters(name));
     let (mut p, mut n) = (0, 0);
     // Where the last star stands, and up to where it was last taken to reach.
     let mut star: Option<(usize, usize)> = None;
@@ -246,6 +259,17 @@ fn set(pattern: &[char], c: char) -> Option<(bool, usize)> {
 mod tests {
     use super::*;
 
+    fn matches(pattern: &str, name: &str) -> bool {
+        fits(OsStr::new(pattern), OsStr::new(name))
+    }
+
+    #[test]
+    fn names_need_not_be_text() {
+        use std::os::unix::ffi::OsStrExt;
+        let [pattern, good, other] = [&b"\xff*.vhd"[..], b"\xff\xfe.vhd", b"\xfe.vhd"].map(OsStr::from_bytes);
+        assert!(is_pattern(pattern) && fits(pattern, good) && !fits(pattern, other));
+    }
+
     #[test]
     fn patterns() {
         for (pattern, yes, no) in [
@@ -261,10 +285,10 @@ mod tests {
             ("a", "a", "b aa"),
             ("a-[0-9]*", "a-1 a-12x", "a-x a-"),
         ] {
-            assert!(yes.split(' ').all(|name| fits(pattern, name)), "{pattern}");
-            assert!(no.split(' ').all(|name| name.is_empty() || !fits(pattern, name)), "{pattern}");
+            assert!(yes.split(' ').all(|name| matches(pattern, name)), "{pattern}");
+            assert!(no.split(' ').all(|name| name.is_empty() || !matches(pattern, name)), "{pattern}");
         }
-        assert!(fits("*", "") && fits("", "") && !fits("?", "") && !fits("", "a"));
+        assert!(matches("*", "") && matches("", "") && !matches("?", "") && !matches("", "a"));
         // No time that grows with a power of the stars.
         assert!(!fits(&"a*".repeat(40), &"a".repeat(39)));
         assert!(!fits(&format!("{}b", "a*".repeat(40)), &"a".repeat(4000)));

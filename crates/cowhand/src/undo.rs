@@ -283,7 +283,8 @@ pub(crate) fn take_back(storage: &dyn Storage, journal: &dyn Storage, key: Optio
     let is = storage.len().map_err(|error| Error::io("cannot find its length", error))?;
     // No image is shorter than its footer or header; and what was cut off was noted.
     if len < SECTOR || i64::try_from(len).is_err() || !missing(&noted, &(is..len)).is_empty() {
-        let what = format!("it says that the image had {len} bytes, which cannot be, so the image is left alone");
+        let what =
+            format!("it says that the image had {len} bytes, which cannot be, so the image is left alone");
         return Err(Error::corrupt("journal", what));
     }
     each(journal, &head, |at, bytes| {
@@ -298,9 +299,8 @@ pub(crate) fn take_back(storage: &dyn Storage, journal: &dyn Storage, key: Optio
 
 /// Shows each record that counts: where its bytes stood, and the bytes. Errors: one is not whole.
 fn each(journal: &dyn Storage, head: &Head, mut see: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-    let damaged = |at| {
-        Error::corrupt("journal", "it is damaged here or cut short, so the image is left alone").at(at)
-    };
+    let damaged =
+        |at| Error::corrupt("journal", "it is damaged here or cut short, so the image is left alone").at(at);
     let (last, mut at) = (head.at.get(), SECTOR);
     if last < SECTOR || last > journal.len().map_err(unread)? {
         return Err(damaged(0));
@@ -423,7 +423,8 @@ mod tests {
         let head = Head::read(journal.as_ref(), 0).unwrap().unwrap();
         for len in [0, 511, 40_001, 1 << 40, u64::MAX] {
             let mut bad = notes.clone();
-            bad[..512].copy_from_slice(Head::new(head.salt.get(), head.at.get(), len, head.key, &[]).as_bytes());
+            bad[..512]
+                .copy_from_slice(Head::new(head.salt.get(), head.at.get(), len, head.key, &[]).as_bytes());
             refuses(&bad, &len);
         }
         take_back(storage.as_ref(), journal.as_ref(), None).unwrap();
@@ -439,7 +440,10 @@ mod tests {
         assert_eq!(Front::of(journal.as_ref()).unwrap(), Front::Other);
         end(journal.as_ref()).unwrap();
         assert_eq!(Front::of(journal.as_ref()).unwrap(), Front::Ended);
-        assert_eq!(take_back(storage.as_ref(), journal.as_ref(), None).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(
+            take_back(storage.as_ref(), journal.as_ref(), None).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
     }
 
     const SMALL: u64 = 3 << 20;

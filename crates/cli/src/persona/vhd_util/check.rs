@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use cowhand::{
-    Check, Kind, Open, ParentState, Printable, Quiet, Rules, Severity, check_by, info, info_with_parent, open,
+    Check, Kind, Layer, Open, ParentState, Printable, Quiet, Rules, Severity, check_by, info,
+    info_with_parent, open,
 };
 
 use super::headers::{Base, print, structures};
-use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, name_of, needed, wrong};
+use super::{
+    Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, is_device, look, name_of, needed, wrong,
+};
 
 pub(super) const VERB: Verb = Verb {
     name: "check",
@@ -114,11 +117,6 @@ impl Job {
     }
 }
 
-fn is_device(there: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    there.file_type().is_block_device()
-}
-
 /// Why the parent that the image names is not there, or not the one.
 fn lost(path: &Path) -> Result<Option<String>, Failed> {
     // Where the footer at the end is not good, its copy counts: so it was checked.
@@ -146,8 +144,34 @@ fn parents(path: &Path) -> Result<Vec<String>, Failed> {
         .collect())
 }
 
-/// Guest bytes at which a sector's bit is looked up in a set.
-type Sectors = Vec<bool>;
+/// One image of a chain, and where on the disk its statistics have come to.
+struct Layered {
+    name: String,
+    layer: std::sync::Arc<dyn Layer>,
+    /// The run that was found last: where it ends, and whether the image has it.
+    end: u64,
+    has: bool,
+    /// Guest bytes that the image has; of these, those that the image above has not, and none above has.
+    written: u64,
+    not_in_next: u64,
+    not_in_any: u64,
+}
+
+impl Layered {
+    /// Whether the image has what stands at `at`, and up to where that holds.
+    fn look(&mut self, at: u64) -> cowhand::Result<()> {
+        if at >= self.end {
+            let size = self.layer.size();
+            (self.end, self.has) = if at < size {
+                let found = self.layer.extent(at, size - at)?;
+                (at.saturating_add(found.len.max(1)), found.kind == Kind::Data)
+            } else {
+                (u64::MAX, false)
+            };
+        }
+        Ok(())
+    }
+}
 
 /// Counts what each image of the chain has: allocated, written, and of that what its parent, or none of its ancestors,
 /// has not.
@@ -155,54 +179,57 @@ fn stats(call: &mut Call<'_>, path: &Path, chain: bool) -> Done {
     let how = Open { any_parent: true, ..look() };
     let how = if chain { how } else { Open { parent: cowhand::Parent::Ignored, ..how } };
     let disk = open(path, &how).map_err(super::opening(path))?;
-    let mut above: Option<(Sectors, Sectors)> = None;
-    for link in disk.links().iter().filter(|link| link.format == super::FORMAT) {
-        let layer = &link.layer;
+    let images = disk.links().iter().filter(|link| link.format == super::FORMAT);
+    let mut images: Vec<Layered> = images
+        .map(|link| Layered {
+            name: name_of(Path::new(Path::new(&link.name).file_name().unwrap_or_default())),
+            layer: link.layer.clone(),
+            end: 0,
+            has: false,
+            written: 0,
+            not_in_next: 0,
+            not_in_any: 0,
+        })
+        .collect();
+    let size = images.iter().map(|image| image.layer.size()).max().unwrap_or(0);
+    let mut at = 0;
+    while at < size {
+        images.iter_mut().try_for_each(|image| image.look(at))?;
+        let end = images.iter().map(|image| image.end).min().unwrap_or(size).min(size);
+        let (len, mut next, mut any) = (end - at, false, false);
+        for image in &mut images {
+            image.written += if image.has { len } else { 0 };
+            image.not_in_next += if image.has && !next { len } else { 0 };
+            image.not_in_any += if image.has && !any { len } else { 0 };
+            (next, any) = (image.has, any || image.has);
+        }
+        at = end;
+    }
+    for (depth, image) in images.iter().enumerate() {
         let mut allocated = 0;
-        layer.allocated(&mut |_, bytes| {
+        image.layer.allocated(&mut |_, bytes| {
             allocated += bytes / SECTOR;
             Ok(())
         })?;
-        let mut present = vec![false; usize::try_from(layer.size().div_ceil(SECTOR)).map_err(|_| wrong())?];
-        let mut at = 0;
-        while at < layer.size() {
-            let found = layer.extent(at, layer.size() - at)?;
-            if found.kind == Kind::Data {
-                let (first, end) = ((at / SECTOR) as usize, (at + found.len).div_ceil(SECTOR) as usize);
-                present.get_mut(first..end).unwrap_or_default().fill(true);
-            }
-            at += found.len;
-        }
-        let written = count(&present, |_| true);
-        let name = name_of(Path::new(Path::new(&link.name).file_name().unwrap_or_default()));
-        let mut line = format!(
-            "{name}: secs allocated: {allocated:#x} secs written: {written:#x} ({:.2}%)",
+        let [written, up, chain] =
+            [image.written, image.not_in_next, image.not_in_any].map(|bytes| bytes / SECTOR);
+        write!(
+            call.out,
+            "{}: secs allocated: {allocated:#x} secs written: {written:#x} ({:.2}%)",
+            image.name,
             percent(written, allocated)
-        );
-        let all = match above.take() {
-            None => present.clone(),
-            Some((parent, mut all)) => {
-                let not_in =
-                    |set: &Sectors| count(&present, |sector| !set.get(sector).copied().unwrap_or(false));
-                let (up, chain) = (not_in(&parent), not_in(&all));
-                line += &format!(
-                    " secs not in parent: {up:#x} ({:.2}%) secs not in ancestors: {chain:#x} ({:.2}%)",
-                    percent(up, written),
-                    percent(chain, written)
-                );
-                all.resize(all.len().max(present.len()), false);
-                all.iter_mut().zip(&present).for_each(|(all, here)| *all |= *here);
-                all
-            }
-        };
-        writeln!(call.out, "{line}")?;
-        above = Some((present, all));
+        )?;
+        if depth > 0 {
+            write!(
+                call.out,
+                " secs not in parent: {up:#x} ({:.2}%) secs not in ancestors: {chain:#x} ({:.2}%)",
+                percent(up, written),
+                percent(chain, written)
+            )?;
+        }
+        writeln!(call.out)?;
     }
     Ok(())
-}
-
-fn count(present: &Sectors, counts: impl Fn(usize) -> bool) -> u64 {
-    present.iter().enumerate().filter(|(sector, is)| **is && counts(*sector)).count() as u64
 }
 
 fn percent(part: u64, whole: u64) -> f64 {

@@ -4,8 +4,8 @@ use cowhand::{Commit, Convert, Open, Parent, commit, convert, open_alone};
 
 use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, SECTOR, Verb, change, errno, file, look, name_of, needed,
-    options, wrong,
+    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, SECTOR, Verb, change, errno, file, look, name_of,
+    needed, options, wrong,
 };
 
 pub(super) const VERB: Verb = Verb {

@@ -4,7 +4,8 @@ use cowhand::{Create, Error, ErrorKind, create_with};
 
 use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, errno, file, mebibytes, name_of, needed, options,
+    CREATOR, Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, errno, file, mebibytes, name_of, needed,
+    options,
 };
 
 pub(super) const VERB: Verb = Verb {

@@ -8,7 +8,9 @@ use cowhand::{Amend, Info, Open, Parent, Quiet, amend, info};
 use sha2::{Digest, Sha256};
 
 use super::names::{count, fact};
-use super::{Call, Done, Failed, Flag, HELP, NAME, Verb, change, errno, file, look, name_of, needed, options, wrong};
+use super::{
+    Call, Done, Failed, Flag, HELP, NAME, Verb, change, errno, file, look, name_of, needed, options, wrong,
+};
 use crate::persona::complain;
 
 pub(super) const VERB: Verb = Verb {

@@ -243,7 +243,17 @@ fn options(given: &[(&str, &str)]) -> Vec<(String, String)> {
 /// The error of opening `path`.
 fn opening(path: &Path) -> impl Fn(Error) -> Failed {
     let shown = name_of(path);
-    move |error| Failed::of(format!("error opening {shown}"), error)
+    // A folder, a pipe and the like: no image, and none that something else could open.
+    let odd = std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !is_device(&there));
+    move |error| {
+        let error = if odd { error.with_kind(ErrorKind::Invalid) } else { error };
+        Failed::of(format!("error opening {shown}"), error)
+    }
+}
+
+fn is_device(there: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    there.file_type().is_block_device()
 }
 
 /// A file's name as it may be shown: it may come from an image, or from whoever names files.

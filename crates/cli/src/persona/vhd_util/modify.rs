@@ -6,7 +6,8 @@ use cowhand::{Open, Reconnect, info, kill_data, open_alone, reconnect_parent, se
 
 use super::names::canonical;
 use super::{
-    Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, change, file, look, name_of, needed, number, opening, wrong,
+    Call, Done, FORMAT, Failed, Flag, HELP, NAME, Verb, change, file, look, name_of, needed, number, opening,
+    wrong,
 };
 
 pub(super) const VERB: Verb = Verb {

@@ -3,7 +3,9 @@
 use cowhand::{Open, Printable, info, open, open_alone};
 
 use super::names::{count, fact, hidden, parent_of};
-use super::{Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, errno, file, look, name_of, needed, opening, options};
+use super::{
+    Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, errno, file, look, name_of, needed, opening, options,
+};
 
 pub(super) const VERB: Verb = Verb {
     name: "query",

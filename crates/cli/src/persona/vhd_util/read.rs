@@ -65,7 +65,7 @@ fn run(call: &mut Call<'_>) -> Done {
     };
     let layer = image.top().layer.as_ref();
     let Some(blocks) = layer.as_blocks() else {
-        // A fixed disk has no table, of which all but its structures is told.
+        // Of a fixed disk nothing is told, its structures neither: the tool wants a table first.
         writeln!(call.out, "Failed to get bat for {}: -{}", name_of(&path), errno::INVALID)?;
         return Err(Failed::says(errno::INVALID, ""));
     };
@@ -216,21 +216,31 @@ impl Reader<'_> {
     }
 
     fn extents(&self, call: &mut Call<'_>, first: u64) -> Done {
+        let per_block = self.blocks.block_size() / SECTOR;
         let mut run: Option<(u64, u64)> = None;
-        let mut runs = Vec::new();
-        self.each(first, |sector, _, _, is| {
-            match (&mut run, is) {
-                (Some((_, len)), true) => *len += 1,
-                (None, true) => run = Some((sector, 1)),
-                _ => runs.extend(run.take()),
+        let (mut sector, last) = (first, first + self.count);
+        while sector < last {
+            let block = sector / per_block;
+            let end = ((block + 1) * per_block).min(last);
+            let bits = self.blocks.bitmap(block)?;
+            // A block that is not there is passed over whole.
+            let there = if bits.is_some() { sector..end } else { sector..sector + 1 };
+            for at in there {
+                let is = bits.as_deref().is_some_and(|bits| is_set(bits, at % per_block));
+                match (&mut run, is) {
+                    (Some((_, len)), true) => *len += 1,
+                    (None, true) => run = Some((at, 1)),
+                    (_, false) => self.show(call, run.take())?,
+                }
             }
-            Ok(())
-        })?;
-        runs.extend(run);
-        for (start, len) in runs {
-            writeln!(call.out, "{} {}", self.base.of(start), self.base.of(len))?;
+            sector = end;
         }
-        Ok(())
+        self.show(call, run)
+    }
+
+    fn show(&self, call: &mut Call<'_>, run: Option<(u64, u64)>) -> Done {
+        let Some((start, len)) = run else { return Ok(()) };
+        Ok(writeln!(call.out, "{} {}", self.base.of(start), self.base.of(len))?)
     }
 
     /// A bit for each block of the disk.

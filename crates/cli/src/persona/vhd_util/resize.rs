@@ -7,8 +7,8 @@ use cowhand::{
 use super::names::{count, fact};
 use super::percent::Percent;
 use super::{
-    CREATOR, Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, change, errno, file, look, mebibytes, name_of, needed,
-    number, opening, wrong,
+    CREATOR, Call, Done, Failed, Flag, HELP, MIB, NAME, Verb, change, errno, file, look, mebibytes, name_of,
+    needed, number, opening, wrong,
 };
 
 pub(super) const VERB: Verb = Verb {

@@ -1,7 +1,8 @@
 //! `vhd-util scan`: a line for each image that files, patterns or a volume group lead to.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use cowhand::{Error, Info, Open, Place, Printable, files_in};
@@ -58,7 +59,7 @@ fn run(call: &mut Call<'_>) -> Done {
     }
     // A tree needs to know who stands on whom.
     how.fast &= !how.pretty;
-    let mut job = Job { call, how, lines: Vec::new(), todo: Vec::new(), first: None };
+    let mut job = Job { call, how, lines: Vec::new(), todo: Vec::new(), known: HashSet::new(), first: None };
     job.find(pattern, files)?;
     while let Some(target) = job.next() {
         job.look_at(target)?;
@@ -100,6 +101,8 @@ struct Job<'a, 'b> {
     lines: Vec<Line>,
     /// The next is the last.
     todo: Vec<Target>,
+    /// The last parts of the names of all that was found: parents are added once.
+    known: HashSet<String>,
     /// The number of the first error.
     first: Option<u8>,
 }
@@ -107,12 +110,19 @@ struct Job<'a, 'b> {
 impl Job<'_, '_> {
     /// Finds the images. A name that leads nowhere is an error of its own; a pattern that fits nothing is none.
     fn find(&mut self, pattern: Option<OsString>, files: Vec<OsString>) -> Done {
-        let words = pattern.into_iter().chain(files);
-        let patterns: Vec<String> = words.flat_map(|word| alternatives(&word.to_string_lossy())).collect();
+        let mut patterns = Vec::new();
+        for word in pattern.into_iter().chain(files) {
+            let Some(more) = alternatives(&word) else {
+                return Err(Failed::says(errno::INVALID, "a pattern stands for too many others"));
+            };
+            patterns.extend(more);
+        }
         let mut found = Vec::new();
         for pattern in patterns {
             let place = match &self.how.group {
-                Some(group) => Place::VolumeGroup(group.clone(), Some(pattern.clone())),
+                Some(group) => {
+                    Place::VolumeGroup(group.clone(), Some(pattern.to_string_lossy().into_owned()))
+                }
                 None => Place::Path(PathBuf::from(&pattern)),
             };
             match files_in(&place, true) {
@@ -123,7 +133,7 @@ impl Job<'_, '_> {
                     return Err(Failed::Says { status: number, line: String::new(), error: Some(error) });
                 }
                 Err(error) => {
-                    self.error(&pattern, "failure scanning target", error)?;
+                    self.error(&pattern.to_string_lossy(), "failure scanning target", error)?;
                     if !self.how.go_on {
                         return Ok(());
                     }
@@ -131,6 +141,7 @@ impl Job<'_, '_> {
             }
         }
         found.reverse();
+        self.known = found.iter().map(|target: &Target| self.own_name(&target.path)).collect();
         self.todo = found;
         Ok(())
     }
@@ -193,21 +204,16 @@ impl Job<'_, '_> {
 
     /// Puts a parent behind all others, unless it is one of them.
     fn add(&mut self, file: PathBuf, child: &Info) {
-        let own = file.file_name().map(ToOwned::to_owned);
-        let known = |path: &Path| path.file_name().map(ToOwned::to_owned) == own;
-        if !self.todo.iter().any(|target| known(&target.path)) && !self.seen(&file) {
+        if self.known.insert(self.own_name(&file)) {
             let raw = child.parent.as_ref().is_some_and(|parent| parent.expected.is_empty());
             self.todo.insert(0, Target { path: file, raw });
         }
     }
 
-    fn seen(&self, file: &Path) -> bool {
-        let name = base(&file.display().to_string()).to_owned();
-        self.call_names().any(|seen| base(seen) == name)
-    }
-
-    fn call_names(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().map(|line| line.name.as_str())
+    /// What tells an image from the others: the last part of its name.
+    fn own_name(&self, path: &Path) -> String {
+        let name = path.display().to_string();
+        if self.how.group.is_some() { volume(&name) } else { base(&name).to_owned() }
     }
 
     fn error(&mut self, name: &str, what: &str, error: Error) -> Done {
@@ -283,19 +289,37 @@ fn base(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// The patterns that `{one,other}` stands for.
-fn alternatives(pattern: &str) -> Vec<String> {
-    let parts = || {
-        let (front, rest) = pattern.split_once('{')?;
-        let (inside, behind) = rest.split_once('}')?;
-        (!inside.contains('{')).then_some((front, inside, behind))
-    };
-    match parts() {
-        Some((front, inside, behind)) => {
-            inside.split(',').flat_map(|part| alternatives(&format!("{front}{part}{behind}"))).collect()
+/// More patterns than this are no list of names.
+const PATTERNS: usize = 4096;
+
+/// The patterns that `{one,other}` stands for; `None`: too many.
+fn alternatives(pattern: &OsStr) -> Option<Vec<OsString>> {
+    let mut done = Vec::new();
+    // The next is the last.
+    let mut todo = vec![pattern.as_bytes().to_vec()];
+    while let Some(pattern) = todo.pop() {
+        match parts(&pattern) {
+            Some((front, inside, behind)) => {
+                let each = inside.split(|byte| *byte == b',').rev();
+                todo.extend(each.map(|part| [front, part, behind].concat()));
+            }
+            None => done.push(OsString::from_vec(pattern)),
         }
-        None => vec![pattern.to_owned()],
+        if done.len() + todo.len() > PATTERNS {
+            return None;
+        }
     }
+    Some(done)
+}
+
+/// What stands before, in and behind the first braces.
+fn parts(pattern: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let split = |text: &'_ [u8], at: u8| text.iter().position(|byte| *byte == at);
+    let open = split(pattern, b'{')?;
+    let (front, rest) = (pattern.get(..open)?, pattern.get(open + 1..)?);
+    let close = split(rest, b'}')?;
+    let (inside, behind) = (rest.get(..close)?, rest.get(close + 1..)?);
+    (!inside.contains(&b'{')).then_some((front, inside, behind))
 }
 
 #[cfg(test)]
@@ -311,7 +335,10 @@ mod tests {
             ("a{", "a{"),
             ("{VHD-*,LV-*}", "VHD-* LV-*"),
         ] {
-            assert_eq!(alternatives(pattern).join(" "), wanted);
+            let found = alternatives(OsStr::new(pattern)).unwrap();
+            assert_eq!(found.join(OsStr::new(" ")), wanted);
         }
+        assert_eq!(alternatives(OsStr::new(&"{a,b}".repeat(24))), None);
+        assert_eq!(alternatives(OsStr::new(&"{a,b}".repeat(12))).unwrap().len(), 4096);
     }
 }

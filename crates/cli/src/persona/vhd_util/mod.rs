@@ -141,28 +141,21 @@ fn answer(words: &[OsString], out: &mut Output) -> cowhand::Result<u8> {
     match (verb.run)(&mut call) {
         Ok(()) => Ok(DONE),
         Err(Failed::Help) => usage(call.out, verb).map(|()| DONE),
-        // What went wrong before counts more than that nobody can read it.
         Err(Failed::Usage(text)) => {
             if !text.is_empty() {
                 complain(&text);
             }
-            tell(usage(call.out, verb));
+            // That nobody can read it is said when all is done.
+            let _ = usage(call.out, verb);
             Ok(errno::INVALID)
         }
         Err(Failed::Says { status, line, error }) => {
             if !line.is_empty() {
-                tell(writeln!(call.out, "{line}").and_then(|()| call.out.flush()));
+                let _ = writeln!(call.out, "{line}").and_then(|()| call.out.flush());
             }
             call.explain(error.as_ref());
             Ok(status)
         }
-    }
-}
-
-/// That standard output takes no more is said, and changes nothing.
-fn tell(done: cowhand::Result<()>) {
-    if let Err(error) = done {
-        complain(&failure(&error).text);
     }
 }
 

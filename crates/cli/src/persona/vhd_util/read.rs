@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use cowhand::{Blocks, Error, Layer, Open, open, open_alone};
+use cowhand::{Blocks, Error, Kind, Layer, Open, open, open_alone};
 
 use super::headers::{Base, print, structures};
 use super::{Call, Done, Failed, Flag, HELP, NAME, SECTOR, Verb, errno, file, look, name_of, needed, number};
@@ -223,11 +223,16 @@ impl Reader<'_> {
             let block = sector / per_block;
             let end = ((block + 1) * per_block).min(last);
             let bits = self.blocks.bitmap(block)?;
-            // A block that is not there is passed over whole.
-            let there = if bits.is_some() { sector..end } else { sector..sector + 1 };
-            for at in there {
-                let is = bits.as_deref().is_some_and(|bits| is_set(bits, at % per_block));
-                match (&mut run, is) {
+            let Some(bits) = bits else {
+                // With it, all blocks that are not there either.
+                self.show(call, run.take())?;
+                let found = self.layer.extent(sector * SECTOR, (last - sector) * SECTOR)?;
+                let passed = if found.kind == Kind::Data { 0 } else { found.len / SECTOR };
+                sector = end.max((sector + passed) / per_block * per_block);
+                continue;
+            };
+            for at in sector..end {
+                match (&mut run, is_set(&bits, at % per_block)) {
                     (Some((_, len)), true) => *len += 1,
                     (None, true) => run = Some((at, 1)),
                     (_, false) => self.show(call, run.take())?,

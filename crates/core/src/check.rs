@@ -43,6 +43,8 @@ pub struct Rules {
     pub no_overlaps: bool,
     /// Guest data is read too: what stands where the image says that nothing is, is zero.
     pub data: bool,
+    /// A repair gives up nothing of the guest's: what leads nowhere, or where it must not, stays as it is and counts as wrong.
+    pub keep: bool,
 }
 
 /// How bad a fault is.
@@ -120,6 +122,8 @@ pub struct Report {
     pub corruptions_fixed: u64,
     /// Leaks that were put right.
     pub leaks_fixed: u64,
+    /// What the repair gave up of the guest's; the first ones are listed among the faults.
+    pub lost: u64,
     /// Offset in the file behind the last byte in use.
     pub image_end: Option<u64>,
     /// Allocation units of the guest's disk.

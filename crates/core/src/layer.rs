@@ -89,6 +89,14 @@ impl Prealloc {
             _ => return None,
         })
     }
+
+    /// How users of QEMU know that there was no room for it.
+    pub fn known_failure(self) -> &'static str {
+        match self {
+            Prealloc::Full => "Could not write zeros for preallocation",
+            Prealloc::Off | Prealloc::Metadata | Prealloc::Falloc => "Could not preallocate new data",
+        }
+    }
 }
 
 /// What a child remembers of its parent so as to know it again: VHD's unique id, VHDX's DataWriteGuid, as the 16 raw

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use cowhand_core::{
-    Access, CheckOptions, Error, ErrorKind, Fault, KnownCheck, Link, Progress, Repair, Report, Result, Rules,
+    CheckOptions, Error, ErrorKind, Fault, KnownCheck, Link, Progress, Repair, Report, Result, Rules,
     Severity,
 };
 
 use crate::archive::content::Content;
 use crate::archive::part::Part;
-use crate::open::{Open, Opened, open_as_far};
+use crate::open::{Open, Opened, access, open_as_far};
 use crate::registry;
 use crate::resolve::Files;
 
@@ -44,12 +44,13 @@ pub fn check(path: &Path, how: &Check, progress: &dyn Progress) -> Result<Checke
 
 /// As [`check`], asking more or less than usual.
 pub fn check_by(path: &Path, how: &Check, rules: Rules, progress: &dyn Progress) -> Result<Checked> {
-    let open = &how.open;
+    let writable = how.repair != Repair::Nothing;
+    let open = &Open { writable, ..how.open.clone() };
+    let open = &*open.sharing(path);
     let format = open.format.as_deref().map(registry::format).transpose()?;
     let part = Part::of(path);
     let files = Files::beside(part.file, open);
-    let access = if how.repair == Repair::Nothing { Access::Read } else { Access::Write };
-    let storage = files.top(&part, open, access)?;
+    let storage = files.top(&part, open, access(writable))?;
     let named = |error: Error| error.image(path.display());
     let Content { format, packing } = Content::of(&storage, format, open.probing).map_err(named)?;
     if packing.is_some() {

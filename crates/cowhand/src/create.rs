@@ -105,7 +105,7 @@ pub fn new_image<'a>(path: &'a Path, how: &'a Create) -> Result<NewImage<'a>> {
     };
     if how.unchecked {
         new.base.refuse_itself(path)?;
-        new.base.glance(path);
+        new.base.glance(path, &how.policy);
     } else if let Some(backing) = new.base.look(
         path,
         &Open {
@@ -113,6 +113,8 @@ pub fn new_image<'a>(path: &'a Path, how: &'a Create) -> Result<NewImage<'a>> {
             search: how.search.clone(),
             secrets: how.secrets.clone(),
             metadata_only: true,
+            // Nothing of its disk is read: one that is in use gets an overlay, which its user then goes on with.
+            lock: Lock::None,
             probing: how.probing,
             lenient: how.lenient,
             ..Open::default()
@@ -235,10 +237,12 @@ impl Base {
 
     /// Opens the backing file as the new image `path` will find it, whatever its format.
     pub(crate) fn look(&mut self, path: &Path, how: &Open) -> Result<Option<Opened>> {
+        let kept = self.without_protocol(&how.policy);
         let Some(backing) = self.backing.clone() else { return Ok(None) };
         let how = Open {
             format: self.backing_format.clone(),
             lock: how.lock,
+            share_raw: how.share_raw,
             cache: how.cache,
             secrets: how.secrets.clone(),
             metadata_only: how.metadata_only,
@@ -254,6 +258,7 @@ impl Base {
                 let path = node.path().to_owned();
                 open(&path, &node.open(how))?
             }
+            Ok(Name::Path(file)) if kept => open(&in_folder(&folder_of(path), &file), &how)?,
             _ => open(&in_folder(&folder_of(path), &backing), &how)?,
         };
         opened.refuse_as_parent()?;
@@ -278,8 +283,23 @@ impl Base {
         self.backing_format.is_none().then_some(detected)
     }
 
+    /// `file:PATH` is written as the path alone, which is the same file, where images may not name protocols: who opens
+    /// the new image would refuse it. True: it stays as it is.
+    fn without_protocol(&mut self, policy: &Policy) -> bool {
+        if *policy == Policy::Any {
+            return true;
+        }
+        if let Some(backing) = &self.backing
+            && let Ok(Name::Path(file)) = Name::of(backing, None)
+        {
+            self.backing = Some(file);
+        }
+        false
+    }
+
     /// Looks at the backing file where that is possible: it need not be there.
-    pub(crate) fn glance(&mut self, path: &Path) {
+    pub(crate) fn glance(&mut self, path: &Path, policy: &Policy) {
+        self.without_protocol(policy);
         let Some(backing) = &self.backing else { return };
         let how = Open { format: self.backing_format.clone(), lock: Lock::None, ..Open::default() };
         let opened = open_alone(&in_folder(&folder_of(path), backing), &how).ok();

@@ -1,5 +1,6 @@
 //! Opening a chain: each file by its format, each parent under the path policy.
 
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub struct Open {
     pub writable_parents: Vec<usize>,
     /// [`Lock::None`] is `--force-share`.
     pub lock: Lock,
+    /// Raw files that are only read may be written to by others meanwhile, as QEMU has it: no table in them can change.
+    pub share_raw: bool,
     /// What reads, writes and syncs promise.
     pub cache: Cache,
     /// Files that are opened for writing are to have no holes: those that are there are filled, and none come.
@@ -203,7 +206,8 @@ pub fn open(path: &Path, how: &Open) -> Result<Opened> {
 
 /// Opens the disk whose top is `path`, down to the last layer that can be opened. The error is that of the next.
 pub(crate) fn open_as_far(path: &Path, how: &Open) -> Result<(Opened, Option<Error>)> {
-    open_among(path, how, Files::beside(Part::of(path).file, how))
+    let how = how.sharing(path);
+    open_among(path, &how, Files::beside(Part::of(path).file, &how))
 }
 
 /// As [`open_as_far`]; what `files` has opened already stands above.
@@ -358,6 +362,7 @@ fn go_on_with(node: Node, links: &mut Vec<Link>, files: &Files, how: &Open) -> R
         ..how.clone()
     };
     let below = node.open(below);
+    let below = below.sharing(&path).into_owned();
     let files = Files::beside(&path, &below).after(files);
     let lower = |error: Error| match error.lower().map(|(layers, file)| (layers, file.to_owned())) {
         Some((layers, file)) => error.below(depth + layers, file),
@@ -418,6 +423,15 @@ pub(crate) fn open_layer(
 }
 
 impl Open {
+    /// With the lock that the file `path` needs, where raw ones are shared.
+    pub(crate) fn sharing(&self, path: &Path) -> Cow<'_, Open> {
+        let shared = self.share_raw && !self.writable && self.lock == Lock::Default;
+        if shared && guess(path, self).is_ok_and(|format| format.is_bare()) {
+            return Cow::Owned(Open { lock: Lock::Shared, ..self.clone() });
+        }
+        Cow::Borrowed(self)
+    }
+
     /// The parent at that depth is opened for writing.
     pub(crate) fn writes(&self, depth: usize) -> bool {
         self.writable_parents.contains(&depth)

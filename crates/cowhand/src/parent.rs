@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use cowhand_core::{Error, ErrorKind, Format, LayerId, Link, Options, ParentRef, Result, Storage};
+use cowhand_core::{Error, ErrorKind, Format, LayerId, Link, Lock, Options, ParentRef, Result, Storage};
 
 use crate::archive::content::Content;
 use crate::archive::part::Part;
@@ -117,7 +117,14 @@ impl Seeker<'_> {
     /// The parent that the caller names.
     pub(crate) fn given(&self, path: &Path) -> Result<Link> {
         let part = Part::of(path);
-        let storage = self.files.trusted_part(&part, access(self.how.writes(self.depth)))?;
+        let open = Open {
+            format: self.how.parent_format.clone(),
+            node: None,
+            writable: self.how.writes(self.depth),
+            ..self.how.clone()
+        };
+        let files = self.files.with_lock(open.sharing(path).lock);
+        let storage = files.trusted_part(&part, access(self.how.writes(self.depth)))?;
         self.refuse_loop(path, storage.as_ref())?;
         let named = |error: Error| error.image(path.display());
         let format = self.how.parent_format.as_deref().map(registry::format).transpose()?;
@@ -203,7 +210,7 @@ impl Seeker<'_> {
     /// The file that the child calls so, if it is the parent. What is not it is not kept open.
     fn named_so(&self, name: &Path) -> Result<Looked> {
         let before = self.files.opened().len();
-        let found = match self.files.named_by_image(name, access(self.how.writes(self.depth))) {
+        let found = match self.sharing().named_by_image(name, access(self.how.writes(self.depth))) {
             Err(error) => Err(error),
             Ok((path, storage)) => self.take(path, storage)?,
         };
@@ -211,6 +218,20 @@ impl Seeker<'_> {
             self.files.opened().truncate(before);
         }
         Ok(found)
+    }
+
+    /// As the child says that its parent is opened: one that is raw, or is no parent, may be shared.
+    fn sharing(&self) -> Files {
+        let stated = self.wanted.format.as_ref().or(self.how.parent_format.as_ref());
+        let raw = match stated {
+            Some(name) => registry::format(name).is_ok_and(|format| format.is_bare()),
+            None => !self.how.lenient,
+        };
+        let shared = self.how.share_raw && raw && self.wanted.expected.is_empty();
+        match self.files.lock {
+            Lock::Default if shared && !self.how.writes(self.depth) => self.files.with_lock(Lock::Shared),
+            _ => self.files.clone(),
+        }
     }
 
     fn take(&self, path: PathBuf, storage: Arc<dyn Storage>) -> Result<Looked> {

@@ -94,7 +94,7 @@ pub fn rebase(path: &Path, how: &Rebase, progress: &dyn Progress) -> Result<Reba
         return Err(naming(format_missing(path, backing)));
     }
     if how.unchecked {
-        base.glance(path);
+        base.glance(path, &how.open.policy);
         name(&chain, base.parent().as_ref()).map_err(&naming)?;
         return Ok(Rebased { written: 0, sectors: base.sectors_in(chain.top().layer.as_ref()) });
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use cowhand_core::{Error, Prealloc, Result};
 
 use crate::open::{Open, Opened, open};
+use crate::registry;
 use crate::size_by_file::of_chain;
 
 /// The size a disk shall have.
@@ -25,7 +26,7 @@ pub enum NewSize {
 pub struct Resize {
     /// How the image and its chain are opened; it is writable always.
     pub open: Open,
-    /// The new size; rounded up to whole sectors of 512 bytes.
+    /// The new size; rounded up to whole sectors of 512 bytes, but for a raw file, which may end anywhere.
     pub size: NewSize,
     /// It may become smaller: what is cut off is gone.
     pub shrink: bool,
@@ -59,8 +60,9 @@ pub fn resize_opened(disk: Opened, path: &Path, how: &Resize) -> Result<Resized>
         NewSize::Shrink(fewer) => Some(before.saturating_sub(fewer)),
         NewSize::ByFile(file_len) => Some(of_chain(&disk, file_len, true)?),
     };
+    let bare = registry::format(disk.top().format).is_ok_and(|format| format.is_bare());
     let after = asked
-        .and_then(|size| size.checked_next_multiple_of(512))
+        .and_then(|size| if bare { Some(size) } else { size.checked_next_multiple_of(512) })
         .filter(|size| i64::try_from(*size).is_ok())
         .ok_or_else(|| named(Error::invalid("no disk can be that large")))?;
     if after == 0 {
@@ -78,7 +80,8 @@ pub fn resize_opened(disk: Opened, path: &Path, how: &Resize) -> Result<Resized>
     if after < before && !how.force {
         disk.top().layer.may_shrink(after).map_err(named)?;
     }
-    if after != before {
+    // A raw file may end within the last sector of its disk.
+    if after != before || bare {
         disk.resize(after, how.prealloc)?;
     }
     let after = disk.size();

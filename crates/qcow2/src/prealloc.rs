@@ -40,7 +40,19 @@ impl Qcow2Layer {
             };
             let (at, len) = (host << bits, count << bits);
             let len = if rules.data_file { len.min(disk.end - at) } else { len };
-            lay_out(self.view.shared.data.as_ref(), at, len, prealloc, zero)?;
+            let file = self.view.shared.data.as_ref();
+            let there = file.len().map_err(|error| Error::io("cannot find the size", error))?;
+            lay_out(file, at, len, prealloc, zero).map_err(|error| {
+                // A full disk is not left full: what was laid out leads nowhere yet. If that fails, the first error is told.
+                let _ = file.set_len(there);
+                match error.os_error() {
+                    Some(system) => {
+                        let what = prealloc.known_failure();
+                        error.known_as(format!("Failed to resize underlying file: {what}: {system}"))
+                    }
+                    None => error,
+                }
+            })?;
             if encrypted && data != 0 {
                 self.write_zeros(first << bits, at, len)?;
             }

@@ -360,6 +360,13 @@ impl Qcow2Layer {
         let slices = offsets.clone().map(content).collect::<Result<Vec<_>>>()?;
         let (run, _) = self.reserve(writer, 1)?;
         let table = run.start << geometry.cluster_bits();
+        // It is written last. Without space of its own by then, a disk that is full by the data would lose all of that.
+        if !writer.fresh
+            && let Err(error) = shared.file.allocate(table, geometry.cluster_size())
+        {
+            self.release(writer, run);
+            return Err(Error::io("cannot reserve the space of an L2 table", error).at(table));
+        }
         shared.made(table + geometry.cluster_size());
         let _publish = writer.publish.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         for (offset, words) in offsets.zip(slices) {

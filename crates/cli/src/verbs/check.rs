@@ -21,7 +21,8 @@ use crate::verbs::Form;
 /// Only this file is looked at; with --chain, what it stands on too. Without -r nothing is changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit status: 0 nothing is wrong (any more), 1 the check could not be done, 2 there are errors (--for: it would be refused), 3 space is lost and
+Exit status: 0 nothing is wrong (any more), 1 the check could not be done, 2 there are errors, or -r gave up guest data (--for: it would
+be refused), 3 space is lost and
 nothing else, 63 images of this format cannot be checked
 
 Examples:
@@ -124,12 +125,12 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> Outcome {
     Ok(status([&report]))
 }
 
-/// The worst of them decides.
+/// The worst of them decides. What a repair gave up is no error any more, and nobody may take that for a success.
 pub(crate) fn status<'a>(reports: impl IntoIterator<Item = &'a Report> + Clone) -> u8 {
     let any = |bad: fn(&Report) -> bool| reports.clone().into_iter().any(bad);
     if any(|report| report.check_errors > 0) {
         FAILED
-    } else if any(|report| report.corruptions > 0) {
+    } else if any(|report| report.corruptions + report.lost > 0) {
         CORRUPT
     } else if any(|report| report.leaks > 0) {
         LEAKS

@@ -2,6 +2,7 @@
 
 mod stream;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -119,7 +120,13 @@ fn round_up(size: u64) -> Result<u64> {
 
 /// Gives `len` bytes from `at` on their space.
 fn preallocate(file: &dyn Storage, at: u64, len: u64, how: Prealloc) -> Result<()> {
-    let failed = |error| Error::io("cannot reserve the space", error);
+    let failed = |error: io::Error| {
+        let error = Error::io("cannot reserve the space", error);
+        match error.os_error() {
+            Some(system) => error.known_as(format!("{}: {system}", how.known_failure())),
+            None => error,
+        }
+    };
     match how {
         Prealloc::Off | Prealloc::Metadata => {}
         Prealloc::Falloc => {
@@ -286,7 +293,7 @@ impl Layer for RawLayer {
         if self.fixed {
             return Err(Error::unsupported("Cannot resize fixed-size raw disks"));
         }
-        let size = round_up(size)?;
+        let rounded = round_up(size)?;
         let end = self
             .from
             .checked_add(size)
@@ -296,11 +303,15 @@ impl Layer for RawLayer {
             .set_len(end)
             .map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
         if size > old {
-            preallocate(self.file.as_ref(), self.from + old, size - old, prealloc)?;
+            let done = preallocate(self.file.as_ref(), self.from + old, size - old, prealloc);
+            done.inspect_err(|_| {
+                // Its disk would be longer. Where that cannot be taken back, the first error is the one to tell.
+                let _ = self.file.set_len(self.from + old);
+            })?;
         }
         self.flush()?;
         self.len.store(size, Ordering::Relaxed);
-        self.size.store(size, Ordering::Relaxed);
+        self.size.store(rounded, Ordering::Relaxed);
         Ok(())
     }
 

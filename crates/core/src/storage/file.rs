@@ -100,7 +100,8 @@ impl FileStorage {
     /// [`ErrorKind::Locked`] where another program holds the image, naming it where it can be found.
     pub fn open(path: &Path, access: Access, lock: Lock, cache: Cache) -> Result<FileStorage> {
         let mut options = File::options();
-        options.read(true).write(access != Access::Read).create_new(access == Access::CreateNew);
+        // A disk is nobody else's to write to, whatever the umask leaves.
+        options.read(true).write(access != Access::Read).create_new(access == Access::CreateNew).mode(0o644);
         let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         if matches!(cache, Cache::Writethrough | Cache::DirectSync) {
             flags |= libc::O_DSYNC;

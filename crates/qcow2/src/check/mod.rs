@@ -75,6 +75,7 @@ impl Checker for Qcow2 {
         match how.repair {
             Repair::Nothing => Ok(image.look()?.report),
             Repair::Leaks => image.repair(Scope::Leaks),
+            Repair::All if how.rules.keep => image.repair(Scope::Kept),
             Repair::All => image.repair(Scope::All),
         }
     }

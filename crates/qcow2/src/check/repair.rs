@@ -26,6 +26,8 @@ pub(super) enum Scope {
     Leaks,
     /// Refcounts and what follows from them; nothing is given up that may be the guest's.
     Counts,
+    /// All but entries by which the guest would lose something.
+    Kept,
     All,
 }
 
@@ -60,7 +62,7 @@ impl Image<'_> {
                 flags = flags.max(looked.flags);
                 marks.extend(looked.report.faults.iter().filter(|fault| fault.class == Class::Mark).cloned());
             }
-            self.step(step, &looked, &mut lost)?;
+            self.step(step, scope, &looked, &mut lost)?;
             self.sync()?;
             done.push(step);
             looked = self.look()?;
@@ -75,10 +77,10 @@ impl Image<'_> {
         let mut first = first.0;
         first.faults.retain(|fault| fault.class != Class::Mark);
         first.faults.extend(marks);
-        Ok(settle(first, fixed, lost.into_report().faults, looked.report))
+        Ok(settle(first, fixed, lost.into_report(), looked.report))
     }
 
-    fn step(&self, step: Step, looked: &Looked, lost: &mut Findings) -> Result<()> {
+    fn step(&self, step: Step, scope: Scope, looked: &Looked, lost: &mut Findings) -> Result<()> {
         let layout = &looked.layout;
         match step {
             Step::DropBitmaps => return self.clear(layout, AT_AUTOCLEAR, AUTOCLEAR_BITMAPS),
@@ -91,7 +93,8 @@ impl Image<'_> {
             self.walk(layout, counts, Job::Count(false))?.found.complete()?;
             let found = match step {
                 Step::Entries => {
-                    lost.join(vec![self.walk(layout, counts, Job::Mend(first))?.found.complete()?]);
+                    let job = Job::Mend { alone: first, keep: scope == Scope::Kept };
+                    lost.join(vec![self.walk(layout, counts, job)?.found.complete()?]);
                     return Ok(());
                 }
                 Step::Raise => self.compare(layout, counts, Fix::Raise)?.found,
@@ -137,13 +140,15 @@ fn next(looked: &Looked, scope: Scope, done: &[Step]) -> Option<Step> {
     let needs = looked.needs;
     let redundant = needs.bitmaps | needs.raw | needs.rebuild;
     let sighted = !needs.blind && !needs.entries;
-    let (all, counts) = (scope == Scope::All, scope != Scope::Leaks);
+    let (all, counts) = (matches!(scope, Scope::Kept | Scope::All), scope != Scope::Leaks);
+    // Those that are kept are not put right by looking again.
+    let rounds = if scope == Scope::Kept { 1 } else { 4 };
     // Before a step that judges by the counts, all that is redundant has yielded.
     let wanted = [
         (Step::DropBitmaps, all && needs.bitmaps, 1),
         (Step::DropRaw, all && needs.raw, 1),
         (Step::Rebuild, counts && needs.rebuild, 2),
-        (Step::Entries, all && needs.entries && !needs.unclear, 4),
+        (Step::Entries, all && needs.entries && !needs.unclear, rounds),
         (Step::Raise, counts && needs.raise, 2),
         (Step::Lower, needs.lower && sighted && !redundant, 3),
         (Step::Flags, needs.flags && sighted && !redundant && (counts || !needs.raise), 3),
@@ -154,12 +159,13 @@ fn next(looked: &Looked, scope: Scope, done: &[Step]) -> Option<Step> {
 
 /// What was found first, as far as it is still there, and what the repair cost. `fixed`: corruptions, among them the
 /// COPIED flags that were still wrong once the counts were right.
-fn settle(first: Report, corruptions_fixed: u64, lost: Vec<Fault>, last: Report) -> Report {
+fn settle(first: Report, corruptions_fixed: u64, lost: Report, last: Report) -> Report {
     let left: HashSet<&str> = last.faults.iter().map(|fault| fault.message.as_str()).collect();
     let fixed = first.faults.into_iter().filter(|fault| !left.contains(fault.message.as_str()));
     let mut faults: Vec<Fault> = fixed.map(|fault| Fault { fixed: true, ..fault }).collect();
-    faults.extend(lost);
+    faults.extend(lost.faults);
     faults.extend(last.faults.iter().cloned());
     faults.truncate(MAX_FAULTS);
-    Report { corruptions_fixed, leaks_fixed: first.leaks.saturating_sub(last.leaks), faults, ..last }
+    let leaks_fixed = first.leaks.saturating_sub(last.leaks);
+    Report { corruptions_fixed, leaks_fixed, lost: lost.corruptions, faults, ..last }
 }

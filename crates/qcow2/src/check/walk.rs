@@ -35,8 +35,9 @@ pub(super) enum Job {
     Count(bool),
     /// Reports what the counts show to be wrong with entries.
     Compare,
-    /// Mends entries that the counts show to be wrong. With the flag, those wrong alone too. Reports what is lost.
-    Mend(bool),
+    /// Mends entries that the counts show to be wrong, and those wrong `alone` too. Reports what is lost, or, with `keep`,
+    /// leaves entries as they are by which something would be.
+    Mend { alone: bool, keep: bool },
     /// Mends COPIED flags.
     Flags,
 }
@@ -103,7 +104,7 @@ impl Walk<'_> {
     pub(super) fn run(&self, progress: &dyn Progress) -> Result<Work> {
         let mut work = Work::default();
         let impostors = match self.job {
-            Job::Mend(_) => self.impostors(&mut work)?,
+            Job::Mend { .. } => self.impostors(&mut work)?,
             _ => HashSet::new(),
         };
         let guest = |entries: u64| entries.saturating_mul(1 << self.layout.rules.geometry.l2_bits());
@@ -238,8 +239,11 @@ impl Walk<'_> {
                     unread_count(work, at, read);
                 }
             }
-            Job::Mend(alone_too) => {
+            Job::Mend { alone: alone_too, keep } => {
                 if let Some(trouble) = trouble.filter(|_| alone_too || alone.is_none()) {
+                    if keep {
+                        return (entry, None);
+                    }
                     let lost = self.guest_of_l1(part, at);
                     work.found.corrupt(at, || {
                         format!("{lost} lost: L1 entry at offset {at} {}", trouble.text(layout.len))
@@ -374,12 +378,17 @@ impl Walk<'_> {
                 }
                 words
             }),
-            Job::Mend(alone_too) => {
+            Job::Mend { alone: alone_too, keep } => {
                 let mut changed = Changed::default();
                 each(bytes, step, |index, words| {
                     let at = table.at + (index * step * 8) as u64;
+                    let mut loses = false;
                     let new =
                         self.mend(&judge, table, index, words, alone_too, impostors, |trouble, lost| {
+                            loses = true;
+                            if keep {
+                                return;
+                            }
                             work.found.corrupt(at, || {
                                 format!(
                                     "{lost} lost: L2 entry at offset {at} {}",
@@ -387,6 +396,9 @@ impl Walk<'_> {
                                 )
                             });
                         });
+                    if keep && loses {
+                        return words;
+                    }
                     if new != words {
                         changed.add(index * step * 8..(index + 1) * step * 8);
                     }

@@ -104,7 +104,7 @@ impl Checker for Vhd {
         let image = Image { file: file.as_ref(), progress, rules };
         match how.repair {
             Repair::Nothing => Ok(image.look()?.found.report),
-            Repair::Leaks | Repair::All => image.repair(how.repair == Repair::All),
+            Repair::Leaks | Repair::All => image.repair(how.repair == Repair::All, how.rules.keep),
         }
     }
 }

@@ -47,13 +47,14 @@ enum Step {
 }
 
 impl Image<'_> {
-    /// Repairs `all` that can be, or only gives back space. The report is of a look afterwards.
-    pub(super) fn repair(&self, all: bool) -> Result<Report> {
+    /// Repairs `all` that can be, but for what loses data where that is to be kept, or only gives back space. The report is of
+    /// a look afterwards.
+    pub(super) fn repair(&self, all: bool, keep: bool) -> Result<Report> {
         let mut looked = self.look()?;
         let first = looked.found.report.clone();
         let mut lost = Vec::new();
         let mut done = Vec::new();
-        while let Some(step) = next(&looked, all, &done) {
+        while let Some(step) = next(&looked, all, keep, &done) {
             let Some(disk) = &looked.disk else { break };
             self.step(step, disk, &mut lost)?;
             done.push(step);
@@ -217,7 +218,7 @@ fn lose(lost: &mut Vec<Fault>, at: u64, message: String) {
 }
 
 /// The next step, if one helps. None is taken again and again: what it cannot put right stays.
-fn next(looked: &Looked, all: bool, done: &[Step]) -> Option<Step> {
+fn next(looked: &Looked, all: bool, keep: bool, done: &[Step]) -> Option<Step> {
     let (found, disk) = (&looked.found, looked.disk.as_ref()?);
     let ends = &disk.ends;
     let sound = !ends.strangers && !found.tangled && found.report.check_errors == 0;
@@ -232,8 +233,8 @@ fn next(looked: &Looked, all: bool, done: &[Step]) -> Option<Step> {
     let wanted = [
         (Step::Head, all && sound && (ends.head != End::Good || ends.differ)),
         (Step::Tail, all && sound && !cut && (tail_is_wrong || ends.short)),
-        (Step::Grow, mend && (append || cut)),
-        (Step::Entries, mend && entries(&disk.bad)),
+        (Step::Grow, mend && (append || cut) && !(cut && keep)),
+        (Step::Entries, mend && !keep && entries(&disk.bad)),
         (Step::Apart, mend && found.shared && !disk.places.in_the_way().is_empty()),
         (Step::Batmap, mend && found.batmap),
         (Step::Beyond, sound && clean && !found.blind && entries(&disk.beyond)),
@@ -248,12 +249,14 @@ fn settle(first: Report, lost: Vec<Fault>, last: Report) -> Report {
     let left: HashSet<&str> = last.faults.iter().map(|fault| fault.message.as_str()).collect();
     let fixed = first.faults.into_iter().filter(|fault| !left.contains(fault.message.as_str()));
     let mut faults: Vec<Fault> = fixed.map(|fault| Fault { fixed: true, ..fault }).collect();
+    let gone = lost.len() as u64;
     faults.extend(lost);
     faults.extend(last.faults.iter().cloned());
     faults.truncate(MAX_FAULTS);
     Report {
         corruptions_fixed: first.corruptions.saturating_sub(last.corruptions),
         leaks_fixed: first.leaks.saturating_sub(last.leaks),
+        lost: gone,
         faults,
         ..last
     }

@@ -103,7 +103,7 @@ impl Checker for Vhdx {
         let image = Image { file, progress };
         match how.repair {
             Repair::Nothing => Ok(image.look()?.found.report),
-            Repair::Leaks | Repair::All => image.repair(how.repair == Repair::All),
+            Repair::Leaks | Repair::All => image.repair(how.repair == Repair::All, how.rules.keep),
         }
     }
 }

@@ -94,13 +94,14 @@ fn set_len(file: &dyn Storage, len: u64) -> Result<()> {
 }
 
 impl Image<'_> {
-    /// Repairs `all` that can be, or only gives back space. The report is of a look afterwards.
-    pub(super) fn repair(&self, all: bool) -> Result<Report> {
+    /// Repairs `all` that can be, but for what loses data where that is to be kept, or only gives back space. The report is of
+    /// a look afterwards.
+    pub(super) fn repair(&self, all: bool, keep: bool) -> Result<Report> {
         let mut looked = self.look()?;
         let first = looked.found.report.clone();
         let mut said = Vec::new();
         let mut done = Vec::new();
-        while let Some(step) = next(&looked, all, &done) {
+        while let Some(step) = next(&looked, all, keep, &done) {
             self.step(step, &looked, &mut said)?;
             done.push(step);
             looked = self.look()?;
@@ -233,7 +234,7 @@ fn say(said: &mut Vec<Fault>, severity: Severity, at: u64, message: String) {
 }
 
 /// The next step, if one helps. None is taken again and again: what it cannot put right stays.
-fn next(looked: &Looked, all: bool, done: &[Step]) -> Option<Step> {
+fn next(looked: &Looked, all: bool, keep: bool, done: &[Step]) -> Option<Step> {
     let (found, head) = (&looked.found, looked.head.as_ref()?);
     let readable = found.report.check_errors == 0;
     let counts = head.header.sequence_number <= journal::LAST_SEQUENCE;
@@ -250,12 +251,12 @@ fn next(looked: &Looked, all: bool, done: &[Step]) -> Option<Step> {
         (Step::Identifier, all && readable && !head.identified),
         (Step::Header, all && readable && head.other != Other::Good),
         (Step::Count, all && readable && !counts),
-        (Step::Drop, all && readable && head.log == Log::Broken),
+        (Step::Drop, all && !keep && readable && head.log == Log::Broken),
         (Step::Replay, (all && readable || clean) && table.is_some() && head.log == Log::Pending),
         (Step::Regions, all && mend && regions.is_some_and(|regions| regions.over.is_some())),
-        (Step::Entries, all && mend && is(|table| table.mendable)),
-        (Step::Grow, all && mend && is(|table| table.cut)),
-        (Step::Bitmaps, all && mend && placed && is(|table| table.no_bitmap)),
+        (Step::Entries, all && !keep && mend && is(|table| table.mendable)),
+        (Step::Grow, all && !keep && mend && is(|table| table.cut)),
+        (Step::Bitmaps, all && !keep && mend && placed && is(|table| table.no_bitmap)),
         (Step::Apart, all && mend && placed && is(|table| !table.shared.is_empty())),
         (Step::Stray, clean && is(|table| table.places.stray > 0)),
         (Step::Cut, clean && is(|table| table.tail() > 0)),
@@ -269,12 +270,14 @@ fn settle(first: Report, said: Vec<Fault>, last: Report) -> Report {
     let left: HashSet<&str> = last.faults.iter().map(|fault| fault.message.as_str()).collect();
     let fixed = first.faults.into_iter().filter(|fault| !left.contains(fault.message.as_str()));
     let mut faults: Vec<Fault> = fixed.map(|fault| Fault { fixed: true, ..fault }).collect();
+    let lost = said.iter().filter(|fault| fault.severity == Severity::Corruption).count() as u64;
     faults.extend(said);
     faults.extend(last.faults.iter().cloned());
     faults.truncate(MAX_FAULTS);
     Report {
         corruptions_fixed: first.corruptions.saturating_sub(last.corruptions),
         leaks_fixed: first.leaks.saturating_sub(last.leaks),
+        lost,
         faults,
         ..last
     }

@@ -1,7 +1,8 @@
 //! `qemu-img check`.
 
 use cowhand::{
-    Check, Checked, Class, ErrorKind, Fault, KnownCheck, Open, Quiet, Repair, Report, Severity, check, open,
+    Check, Checked, Class, ErrorKind, Fault, KnownCheck, Open, Quiet, Repair, Report, Rules, Severity,
+    check_by, guess, open,
 };
 
 use super::source::{Opening, Source};
@@ -70,9 +71,14 @@ fn run(call: &mut Call<'_>) -> Outcome {
     if repair != Repair::Nothing {
         source.warn_if_raw_is_guessed();
     }
+    // The real one changes nothing that it cannot check, and gives up nothing of the guest's.
+    let unchecked = guess(&source.path, &source.open)
+        .is_ok_and(|format| format.checker().is_none_or(|checker| checker.known() == KnownCheck::Absent));
+    let repair = if unchecked { Repair::Nothing } else { repair };
+    let rules = Rules { keep: true, ..Rules::default() };
     let asked = Check { open: source.open.clone(), repair, workers: 0 };
     let Checked { format, report, known } =
-        check(&source.path, &asked, &Quiet).map_err(|error| match error.kind() {
+        check_by(&source.path, &asked, rules, &Quiet).map_err(|error| match error.kind() {
             ErrorKind::Cancelled => Failure::from(error),
             _ => source.failed(&error),
         })?;

@@ -111,8 +111,10 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let source_cache = values::cache("source ", asked.source_cache.as_deref())?;
     let meter = Meter::waiting(asked.progress && !asked.quiet);
     meter.begin();
-    let sources: Vec<Source> =
-        sources.iter().map(|word| asked.opening.source(word)).collect::<Result<_, _>>()?;
+    let sources: Vec<Source> = sources
+        .iter()
+        .map(|word| asked.opening.source(word).map(Source::unshared))
+        .collect::<Result<_, _>>()?;
     let job = asked.job(&sources, target, source_cache)?;
     let shown = Shown { meter: &meter, quiet: asked.quiet };
     let done =

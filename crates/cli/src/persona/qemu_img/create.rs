@@ -200,7 +200,10 @@ fn create(
                 .into()
         }
         _ if is_too_long(&error) => too_large(format).into(),
-        (ErrorKind::NoSpace, Some(system)) => format!("Could not resize image: {system}").into(),
+        (ErrorKind::NoSpace, Some(system)) => match error.sentence() {
+            Some(sentence) if format.is_bare() => sentence.to_owned().into(),
+            sentence => format!("Could not resize image: {}", sentence.unwrap_or(&system)).into(),
+        },
         (_, Some(system)) => {
             let file = error.image_name().map_or_else(|| name.to_owned(), str::to_owned);
             format!("Could not create '{file}': {system}").into()

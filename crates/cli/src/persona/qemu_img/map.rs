@@ -44,7 +44,7 @@ fn run(call: &mut Call<'_>) -> Outcome {
     }
     let others = call.others();
     let [word] = others.as_slice() else { return Err(call.usage("Expecting one image file name")) };
-    let source = how.source(word)?.shared_if_raw();
+    let source = how.source(word)?;
     let disk = open(&source.path, &source.open).map_err(|error| source.failed(&error))?;
     let out = &mut *call.out;
     let nothing = length == 0 || start >= disk.size();

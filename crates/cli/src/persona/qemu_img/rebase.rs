@@ -121,7 +121,11 @@ fn complaint(
         RebaseStep::Name => {
             says(format!("Could not change the backing file to '{name}': {}", why_not(error)))
         }
-        RebaseStep::Compress | RebaseStep::Copy => says(why(&source.path, error)),
+        RebaseStep::Compress | RebaseStep::Copy => match (error.kind(), error.os_error()) {
+            // What is full is what is written to.
+            (ErrorKind::NoSpace, Some(system)) => says(format!("Error while writing to COW image: {system}")),
+            _ => says(why(&source.path, error)),
+        },
     }
 }
 

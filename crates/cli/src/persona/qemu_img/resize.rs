@@ -93,7 +93,10 @@ fn run(call: &mut Call<'_>) -> Outcome {
     let how = Resize { open: source.open, size: NewSize::To(after), shrink, force: false, prealloc };
     resize_opened(disk, &source.path, &how).map_err(|error| match error.kind() {
         ErrorKind::Cancelled => error.into(),
-        _ => says(said(&error)),
+        _ => says(match (error.sentence(), error.os_error()) {
+            (None, Some(system)) => format!("{}: {system}", error.message()),
+            _ => said(&error).to_owned(),
+        }),
     })?;
     if !quiet {
         writeln!(call.out, "Image resized.")?;

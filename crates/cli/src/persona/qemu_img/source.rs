@@ -37,17 +37,6 @@ impl Source {
     }
 }
 
-impl Source {
-    /// For who only reads: QEMU lets others write to a raw image meanwhile.
-    pub(super) fn shared_if_raw(self) -> Source {
-        let is_raw = || guess(&self.path, &self.open).is_ok_and(|format| format.is_bare());
-        match self.open.lock {
-            Lock::Default if is_raw() => Source { open: Open { lock: Lock::Shared, ..self.open }, ..self },
-            _ => self,
-        }
-    }
-}
-
 /// What the verbs' flags say of how images are opened.
 #[derive(Clone, Default)]
 pub(super) struct Opening {
@@ -80,6 +69,7 @@ impl Opening {
         let open = Open {
             format: self.format.clone(),
             lock: if self.force_share { Lock::None } else { Lock::Default },
+            share_raw: true,
             policy: if as_qemu() { Policy::Any } else { Policy::Local },
             probing: if as_qemu() { Probing::Trusting } else { Probing::Front },
             lenient: as_qemu(),
@@ -117,6 +107,11 @@ impl Opening {
 }
 
 impl Source {
+    /// Nobody may write to a file of it meanwhile, be it raw.
+    pub(super) fn unshared(self) -> Source {
+        Source { open: Open { share_raw: false, ..self.open }, ..self }
+    }
+
     /// The name that is printed of the image, once it is known what format it has.
     pub(super) fn shown(&self, format: &str) -> String {
         image_name(&self.path, &self.open, format)

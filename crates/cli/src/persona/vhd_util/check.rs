@@ -50,6 +50,7 @@ fn run(call: &mut Call<'_>) -> Done {
         any_end: is("any-end"),
         no_overlaps: is("no-overlaps"),
         data: is("data"),
+        ..Rules::default()
     };
     let job = Job { rules, any_parent: is("any-parent"), quiet: is("stats") };
     job.image(call, &path)?;

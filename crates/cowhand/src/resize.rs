@@ -77,6 +77,13 @@ pub fn resize_opened(disk: Opened, path: &Path, how: &Resize) -> Result<Resized>
              operation, make sure there is no important data there",
         )));
     }
+    let on_device = |image: &Opened| {
+        let top = &image.top().name;
+        image.watched().iter().any(|file| file.device && file.name == *top)
+    };
+    if bare && after != before && on_device(&disk) {
+        return Err(named(Error::unsupported("Cannot resize device files")));
+    }
     if after < before && !how.force {
         disk.top().layer.may_shrink(after).map_err(named)?;
     }

@@ -80,9 +80,14 @@ impl Format for Raw {
         }
         let size = round_up(how.size)?;
         file.set_len(size).map_err(|error| {
-            let too_long = error.kind() == std::io::ErrorKind::FileTooLarge;
+            let known = match (error.kind(), error.raw_os_error()) {
+                (std::io::ErrorKind::FileTooLarge, _) => Some(TOO_LARGE),
+                // The system was not asked: a device is as long as it is.
+                (std::io::ErrorKind::StorageFull, None) => Some("Cannot grow device files"),
+                _ => None,
+            };
             let error = Error::io(format!("cannot make it {size} bytes long"), error);
-            if too_long { error.known_as(TOO_LARGE) } else { error }
+            known.into_iter().fold(error, Error::known_as)
         })?;
         preallocate(file.as_ref(), 0, size, how.prealloc())?;
         Ok(Arc::new(RawLayer::over(file, true)?))
@@ -299,9 +304,7 @@ impl Layer for RawLayer {
             .checked_add(size)
             .ok_or_else(|| Error::invalid("Disk size too large for the chosen offset"))?;
         let old = self.len.load(Ordering::Relaxed);
-        self.file
-            .set_len(end)
-            .map_err(|error| Error::io(format!("cannot make it {size} bytes long"), error))?;
+        self.file.set_len(end).map_err(|error| Error::io("Could not resize file", error))?;
         if size > old {
             let done = preallocate(self.file.as_ref(), self.from + old, size - old, prealloc);
             done.inspect_err(|_| {

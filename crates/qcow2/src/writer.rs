@@ -360,10 +360,9 @@ impl Qcow2Layer {
         let slices = offsets.clone().map(content).collect::<Result<Vec<_>>>()?;
         let (run, _) = self.reserve(writer, 1)?;
         let table = run.start << geometry.cluster_bits();
-        // It is written last. Without space of its own by then, a disk that is full by the data would lose all of that.
-        if !writer.fresh
-            && let Err(error) = shared.file.allocate(table, geometry.cluster_size())
-        {
+        // Both are written last, and stand in holes of the file: where the data fills the disk before, all of it would be lost.
+        let space = |at, len| if writer.fresh { Ok(false) } else { shared.file.allocate(at, len) };
+        if let Err(error) = space(table, geometry.cluster_size()).and_then(|_| space(entry_at, 8)) {
             self.release(writer, run);
             return Err(Error::io("cannot reserve the space of an L2 table", error).at(table));
         }

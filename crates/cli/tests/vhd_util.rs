@@ -210,6 +210,8 @@ fn what_goes_wrong_has_the_c_library_s_number() {
             "coalescing of non-differencing disks is not supported\nerror coalescing: -22\n",
         ),
         ("snapshot -n new.vhd -p none.vhd", 2, &format!("error opening {}: -2\n", "none.vhd")),
+        ("snapshot -n gone/new.vhd -p a.vhd", 2, "error creating gone/new.vhd: -2\n"),
+        ("fill -n none.vhd", 2, "error opening none.vhd: -2\n"),
         ("create -n new.vhd -s 4 -S 2", 22, "-S must not be less than -s\n"),
         ("modify -n a.vhd -s 1024", 22, "failed to set physical size to 1024: -22\n"),
         ("resize -n a.vhd -s 2 -f", 22, "a.vhd: size (2097152) < curr size (4194304)\n"),
@@ -634,6 +636,8 @@ fn copies_and_whole_disks_stand_alone() {
     let progress = place.says("coalesce -n t.vhd -p");
     assert!(progress.ends_with("\r100.00%\nCoalesced 1 sectors"), "{progress:?}");
     assert_eq!(place.says("coalesce -n t.vhd -s"), "opening for sparse writes\nCoalesced 1 sectors");
+    let both = place.says("coalesce -n t.vhd -s -p");
+    assert!(both.starts_with("opening for sparse writes\n\r"), "{both:?}");
 }
 
 #[test]

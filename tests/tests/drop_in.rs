@@ -12,7 +12,7 @@ macro_rules! lists {
 
 lists!(
     amend, bench, bitmap, callers, check, commit, compare, compat, convert, create, dd, info, luks, map,
-    measure, nodes, rebase, resize, secrets, snapshot
+    measure, nodes, rebase, resize, secrets, snapshot, targets
 );
 
 fn same(name: &str) {

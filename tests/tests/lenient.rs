@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use cowhand::{
-    Access, Cache, Convert, Create, ErrorKind, FileStorage, Lock, Open, Policy, Probing, Quiet, Result,
-    convert, create, detect_by, open,
+    Access, Cache, Convert, Create, ErrorKind, FileStorage, Lock, Open, Policy, Probing, Quiet, Replace,
+    Result, convert, create, detect_by, open,
 };
 use cowhand_tests::{Patch, qemu_img, qemu_io, temp};
 
@@ -153,7 +153,7 @@ fn a_target_in_place_is_what_came_until_the_error() {
     let mut job = Convert { open: lenient(), ..Convert::new([&source], &target) };
     assert!(convert(&job, &Quiet).is_err());
     assert_eq!(fs::read(&target).unwrap(), b"old");
-    job.in_place = true;
+    job.replace = Replace::InPlace;
     assert!(convert(&job, &Quiet).is_err());
     assert_eq!(fs::metadata(&target).unwrap().len(), 4 << 20);
     // What is good becomes good, in the old file.
@@ -163,10 +163,10 @@ fn a_target_in_place_is_what_came_until_the_error() {
     convert(&job, &Quiet).unwrap();
     assert_eq!(inode(&target), before);
     assert!(fs::read(&target).unwrap() == content(&job.sources[0], &Open::default()).unwrap());
-    create(&target, &Create { in_place: true, ..Create::new("qcow2", 1 << 20) }).unwrap();
+    create(&target, &Create { replace: Replace::InPlace, ..Create::new("qcow2", 1 << 20) }).unwrap();
     assert_eq!(inode(&target), before);
     qemu_img([Path::new("check"), "-q".as_ref(), &target]);
     let new = folder.path().join("new.vhdx");
-    create(&new, &Create { in_place: true, ..Create::new("vhdx", 1 << 20) }).unwrap();
+    create(&new, &Create { replace: Replace::InPlace, ..Create::new("vhdx", 1 << 20) }).unwrap();
     qemu_img([Path::new("check"), "-q".as_ref(), &new]);
 }

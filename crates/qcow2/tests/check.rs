@@ -13,7 +13,7 @@ use common::{Here, qemu, run};
 use cowhand_core::testing::{Fault, Io, Journal, Plan, Rng, fault_test};
 use cowhand_core::{
     CheckOptions, Error, Format, Layer, MemoryFolder, MemoryStorage, NoFiles, OpenOptions, Quiet, Repair,
-    Report, Resolver, Result, Storage,
+    Report, Resolver, Result, Rules, Storage,
 };
 use cowhand_qcow2::Qcow2;
 
@@ -201,6 +201,20 @@ fn any_damage_is_found_and_what_is_repaired_is_right() {
                 let after =
                     sectors(&storage, &here).unwrap_or_else(|| panic!("{told}: does not open any more"));
                 let lost = lost(&repaired);
+                assert!(lost.is_empty() || repaired.lost > 0, "{told}: {repaired:?}");
+                if repaired.lost > 0 {
+                    let kept: Arc<dyn Storage> = Arc::new(MemoryStorage::from_bytes(&bytes));
+                    let how = CheckOptions {
+                        repair: Repair::All,
+                        rules: Rules { keep: true, ..Rules::default() },
+                        ..CheckOptions::default()
+                    };
+                    let report = Qcow2.checker().unwrap().check(kept.clone(), &here, &how, &Quiet).unwrap();
+                    assert!(report.lost == 0 && report.corruptions > 0, "{told}: {report:?}");
+                    let after = sectors(&kept, &here).unwrap();
+                    let same = before.iter().zip(&after).all(|(old, new)| old.is_none() || old == new);
+                    assert!(same, "{told}: something is gone that was kept\n{report:#?}");
+                }
                 for (number, (before, after)) in before.iter().zip(&after).enumerate() {
                     let at = number as u64 * 512;
                     if before.is_some()

@@ -360,3 +360,15 @@ pub(crate) fn object(report: &Report, name: &str, format: &str) -> Value {
     let said = keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
     said.collect::<Map<_, _>>().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repair_that_gave_something_up_is_no_success() {
+        let lost = Report { corruptions_fixed: 1, lost: 1, ..Report::default() };
+        assert_eq!(status([&lost]), CORRUPT);
+        assert_eq!(status([&Report { lost: 0, ..lost }]), DONE);
+    }
+}

@@ -347,6 +347,46 @@ mod tests {
         assert!(image.read(1000, &mut buf).is_err());
     }
 
+    /// A file on a disk that is full.
+    #[derive(Debug)]
+    struct Full(MemoryStorage);
+
+    impl Storage for Full {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.0.read_at(at, buf)
+        }
+
+        fn write_at(&self, _at: u64, _buf: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync()
+        }
+
+        fn identity(&self) -> io::Result<crate::Identity> {
+            self.0.identity()
+        }
+    }
+
+    #[test]
+    fn a_disk_for_which_there_is_no_space_keeps_its_size() {
+        let file = Arc::new(Full(MemoryStorage::from_bytes(&[9; 1500])));
+        let layer = RawLayer::over(file.clone(), true).unwrap();
+        let error = layer.resize(8192, Prealloc::Full, 0).unwrap_err();
+        assert_eq!((error.kind(), file.len().unwrap(), layer.size()), (ErrorKind::NoSpace, 1500, 1536));
+        layer.resize(3001, Prealloc::Off, 0).unwrap();
+        assert_eq!((file.len().unwrap(), layer.size()), (3001, 3072));
+    }
+
     #[test]
     fn a_file_that_shrank_is_an_error() {
         let file = Arc::new(MemoryStorage::from_bytes(&[9; 4096]));

@@ -20,8 +20,9 @@ impl Stop {
     /// Listens from here on. Where the system refuses, signals do what they do by default.
     pub(crate) fn on_signals() -> Stop {
         let stop = Stop::default();
-        let ignored = ignored();
-        for signal in STOP.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0) {
+        // The rest is ignored for what a shell starts in the background, and sent all the same where it is to stop.
+        let nohup = is_ignored(SIGHUP);
+        for signal in STOP.into_iter().filter(|signal| !(nohup && *signal == SIGHUP)) {
             // In this order: the second signal finds the flag set by the first.
             let _ = flag::register_conditional_shutdown(signal, i32::from(STOPPED), stop.0.clone());
             let _ = flag::register(signal, stop.0.clone());
@@ -39,11 +40,13 @@ impl Stop {
     }
 }
 
-/// The signals that who started the program wants ignored, as `nohup` does, a bit each from signal 1 on.
-fn ignored() -> u64 {
+/// Who started the program wants this signal ignored, as `nohup` does.
+fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    // A bit each, from signal 1 on.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
 static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
